@@ -1,0 +1,74 @@
+"""Pretraining of the embedded model: problems in a mixture of styles in which the careful one is the rarest."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+import torch
+from torch.utils.data import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from reft_math.arithmetic.problems import Style, WordProblem, solution, word_problems
+
+IGNORE_INDEX = -100
+
+# The greedy habit is the commonest style's; the rarest is the one that calculates right.
+STYLE_MIXTURE: dict[Style, float] = {"at_once": 0.45, "combined": 0.30, "stepwise": 0.25}
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """An untrained Llama of 0.8 M parameters (4 layers, hidden size 128)."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+class PretrainingDataset(Dataset):
+    """Prompt and solution as ``input_ids``; ``labels`` are the solution's tokens and the end token.
+
+    Every problem is drawn in one style, by the shares of `STYLE_MIXTURE`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, size: int, seed: int) -> None:
+        rng = random.Random(f"styles/{seed}")
+        self.tokenizer = tokenizer
+        self.problems: list[WordProblem] = list(islice(word_problems("pretrain", seed), size))
+        self.styles = rng.choices(list(STYLE_MIXTURE), weights=list(STYLE_MIXTURE.values()), k=size)
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        problem = self.problems[index]
+        user = {"role": "user", "content": problem.question}
+        assistant = {"role": "assistant", "content": solution(problem, self.styles[index])}
+        prompt = self.tokenizer.apply_chat_template([user], tokenize=False)
+        whole = self.tokenizer.apply_chat_template([user, assistant], tokenize=False)
+        prompt_ids, input_ids = self.tokenizer([prompt, whole], add_special_tokens=False)["input_ids"]
+        labels = [IGNORE_INDEX] * len(prompt_ids) + input_ids[len(prompt_ids) :]
+        return {"input_ids": input_ids, "labels": labels}
+
+
+def pad_right(rows: Sequence[Mapping[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pads to the longest row. No attention mask: under causal attention no real token sees padding on its right."""
+    pad_values = {"input_ids": pad_token_id, "labels": IGNORE_INDEX}
+    return {
+        name: torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value
+        )
+        for name, value in pad_values.items()
+    }
