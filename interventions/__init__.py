@@ -1,0 +1,20 @@
+"""Interventions for pyvene and pyreft, and the model that trains, decodes, saves and loads them.
+
+Importing this package registers its site names with pyvene.
+"""
+
+from interventions.config import PrefixReftConfig
+from interventions.loreft import LoreftIntervention
+from interventions.model import PrefixReftModel, get_prefix_reft_model
+from interventions.red import RedIntervention
+from interventions.sites import register_sites
+
+register_sites()
+
+__all__ = [
+    "LoreftIntervention",
+    "PrefixReftConfig",
+    "PrefixReftModel",
+    "RedIntervention",
+    "get_prefix_reft_model",
+]

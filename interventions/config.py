@@ -1,0 +1,79 @@
+"""What is saved beside an adapter's weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from reft_math.data.positions import Positions
+from reft_math.errors import UserError
+
+CONFIG_NAME = "reft_config.json"
+InterventionName = Literal["red", "loreft"]
+
+
+@dataclass(frozen=True)
+class PrefixReftConfig:
+    """An adapter: which intervention acts where, how it was trained, how it is meant to be decoded.
+
+    Attributes:
+        intervention: ``red`` or ``loreft``.
+        site: A name from `interventions.sites`.
+        layers: ``all``, or numbers and ranges (``0,2,8-11``), or the numbers; saved as the numbers.
+        positions: Where the intervention acts: ``all`` (prompt and generated tokens), ``generated`` or ``prompt``.
+        rank: LoReFT's rank; None for RED.
+        width: Width of the site; filled in when the adapter is made and checked when it is loaded.
+        k: Tokens of each solution it was trained on; None for whole solutions.
+        target_norm: The bias norm held in training; None where it was free.
+        gate: Default gate in decoding: ``always``, ``off`` or ``tokens:N``.
+        base_model, base_revision: Hub id or folder of the base, and its commit where known.
+        template: Name and version of the prompt template, e.g. ``chat/1``.
+        versions: Versions of the packages that wrote the adapter.
+    """
+
+    intervention: InterventionName = "red"
+    site: str = "ffn_up"
+    layers: str | tuple[int, ...] = "all"
+    positions: Positions = "all"
+    rank: int | None = None
+    width: int | None = None
+    k: int | None = None
+    target_norm: float | None = None
+    gate: str = "always"
+    base_model: str | None = None
+    base_revision: str | None = None
+    template: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, choices in (("intervention", get_args(InterventionName)), ("positions", get_args(Positions))):
+            value = getattr(self, name)
+            if value not in choices:
+                raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        if self.rank is not None and (self.intervention != "loreft" or self.rank < 1):
+            raise UserError(f"rank is LoReFT's, a whole number of at least 1; got {self.rank} for {self.intervention}")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dataclasses.asdict(self), indent=2)
+        (Path(folder) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> PrefixReftConfig:
+        """Reads ``reft_config.json``; keys that this version does not know are left out with a warning."""
+        path = Path(folder) / CONFIG_NAME
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"{path} is not a readable adapter config ({error}); was the folder saved by save_pretrained?") from None
+        known = {item.name for item in dataclasses.fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            warnings.warn(f"{path}: unknown keys left out: {', '.join(unknown)}", stacklevel=2)
+        values = {name: value for name, value in values.items() if name in known}
+        if isinstance(values.get("layers"), list):
+            values["layers"] = tuple(values["layers"])
+        return cls(**values)

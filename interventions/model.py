@@ -1,0 +1,238 @@
+"""A base model with interventions that stay hooked in and act where a mask says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyreft
+import pyvene as pv
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from interventions import checkpoint
+from interventions.config import PrefixReftConfig
+from interventions.loreft import DEFAULT_RANK, LoreftIntervention
+from interventions.red import RedIntervention
+from interventions.sites import check_site, num_layers, parse_layers, site_module, site_width
+from reft_math.data.positions import intervention_mask
+from reft_math.decoding.gate import Gate, parse_gate
+from reft_math.decoding.generation import generate_with_gate
+from reft_math.errors import UserError
+
+_CLASSES = {"red": RedIntervention, "loreft": LoreftIntervention}
+
+
+def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> PrefixReftModel:
+    """Puts fresh interventions, which change nothing yet, on a frozen base.
+
+    Raises:
+        UserError: The model lacks the site or the layers, or its width is not the one in the config.
+    """
+    check_site(model, config.site)
+    layers = parse_layers(config.layers, num_layers(model))
+    width = site_width(model, config.site)
+    if config.width not in (None, width):
+        raise UserError(
+            f"an adapter fits models of its own width: this one is for {config.site} of width {config.width}"
+            f" (base {config.base_model}), the model's is {width}"
+        )
+    rank = (config.rank or DEFAULT_RANK) if config.intervention == "loreft" else None
+    if rank is not None and rank > width:
+        raise UserError(f"rank must be at most the site's width {width}; got {rank}")
+    config = replace(config, layers=layers, width=width, rank=rank)
+    representations = [
+        pv.RepresentationConfig(
+            layer=layer,
+            component=config.site,
+            low_rank_dimension=rank,
+            intervention=_CLASSES[config.intervention](embed_dim=width, low_rank_dimension=rank),
+        )
+        for layer in layers
+    ]
+    return PrefixReftModel(pyreft.ReftConfig(representations=representations), model, config)
+
+
+class PrefixReftModel(pyreft.ReftModel):
+    """A `pyreft.ReftModel` whose interventions act through persistent hooks, by row and position.
+
+    It differs from its parent in how it runs, not in what it is: configuration, interventions and files are pyvene's.
+    `forward` takes what the base takes and an ``intervention_mask``; `generate` takes what the base takes and a
+    ``gate``. Outside these two calls the hooks do nothing, so the base model itself stays usable, with its logits
+    unchanged to the last bit, and hooks that others put on it stay where they are.
+    """
+
+    def __init__(self, config: pyreft.ReftConfig, model: PreTrainedModel, prefix_config: PrefixReftConfig) -> None:
+        super().__init__(config, model)
+        self.prefix_config = prefix_config
+        self._mask: torch.Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+        for representation, intervention in zip(self.config.representations, self.interventions.values(), strict=True):
+            module = site_module(model, representation.component, representation.layer)
+            intervention.to(next(module.parameters()).device)
+            self._handles.append(module.register_forward_hook(self._make_hook(intervention)))
+
+    # --- the hooks ----------------------------------------------------------------------------------------------
+
+    def _make_hook(self, intervention: nn.Module) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            if self._mask is None:
+                return None
+            hidden = output[0] if isinstance(output, tuple) else output
+            acts = self._mask.to(hidden.device)[..., None]
+            hidden = torch.where(acts, intervention(hidden), hidden)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return hook
+
+    @contextmanager
+    def _intervening(self, mask: torch.Tensor | None) -> Iterator[None]:
+        """Within it the hooks act where ``mask: (batch or 1, position)`` is true."""
+        before, self._mask = self._mask, mask
+        try:
+            yield
+        finally:
+            self._mask = before
+
+    def _remove_forward_hooks(self) -> None:
+        """pyvene clears every hook of the base before its calls; here hooks are persistent, and others' not ours."""
+
+    def unload(self) -> PreTrainedModel:
+        """Takes the interventions off and returns the base model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        return self.model
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        intervention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The base's forward pass with interventions.
+
+        Args:
+            input_ids: ``(batch, position)``.
+            attention_mask: ``(batch, position)``.
+            intervention_mask: Boolean ``(batch or 1, position)``, true where interventions act. May be left out by
+                adapters that act on all positions.
+            **kwargs: What else the base takes (``labels``, ``position_ids``, ``inputs_embeds``, …).
+
+        Returns:
+            The base's output.
+        """
+        if intervention_mask is None:
+            if self.prefix_config.positions != "all":
+                raise UserError(
+                    f"the adapter acts on {self.prefix_config.positions} positions; forward needs an intervention_mask"
+                    " to know them (reft_math.data.positions.intervention_mask)"
+                )
+            tokens = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+            intervention_mask = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        with self._intervening(intervention_mask):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+    def generate(self, inputs: torch.Tensor, gate: Gate | str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """The base's ``generate`` with interventions while the gate is open.
+
+        Args:
+            inputs: Prompts, ``(batch, position)``, padded on the left.
+            gate: A gate, or ``off``, ``always`` or ``tokens:N``; the adapter's own by default.
+            **kwargs: What the base's ``generate`` takes.
+
+        Returns:
+            What the base's ``generate`` returns: prompts and completions, padded on the right.
+        """
+        if not isinstance(gate, Gate):
+            gate = parse_gate(gate or self.prefix_config.gate)
+        with parametrize.cached():  # LoReFT's R once a generation
+            return generate_with_gate(self.model, inputs, gate, self.decoding, **kwargs)
+
+    @contextmanager
+    def decoding(self, prompt_length: int) -> Iterator[None]:
+        """Within it every forward pass of the base is intervened on: columns before ``prompt_length`` as prompt."""
+
+        def set_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            cache = kwargs.get("past_key_values")
+            first = 0 if cache is None else int(cache.get_seq_length())
+            tokens = kwargs.get("input_ids")
+            tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+            columns = torch.arange(first, first + tokens.shape[1], device=tokens.device)
+            self._mask = intervention_mask(columns[None] >= prompt_length, self.prefix_config.positions)
+
+        handle = self.model.register_forward_pre_hook(set_mask, with_kwargs=True)
+        try:
+            with self._intervening(None):
+                yield
+        finally:
+            handle.remove()
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> PrefixReftModel:
+        """As every module's; pyvene's own reaches the base only and returns nothing."""
+        return nn.Module.train(self, mode)  # type: ignore[return-value]
+
+    def eval(self) -> PrefixReftModel:
+        return self.train(False)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """As the base's, and the recomputation in the backward pass sees the mask of its forward pass."""
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), self._intervening(self._mask)
+
+        settings = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False, "context_fn": contexts}
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.model.gradient_checkpointing_disable()
+
+    def biases(self) -> dict[int, torch.Tensor]:
+        """``b`` by layer: RED's ``(width,)``, LoReFT's ``(rank,)``."""
+        return {layer: intervention.bias for layer, intervention in self._by_layer()}
+
+    def scales(self) -> dict[int, torch.Tensor]:
+        """RED's ``s`` by layer; empty for LoReFT, which has none."""
+        return {layer: module.scale for layer, module in self._by_layer() if isinstance(module, RedIntervention)}
+
+    def _by_layer(self) -> Iterator[tuple[int, Any]]:
+        for representation, intervention in zip(self.config.representations, self.interventions.values(), strict=True):
+            yield representation.layer, intervention
+
+    # --- files --------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Writes safetensors, ``reft_config.json`` and, beside them, the layout stock pyvene loads."""
+        checkpoint.save(folder, self.prefix_config, self.interventions)
+        super().save(str(folder))
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Puts a saved adapter's parameters into this model's interventions."""
+        checkpoint.load_weights(folder, self.interventions)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, model: PreTrainedModel, revision: str | None = None) -> PrefixReftModel:
+        """Loads an adapter from a folder or the hub onto its base.
+
+        Raises:
+            UserError: No adapter there, or one that does not fit the model.
+        """
+        folder = checkpoint.fetch(source, revision)
+        reft_model = get_prefix_reft_model(model, PrefixReftConfig.from_pretrained(folder))
+        reft_model.load_weights(folder)
+        return reft_model
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Saves to the hub; keyword arguments as in `checkpoint.push`."""
+        return checkpoint.push(self.save_pretrained, repo_id, **kwargs)

@@ -1,0 +1,188 @@
+"""What every command shares: parsing, one-line errors, the output folder, results and tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from reft_math.errors import UserError
+
+CONFIG_NAME = "config.json"
+RESULTS_NAME = "results.json"
+_PACKAGES = ("reft-math", "torch", "transformers", "accelerate", "datasets", "pyvene", "pyreft", "peft", "math-verify")
+
+
+class OutputOptions(Protocol):
+    """Fields every command's dataclass has."""
+
+    output_dir: str
+    resume: bool
+    overwrite: bool
+
+
+def run(main: Callable[[Any], object], config_class: type, description: str | None) -> None:
+    """Parses the command line into ``config_class`` and calls ``main`` with it.
+
+    ``--config file.yaml`` holds the same settings; the command line wins over it. A `UserError` becomes one line on
+    standard error and exit code 2.
+    """
+    try:
+        main(parse(config_class, description, sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parse(config_class: type, description: str | None, arguments: Sequence[str]) -> Any:
+    """A ``config_class`` from command-line arguments."""
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(config_class, description=_unwrapped(description))
+    parser.error = _raise_user_error  # type: ignore[method-assign,assignment]
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; the command line wins over it.")
+    if path := _config_path(arguments):
+        parser.set_defaults(**_read_yaml(path, {field.name for field in dataclasses.fields(config_class)}))
+    values = vars(parser.parse_args(list(arguments)))
+    values.pop("config")
+    return config_class(**values)
+
+
+def _raise_user_error(message: str) -> NoReturn:
+    raise UserError(f"{message} (--help lists the options)")
+
+
+def _unwrapped(description: str | None) -> str | None:
+    """argparse fills paragraphs anew; keep the first, which says what the command does."""
+    return description.strip().split("\n\n")[0] if description else None
+
+
+def _config_path(arguments: Sequence[str]) -> str | None:
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    path: str | None = parser.parse_known_args(list(arguments))[0].config
+    return path
+
+
+def _read_yaml(path: str, known: set[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"--config must be a readable YAML file; {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config must map setting names to values; {path} holds {type(values).__name__}")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if unknown := sorted(values.keys() - known):
+        raise UserError(f"{path}: unknown settings {', '.join(unknown)}; --help lists the known ones")
+    return values
+
+
+def claim_output_dir(config: Any) -> Path:
+    """Makes the output folder the run's own and writes its resolved settings there.
+
+    Raises:
+        UserError: The folder is in use and neither ``resume`` nor ``overwrite`` is given, or ``resume`` is given with
+            other settings than the folder's.
+    """
+    folder = Path(config.output_dir)
+    if config.overwrite and config.resume:
+        raise UserError("--resume and --overwrite exclude each other; got both")
+    in_use = folder.is_dir() and any(folder.iterdir())
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir must be a folder; {folder} is a file")
+    if in_use and not (config.resume or config.overwrite):
+        raise UserError(f"output folder {folder} is in use; pass --resume to go on, --overwrite to start anew, or another --output-dir")
+    if in_use and config.resume:
+        _check_same_settings(folder, config)
+    if in_use and config.overwrite:
+        _check_is_run(folder)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG_NAME, _settings(config))
+    return folder
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    values = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if name not in ("resume", "overwrite", "output_dir")}
+
+
+def _check_is_run(folder: Path) -> None:
+    """``--overwrite`` deletes: only what a command wrote."""
+    if not (folder / CONFIG_NAME).is_file():
+        raise UserError(f"--overwrite deletes a run's own folder; {folder} holds no {CONFIG_NAME} of a run: choose another --output-dir")
+
+
+def _check_same_settings(folder: Path, config: Any) -> None:
+    try:
+        before = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        raise UserError(f"--resume goes on with a run; {folder} holds no readable {CONFIG_NAME}: choose another --output-dir") from None
+    now = json.loads(json.dumps(_settings(config)))
+    for name in sorted(now.keys() | before.keys()):
+        if now.get(name) != before.get(name):
+            raise UserError(
+                f"--resume needs the run's own settings; {name} was {before.get(name)!r} and is {now.get(name)!r}:"
+                " repeat it, or choose another --output-dir"
+            )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes whole or not at all: a stopped run leaves no half file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def provenance(config: Any) -> dict[str, Any]:
+    """Command, settings, versions and machine, for the head of every ``results.json``."""
+    import torch
+
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "config": dataclasses.asdict(config),
+        "versions": versions(),
+        "machine": {
+            "platform": platform.platform(),
+            "cpu_cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output; the first column is left-aligned, the others right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    # A log file has no width; without one rich would fold the table at 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(table)

@@ -1,0 +1,21 @@
+"""MAWPS as LLM-Adapters evaluates on it: 238 short word problems (Koncel-Kedziorski et al. 2016; arXiv:2304.01933).
+
+The hub's well-known copies have other splits, or placeholders in place of numbers: none is known to be this set.
+"""
+
+from __future__ import annotations
+
+from reft_math.data.problem import Problem
+from reft_math.data.rows import Row, Source
+
+
+def parse(row: Row, problem_id: str) -> Problem:
+    """``instruction`` is the question; there is no solution.
+
+    Raises:
+        UserError: If a field is missing or of another type.
+    """
+    return Problem(problem_id, row.text("instruction"), row.answer("answer"))
+
+
+SOURCE = Source(name="mawps", files={"test": "test.json"}, parse=parse)

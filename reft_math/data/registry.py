@@ -1,0 +1,119 @@
+"""Every data set by its name."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from reft_math.arithmetic.problems import arithmetic_problems
+from reft_math.data import gsm8k, math10k, math500, mawps, svamp
+from reft_math.data.problem import Problem
+from reft_math.data.rows import Split
+from reft_math.errors import UserError
+
+ARITHMETIC = "arithmetic"
+ARITHMETIC_SIZES: dict[Split, int] = {"train": 2048, "validation": 200, "test": 500}
+SOURCES = {module.SOURCE.name: module.SOURCE for module in (gsm8k, math10k, math500, mawps, svamp)}
+
+
+def dataset_names() -> list[str]:
+    """The names `load_problems` knows; it also takes the path of a ``.json`` or ``.jsonl`` file."""
+    return [ARITHMETIC, *SOURCES]
+
+
+def evaluation_split(dataset: str) -> Split:
+    """The split results are reported on: test, or validation where the set has no test split."""
+    return "test" if "test" in _splits(dataset) else "validation"
+
+
+def load_problems(
+    dataset: str,
+    split: Split,
+    *,
+    data_dir: str | None = None,
+    seed: int = 0,
+    validation_size: int = 500,
+    limit: int | None = None,
+    noise: float = 0.5,
+) -> list[Problem]:
+    """The problems of a data set's split, in the source's order.
+
+    No set but ``arithmetic`` comes with a validation split: there ``validation`` is a sample of the source's train
+    split and ``train`` is the rest. Both keep the ids of their rows in the source, e.g. ``"gsm8k/train/17"``.
+
+    Args:
+        dataset: One of `dataset_names`, or the path of a ``.json`` or ``.jsonl`` file to train on.
+        split: Which split.
+        data_dir: The folder that holds ``gsm8k/train.jsonl`` and so on; without one the Hugging Face hub is asked.
+        seed: Draws the validation sample, and arithmetic's training problems.
+        validation_size: How many rows of train go to validation; at most a fifth of them do.
+        limit: Only the first so many problems. For ``arithmetic``, which has no end, how many there are.
+        noise: Acts only on arithmetic's train split: the share of its solutions in which one step is wrong.
+
+    Raises:
+        UserError: If the name is unknown, the set has no such split, the rows cannot be had or one is malformed, or a
+            number is out of its range.
+    """
+    _check_numbers(validation_size, limit, noise)
+    _check_split(dataset, split)
+    if dataset == ARITHMETIC:
+        size = ARITHMETIC_SIZES[split] if limit is None else limit
+        # Runs over several seeds are scored on the same problems.
+        is_train = split == "train"
+        return arithmetic_problems(split, size, seed if is_train else 0, noise=noise if is_train else 0.0)
+    if split == "test":
+        return _source_problems(dataset, "test", data_dir)[:limit]
+    rest, sample = _carve(_source_problems(dataset, "train", data_dir), seed, validation_size)
+    if split == "validation" and not sample:
+        raise UserError(
+            f'the validation split of "{dataset}" must hold at least one row, got none: '
+            "it takes a fifth of the train rows, so at least 5 of them, and a validation size of at least 1"
+        )
+    return (rest if split == "train" else sample)[:limit]
+
+
+def _check_numbers(validation_size: int, limit: int | None, noise: float) -> None:
+    if validation_size < 0:
+        raise UserError(f"the validation size must be 0 or more, got {validation_size}")
+    if limit is not None and limit < 1:
+        raise UserError(f"the limit must be at least 1, got {limit}; without one, all rows are taken")
+    if not 0 <= noise <= 1:
+        raise UserError(f"the noise is a share and must lie in [0, 1], got {noise}")
+
+
+def _check_split(dataset: str, split: Split) -> None:
+    available = _splits(dataset)
+    if split not in available:
+        raise UserError(
+            f'"{dataset}" has no {split} split, only {", ".join(available)}: ask for that, or for another data set '
+            "(arithmetic and gsm8k have train, validation and test)"
+        )
+
+
+def _splits(dataset: str) -> list[str]:
+    if dataset == ARITHMETIC:
+        return ["train", "validation", "test"]
+    if _is_file(dataset):
+        return ["train", "validation"]
+    if dataset not in SOURCES:
+        raise UserError(
+            f'unknown data set "{dataset}": expected one of {", ".join(dataset_names())}, '
+            "or the path of a .json or .jsonl file"
+        )
+    files = SOURCES[dataset].files
+    return (["train", "validation"] if "train" in files else []) + (["test"] if "test" in files else [])
+
+
+def _source_problems(dataset: str, split: Split, data_dir: str | None) -> list[Problem]:
+    return math10k.own_problems(Path(dataset)) if _is_file(dataset) else SOURCES[dataset].problems(split, data_dir)
+
+
+def _is_file(dataset: str) -> bool:
+    return Path(dataset).suffix.lower() in (".json", ".jsonl")
+
+
+def _carve(problems: list[Problem], seed: int, size: int) -> tuple[list[Problem], list[Problem]]:
+    """``problems`` without a sample of them, and the sample; both in the order of ``problems``."""
+    indices = set(random.Random(seed).sample(range(len(problems)), min(size, len(problems) // 5)))
+    rest = [problem for index, problem in enumerate(problems) if index not in indices]
+    return rest, [problem for index, problem in enumerate(problems) if index in indices]

@@ -1,0 +1,208 @@
+"""Raw rows with their place, so that an error can say where it is: a file's line, a list's row, a hub split's row."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from reft_math.data.problem import Problem
+from reft_math.errors import UserError
+
+Split = Literal["train", "validation", "test"]
+T = TypeVar("T", str, int)
+
+_KIND_NAMES: dict[type, str] = {str: "a string", int: "a whole number"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The fields of one row, and where they stand.
+
+    Attributes:
+        place: For errors, e.g. ``"../data/gsm8k/train.jsonl, line 17"``.
+        index: The row's number within its split, from 0.
+        fields: As the source has them.
+    """
+
+    place: str
+    index: int
+    fields: Mapping[str, Any]
+
+    def take(self, name: str, kind: type[T]) -> T:
+        """The field ``name``.
+
+        Raises:
+            UserError: If it is missing or not of type ``kind``.
+        """
+        value = self._value(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.error(f'field "{name}" must be {_KIND_NAMES[kind]}, got {_shown(value)}')
+        return value
+
+    def text(self, name: str) -> str:
+        """The field ``name`` as text without surrounding space.
+
+        Raises:
+            UserError: If it is missing, not a string, or blank.
+        """
+        text = self.take(name, str).strip()
+        if not text:
+            raise self.error(f'field "{name}" must not be empty')
+        return text
+
+    def answer(self, name: str) -> str:
+        """The field ``name``, text or number, as short text: ``"12"`` for ``12``, ``12.0`` and ``"12.0"``.
+
+        Raises:
+            UserError: If it is missing, blank, or neither text nor a number.
+        """
+        value = self._value(name)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self.error(f'field "{name}" must be a string or a number, got {_shown(value)}')
+        text = str(value).strip()
+        if not text:
+            raise self.error(f'field "{name}" must not be empty')
+        return text.removesuffix(".0")
+
+    def error(self, message: str) -> UserError:
+        """The error to raise for something wrong in this row."""
+        return UserError(f"{self.place}: {message}")
+
+    def _value(self, name: str) -> Any:
+        if name not in self.fields:
+            raise self.error(f'field "{name}" is missing; the row has {", ".join(self.fields) or "no fields"}')
+        return self.fields[name]
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set on the Hugging Face hub.
+
+    Attributes:
+        id: Its id, e.g. ``"openai/gsm8k"``.
+        splits: For each of our splits the hub's name of it; ``"train+test"`` joins two.
+        config: The configuration, where the data set has several.
+    """
+
+    id: str
+    splits: Mapping[Split, str]
+    config: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set: where its splits lie and what a row means.
+
+    Attributes:
+        name: Its name for ``--dataset``, and its folder under ``--data-dir``.
+        files: For each split the source has, the file in that folder.
+        parse: Makes a problem of a row and the problem's id.
+        hub: Where the hub has it, if a copy there is known to be this set.
+        id_field: The field that names a row in the problem's id; without one its index does.
+    """
+
+    name: str
+    files: Mapping[Split, str]
+    parse: Callable[[Row, str], Problem]
+    hub: HubDataset | None = None
+    id_field: str | None = None
+
+    def problems(self, split: Split, data_dir: str | None) -> list[Problem]:
+        """A split's problems, from ``data_dir`` where one is given, else from the hub.
+
+        Raises:
+            UserError: If the rows cannot be had or one of them is malformed.
+        """
+        return [self.parse(row, f"{self.name}/{split}/{self._key(row)}") for row in self._rows(split, data_dir)]
+
+    def _key(self, row: Row) -> str:
+        return row.text(self.id_field) if self.id_field else str(row.index)
+
+    def _rows(self, split: Split, data_dir: str | None) -> list[Row]:
+        if data_dir is not None:
+            return file_rows(Path(data_dir) / self.name / self.files[split])
+        if self.hub is None:
+            raise UserError(
+                f'"{self.name}" is not loaded from the Hugging Face hub, where no copy is known to be this set: '
+                f"give its files with --data-dir DIR (DIR/{self.name}/{self.files[split]})"
+            )
+        return hub_rows(self.hub, split)
+
+
+def file_rows(path: Path) -> list[Row]:
+    """The rows of a ``.jsonl`` file (one object a line, blank lines skipped) or a ``.json`` file (a list of objects).
+
+    Raises:
+        UserError: If the file cannot be read, holds no rows, or is not UTF-8 JSON of that form.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check --data-dir or the path in --dataset") from error
+    rows = list(_line_rows(path, content) if path.suffix.lower() == ".jsonl" else _list_rows(path, content))
+    if not rows:
+        raise UserError(f"{path} must hold at least one row, but is empty")
+    return rows
+
+
+def hub_rows(hub: HubDataset, split: Split) -> list[Row]:
+    """The rows of a split on the Hugging Face hub, or of its local cache.
+
+    Raises:
+        UserError: If the hub cannot be reached, or has no such data set for this account.
+    """
+    import datasets  # it takes a second that users of local files need not wait
+
+    hub_split = hub.splits[split]
+    try:
+        data = datasets.load_dataset(hub.id, hub.config, split=hub_split)
+    except Exception as error:  # the client's failures share no class of their own, and nothing else runs here
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"cannot load {hub.id} ({hub_split}) from the Hugging Face hub: {reason}; "
+            "check the name and the network, log in where access is restricted (hf auth login), or give the files "
+            "with --data-dir"
+        ) from error
+    return [Row(f"{hub.id} ({hub_split}), row {index}", index, fields) for index, fields in enumerate(data)]
+
+
+def _line_rows(path: Path, content: bytes) -> Iterator[Row]:
+    numbered = ((number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip())
+    for index, (number, line) in enumerate(numbered):
+        yield _row(f"{path}, line {number}", index, _decoded(path, line, first_line=number))
+
+
+def _list_rows(path: Path, content: bytes) -> Iterator[Row]:
+    if not content.strip():
+        return
+    rows = _decoded(path, content, first_line=1)
+    if not isinstance(rows, list):
+        raise UserError(f"{path} must hold a JSON list of rows, got {_shown(rows)}; one row a line is a .jsonl file")
+    for index, fields in enumerate(rows):
+        yield _row(f"{path}, row {index}", index, fields)
+
+
+def _decoded(path: Path, content: bytes, first_line: int) -> Any:
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = first_line + content.count(b"\n", 0, error.start)
+        raise UserError(f"{path}, line {line}: must be UTF-8 text, got byte 0x{content[error.start]:02x}") from error
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise UserError(f"{path}, line {line}: must be JSON, got: {error.msg} (column {error.colno})") from error
+
+
+def _row(place: str, index: int, fields: Any) -> Row:
+    if not isinstance(fields, dict):
+        raise UserError(f"{place}: must be a JSON object with named fields, got {_shown(fields)}")
+    return Row(place, index, fields)
+
+
+def _shown(value: Any) -> str:
+    """A value short enough for a message, with its type."""
+    return f"{reprlib.repr(value)} ({type(value).__name__})"

@@ -1,0 +1,116 @@
+"""Prompt templates: how a question becomes a prompt, and how a solution follows it.
+
+A template is a frame (the tokenizer's chat template, or plain text) with or without an instruction. Its name and
+version go with every result; a change of wording is a change of version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from reft_math.errors import UserError
+
+_STEP_BY_STEP = "\nLet's think step by step."
+_BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """``prompt = frame(question + instruction)``.
+
+    Attributes:
+        name: What ``--template`` takes.
+        version: Counts changes of wording.
+        is_chat: Framed by the tokenizer's chat template instead of ``Question: … Answer:``.
+        instruction: Text after the question.
+    """
+
+    name: str
+    version: int
+    is_chat: bool
+    instruction: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+    def prompt(self, question: str, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text before the solution. A chat prompt holds its special tokens, a plain one does not."""
+        text = question + self.instruction
+        if self.is_chat:
+            messages = [{"role": "user", "content": text}]
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return f"Question: {text}\nAnswer:"
+
+    def target(self, solution: str) -> str:
+        """The text after the prompt, without its end token."""
+        return solution if self.is_chat else f" {solution}"
+
+    def end_token_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """The token that ends a solution: what the chat template puts after an assistant's turn, else the tokenizer's
+        end of sequence (the two differ, e.g. ``<end_of_turn>`` and ``<eos>`` for Gemma)."""
+        if self.is_chat:
+            mark = "SOLUTION"
+            messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": mark}]
+            after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(mark)[2]
+            special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+            for token in tokenizer.encode(after, add_special_tokens=False):
+                if token in special:
+                    return int(token)
+        if tokenizer.eos_token_id is None:
+            raise UserError("solutions must end with a token, but the tokenizer has no eos_token; set one and save the tokenizer")
+        return int(tokenizer.eos_token_id)
+
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        PromptTemplate("chat", 1, is_chat=True),
+        PromptTemplate("chat-step-by-step", 1, is_chat=True, instruction=_STEP_BY_STEP),
+        PromptTemplate("chat-boxed", 1, is_chat=True, instruction=_BOXED),
+        PromptTemplate("plain", 1, is_chat=False),
+        PromptTemplate("plain-step-by-step", 1, is_chat=False, instruction=_STEP_BY_STEP),
+        PromptTemplate("plain-boxed", 1, is_chat=False, instruction=_BOXED),
+    )
+}
+
+
+def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
+    """The template of that name; ``auto`` is ``chat`` where the tokenizer has a chat template and ``plain`` elsewhere.
+
+    Raises:
+        UserError: An unknown name, or a chat template the tokenizer does not have.
+    """
+    if name == "auto":
+        name = "chat" if tokenizer.chat_template else "plain"
+    if name not in TEMPLATES:
+        raise UserError(f"template must be auto or one of {', '.join(TEMPLATES)}; got {name!r}")
+    template = TEMPLATES[name]
+    if template.is_chat and not tokenizer.chat_template:
+        raise UserError(f"template {name!r} needs a tokenizer with a chat template; this one has none: use --template plain")
+    return template
+
+
+def encode_prompt(template: PromptTemplate, question: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The prompt's token ids, special tokens once (a chat template has written them already)."""
+    text = template.prompt(question, tokenizer)
+    return list(tokenizer.encode(text, add_special_tokens=not template.is_chat))
+
+
+def encode_target(template: PromptTemplate, question: str, solution: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The solution's token ids as they follow the prompt, with the end token.
+
+    Tokenised together with the prompt where that leaves the prompt's tokens alone, so that no tokenizer puts a word
+    boundary of its own at the seam; on its own otherwise, for the prompt's tokens are what decoding starts from.
+    """
+    prompt_ids = encode_prompt(template, question, tokenizer)
+    text = template.prompt(question, tokenizer) + template.target(solution)
+    whole = list(tokenizer.encode(text, add_special_tokens=not template.is_chat))
+    if whole[-1:] == [tokenizer.eos_token_id] and not template.is_chat:
+        whole = whole[:-1]
+    if whole[: len(prompt_ids)] == prompt_ids:
+        target_ids = whole[len(prompt_ids) :]
+    else:
+        target_ids = list(tokenizer.encode(template.target(solution), add_special_tokens=False))
+    return [*target_ids, template.end_token_id(tokenizer)]

@@ -1,0 +1,1 @@
+"""Answer extraction and equivalence, intervals and paired tests, evaluation records."""

@@ -1,0 +1,134 @@
+"""GSM8K-style answers: one number, read from the text of a solution and compared as a number."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import TypedDict
+
+from reft_math.errors import UserError
+
+# A minus, also the typographic U+2212, is a sign unless it directly follows a digit, a letter or a closing bracket:
+# "-3" and "= -3" against "5-3", "$5-$3", "(a)-3" and "step-2". The group is atomic, so that a look-ahead behind it
+# refuses the whole number and never backs off to its first digits. Commas count only between groups of three, also in
+# LaTeX's "1{,}234" and "1,\!234".
+_NUMBER = (
+    r"(?>(?:(?<![\w)\]}%])[-\u2212]\\?\$?)?"
+    r"(?:[0-9]{1,3}(?:(?:,|\{,\}|,\\!)[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+))"
+)
+_LEAD = r"[\s:*(\\$£€]*"  # "**18**", "\(18\)", "\$18", ": 18"
+_NOT_AN_EXPRESSION = r"(?!\\?%?[ \t]*[-+*/=^\u00d7\u00f7\u2212][ \t]*[0-9])"  # "5/8" does not state 5
+_STATED = f"{_LEAD}({_NUMBER}){_NOT_AN_EXPRESSION}"
+
+_ANY_NUMBER = re.compile(_NUMBER)
+_AFTER_HASHES = re.compile(f"####{_STATED}")
+_UNIT = r"(?:[\s\\%$A-Za-z.,!*)]|\{[^{}0-9]*\})*"  # "18\,\text{ dollars}"
+_BOXED = re.compile(rf"\\boxed\{{{_STATED}{_UNIT}\}}")
+_ANSWER_IS = re.compile(rf"\banswer is\b{_STATED}", re.IGNORECASE)
+
+_LONG_EXPANSION = 6
+_RELATIVE_TOLERANCE = Decimal("1e-3")
+
+
+class NumericScore(TypedDict):
+    """How a completion fares against a numeric gold: by its stated answer, by its last number, and what these were."""
+
+    strict: bool
+    flexible: bool
+    stated: str | None
+    last_number: str | None
+
+
+def stated_answer(completion: str) -> str | None:
+    r"""The answer the solution states: ``#### N``, else the last ``\boxed{N}``, else the last "answer is N".
+
+    The first ``####`` that a number follows counts, since a model that runs on writes further problems with further
+    marks. A number that opens an expression (``#### 5/8``, ``the answer is 5 + 3``) is not a stated answer.
+
+    Args:
+        completion: What the model wrote.
+
+    Returns:
+        The number without currency, percent sign and thousands commas, or ``None`` where nothing is stated.
+    """
+    if hashes := _AFTER_HASHES.search(completion):
+        return _plain(hashes[1])
+    for pattern in (_BOXED, _ANSWER_IS):
+        if numbers := pattern.findall(completion):
+            return _plain(numbers[-1])
+    return None
+
+
+def last_number(completion: str) -> str | None:
+    """The last number in the text, in the form of `stated_answer`: ``"cost $1,234.50."`` gives ``"1234.50"``.
+
+    Args:
+        completion: What the model wrote.
+
+    Returns:
+        The number, or ``None`` where the text holds none.
+    """
+    numbers = _ANY_NUMBER.findall(completion)
+    return _plain(numbers[-1]) if numbers else None
+
+
+def numbers_equal(answer: str, gold: str) -> bool:
+    """``answer == gold`` as decimals, or ``|answer - gold| <= 1e-3 |gold|`` where gold has more than six decimals.
+
+    So 18, 18.0 and 18.00 are equal, and 5 is not in 15. More than six decimals are a float's expansion of a fraction
+    (MAWPS: ``1.8333333333333335``), which no solution writes out; there three right significant digits are asked for.
+
+    Args:
+        answer: The number to judge.
+        gold: The reference.
+
+    Raises:
+        UserError: If one of them is not a number.
+    """
+    answer_value, gold_value = _decimal(answer), _decimal(gold)
+    if _decimals(gold_value) <= _LONG_EXPANSION:
+        return answer_value == gold_value
+    return abs(answer_value - gold_value) <= _RELATIVE_TOLERANCE * abs(gold_value)
+
+
+def score_numeric(completion: str, gold: str) -> NumericScore:
+    """Strict: the stated answer equals gold. Flexible: the last number does.
+
+    Args:
+        completion: What the model wrote.
+        gold: The reference answer, a number alone.
+
+    Raises:
+        UserError: If gold is not a number.
+    """
+    _decimal(gold)
+    stated, last = stated_answer(completion), last_number(completion)
+    return NumericScore(
+        strict=stated is not None and numbers_equal(stated, gold),
+        flexible=last is not None and numbers_equal(last, gold),
+        stated=stated,
+        last_number=last,
+    )
+
+
+def _plain(number: str) -> str:
+    """The matched text as `Decimal` reads it."""
+    return re.sub(r"[^0-9.-]", "", number.replace("\u2212", "-"))
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        value = Decimal(re.sub(r"[,$%]", "", text.strip()))
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not value.is_finite():
+        raise UserError(
+            f"numeric scoring compares numbers: expected one such as '18' or '1,234.5', got {text!r}; "
+            "score other answers with math-verify"
+        )
+    return value
+
+
+def _decimals(value: Decimal) -> int:
+    exponent = value.normalize().as_tuple().exponent
+    return -exponent if isinstance(exponent, int) else 0

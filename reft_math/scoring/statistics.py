@@ -1,0 +1,69 @@
+"""How sure a score is, and whether two scores on the same problems differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import binomtest
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """The paired comparison of two systems.
+
+    Attributes:
+        only_first: Problems that only the first solved.
+        only_second: Problems that only the second solved.
+        p_value: Exact two-sided probability of a split at least this uneven, were both equally likely.
+    """
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """``(p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)`` with p = correct/total, n = total.
+
+    Args:
+        correct: Problems solved.
+        total: Problems tried.
+        confidence: Probability that the interval is to cover, between 0 and 1.
+
+    Returns:
+        Lower and upper end, as fractions.
+
+    Raises:
+        ValueError: If the counts or the confidence are impossible.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise ValueError(f"an interval needs 0 <= correct <= total and total >= 1, got {correct} of {total}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+    interval = binomtest(correct, total).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
+    """``p = min(1, 2 P[X <= min(b, c)])``, X ~ Binomial(b + c, 1/2), b and c the problems that one alone solved.
+
+    Args:
+        first: Whether the first system solved each problem.
+        second: The same for the second, on the same problems in the same order.
+
+    Raises:
+        ValueError: If the two differ in length.
+
+    Source: McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12
+        (1947), in its exact form.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"a paired test needs the same problems twice, got {len(first)} and {len(second)} outcomes")
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    discordant = only_first + only_second
+    p_value = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return McNemar(only_first, only_second, p_value)

@@ -1,0 +1,191 @@
+"""What training commands share: inputs read and checked before anything is written, training, and evaluation after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from reft_math.arithmetic.problems import OPENERS
+from reft_math.command import RESULTS_NAME, claim_output_dir, print_table, provenance, write_json
+from reft_math.data.prefix import PrefixCollator, PrefixDataset
+from reft_math.data.problem import Problem
+from reft_math.data.registry import evaluation_split, load_problems
+from reft_math.data.templates import PromptTemplate, get_template
+from reft_math.evaluation import (
+    EVALUATION_COLUMNS,
+    Decoding,
+    Generate,
+    Scorer,
+    default_max_new_tokens,
+    evaluate,
+    evaluation_rows,
+    is_numeric,
+    summarise,
+)
+from reft_math.models import end_token_ids, load_model, load_tokenizer
+from reft_math.training.options import TrainingOptions
+from reft_math.training.trainer import NormControl, PrefixTrainer
+
+Options = TypeVar("Options", bound=TrainingOptions)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training command's inputs, all of them read and found in order."""
+
+    options: TrainingOptions
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate
+    train_problems: list[Problem]
+    test_problems: list[Problem]
+
+    @property
+    def base_revision(self) -> str | None:
+        """The base's commit on the hub, where it came from there."""
+        return getattr(self.model.config, "_commit_hash", None) or self.options.revision
+
+
+def resolve(options: Options) -> Options:
+    """Fills in the settings whose default depends on the data set."""
+    is_embedded = options.dataset == "arithmetic"
+    return replace(
+        options,
+        learning_rate=options.learning_rate or (5e-3 if is_embedded else 2e-4),
+        max_new_tokens=options.max_new_tokens or default_max_new_tokens(options.dataset),
+    )
+
+
+def prepare(options: TrainingOptions) -> Job:
+    """Reads tokenizer, model and data. Writes nothing.
+
+    Raises:
+        UserError: Any of them cannot be had as asked.
+    """
+    set_seed(options.seed)
+    tokenizer = load_tokenizer(options.model, options.revision)
+    template = get_template(options.template, tokenizer)
+    source = {"data_dir": options.data_dir, "seed": options.seed}
+    train = load_problems(options.dataset, "train", limit=options.train_size, noise=options.noise, **source)
+    test = load_problems(options.dataset, evaluation_split(options.dataset), limit=options.eval_size, **source)
+    model = load_model(options.model, options.revision, options.dtype)
+    return Job(options, model, tokenizer, template, train, test)
+
+
+def claim(options: TrainingOptions) -> Path:
+    """The output folder, claimed by the main process; the others wait for it."""
+    state = PartialState()
+    if state.is_main_process:
+        claim_output_dir(options)
+    state.wait_for_everyone()
+    return Path(options.output_dir)
+
+
+def train(job: Job, model: nn.Module, dataset: PrefixDataset, collator: PrefixCollator, control: NormControl | None) -> PrefixTrainer:
+    """Trains ``model`` in the output folder, from its last checkpoint where the run is resumed."""
+    checkpoints = Path(job.options.output_dir) / "checkpoints"
+    trainer = PrefixTrainer(
+        model=model,
+        args=_training_arguments(job.options, checkpoints),
+        train_dataset=dataset,
+        data_collator=collator,
+        norm_control=control,
+    )
+    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints) if job.options.resume else None)
+    return trainer
+
+
+def _training_arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
+    assert options.learning_rate is not None  # resolved
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=options.warmup_ratio,
+        # Decay would pull RED's scales to 0 and its biases off the held norm.
+        weight_decay=0.0,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulation,
+        gradient_checkpointing=options.gradient_checkpointing,
+        bf16=options.mixed_precision == "bf16",
+        fp16=options.mixed_precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=options.seed,
+        save_steps=options.save_steps,
+        save_total_limit=2,
+        logging_steps=20,
+        report_to=options.report_to,
+        remove_unused_columns=False,
+        label_names=["targets"],
+    )
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint: the trainer writes ``trainer_state.json`` last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
+
+
+def evaluate_all(job: Job, decoders: Mapping[str, Generate]) -> dict[str, dict[str, Any]]:
+    """Evaluates every decoder on the held-out problems and summarises each against the first, the base.
+
+    On the embedded world the base is evaluated once more with the careful style's first tokens given to it: the ceiling
+    for what starting well can do.
+    """
+    options = job.options
+    assert options.max_new_tokens is not None  # resolved
+    decoding = Decoding(
+        tokenizer=job.tokenizer,
+        template=job.template,
+        end_token_ids=end_token_ids(job.model, job.tokenizer, job.template),
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.eval_batch_size,
+    )
+    runs: dict[str, tuple[Generate, Decoding]] = {name: (generate, decoding) for name, generate in decoders.items()}
+    if options.dataset == "arithmetic":
+        base = next(iter(decoders.values()))
+        runs["base_given_careful_start"] = (base, replace(decoding, opener=OPENERS["stepwise"]))
+    records = {}
+    folder = Path(options.output_dir) / "records"
+    with Scorer(is_numeric(options.dataset, job.test_problems)) as score:
+        for name, (generate, how) in runs.items():
+            records[name] = evaluate(
+                job.test_problems, generate, how, score, folder / f"{name}.jsonl", job.model.device, name
+            )
+    first = next(iter(records.values()))
+    return {name: summarise(rows, None if rows is first else first) for name, rows in records.items()}
+
+
+def report(job: Job, evaluation: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Writes ``results.json`` and prints the table."""
+    options = job.options
+    path = Path(options.output_dir) / RESULTS_NAME
+    head = provenance(options)
+    settings = {
+        "model": {"name": options.model, "revision": job.base_revision, "parameters": job.model.num_parameters()},
+        "dataset": options.dataset,
+        "template": str(job.template),
+    }
+    write_json(path, {**head, **settings, **results, "evaluation": evaluation})
+    title = f"{options.dataset}, {len(job.test_problems)} held-out problems, greedy"
+    print_table(title, EVALUATION_COLUMNS, evaluation_rows(evaluation))
+    if options.model == "arithmetic":
+        print("The embedded model's figures say that the machinery works; they say nothing of a large language model.")
+    print(f"results: {path}")
+
+
+def save_once(folder: Path, save: Callable[[Path], None]) -> None:
+    """Saves into ``folder`` whole or not at all: its presence says that training is done."""
+    partial = folder.with_name(folder.name + ".partial")
+    save(partial)
+    partial.rename(folder)

@@ -1,0 +1,200 @@
+"""Holding the bias norm at a target.
+
+The measured norm is ``n = mean_l ‖b_l‖₂`` over the intervened layers, in float32. Four controllers try to bring it to
+the target ``n*`` and keep it there, each through another actuator:
+
+| name          | acts on                 | how                                                           |
+| ------------- | ----------------------- | ------------------------------------------------------------- |
+| `loss-weight` | the loss                | ``L = w · CE``, w by PID (the note's)                         |
+| `step-size`   | the optimiser's step    | learning rate × m, m by the same PID                          |
+| `penalty`     | the loss                | ``L = CE + c · (n − n*)²``                                    |
+| `projection`  | the biases              | ``b_l ← b_l · n*/n`` after every step that ends outside       |
+
+Under Adam a loss weight has little authority: Adam divides a gradient by its own size, so w slows growth only where
+``w·|grad|`` nears Adam's eps, and no positive w or m can make a norm shrink.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def mean_norm(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``mean_l ‖v_l‖₂`` in float32, a scalar with gradient; 0 for no vectors."""
+    if not vectors:
+        return torch.zeros(())
+    return torch.stack([torch.linalg.vector_norm(vector.float()) for vector in vectors]).mean()
+
+
+@torch.no_grad()
+def project_mean_norm(vectors: Sequence[torch.Tensor], target: float) -> None:
+    """``v_l ← v_l · min(1, n*/n)`` in place: all layers by one factor, so their proportions stay."""
+    norm = mean_norm(vectors)
+    if norm > target:
+        for vector in vectors:
+            vector.mul_(target / norm)
+
+
+class Pid:
+    """``v ← clip(v · (1 + γ·(K_p e_t + K_i Σ_{j≤t} e_j + K_d (e_t − e_{t−1}))), lower, upper)``
+
+    The integral does not grow while a bound holds the value back (anti-windup), and the first update has no derivative
+    term. Defaults are the note's.
+
+    Args:
+        value: Start, clipped to the bounds.
+        bounds: ``(lower, upper)``.
+    """
+
+    gamma, proportional, integral_gain, derivative_gain = 5.0, 0.1, 1e-4, 0.01
+
+    def __init__(self, value: float, bounds: tuple[float, float]) -> None:
+        self.bounds = bounds
+        self.value = min(max(value, bounds[0]), bounds[1])
+        self.integral = 0.0
+        self.previous_error: float | None = None
+
+    def update(self, error: float) -> float:
+        lower, upper = self.bounds
+        integral = self.integral + error
+        derivative = 0.0 if self.previous_error is None else error - self.previous_error
+        signal = self.proportional * error + self.integral_gain * integral + self.derivative_gain * derivative
+        wanted = self.value * (1 + self.gamma * signal)
+        self.value = min(max(wanted, lower), upper)
+        winds_up = (wanted > upper and error > 0) or (wanted < lower and error < 0)
+        if not winds_up:
+            self.integral = integral
+        self.previous_error = error
+        return self.value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "integral": self.integral, "previous_error": self.previous_error}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value, self.integral, self.previous_error = state["value"], state["integral"], state["previous_error"]
+
+
+class NormController:
+    """Leaves the norm free; the controllers below override the one hook each acts through."""
+
+    name = "none"
+
+    def __init__(self, target: float) -> None:
+        self.target = target
+
+    @property
+    def loss_weight(self) -> float:
+        """Factor on the cross-entropy."""
+        return 1.0
+
+    @property
+    def step_scale(self) -> float:
+        """Factor on the learning rate."""
+        return 1.0
+
+    def penalty(self, biases: Sequence[torch.Tensor]) -> torch.Tensor | float:
+        """Term added to the loss."""
+        return 0.0
+
+    def after_step(self, biases: Sequence[torch.Tensor]) -> None:
+        """Called after every optimiser step; may change the biases in place."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class _PidController(NormController):
+    """PID on a factor, updated every 4 optimiser steps."""
+
+    update_every = 4
+
+    def __init__(self, target: float, start: float, bounds: tuple[float, float]) -> None:
+        super().__init__(target)
+        self.pid = Pid(start, bounds)
+        self.steps = 0
+
+    def after_step(self, biases: Sequence[torch.Tensor]) -> None:
+        self.steps += 1
+        if self.steps % self.update_every == 0:
+            self.pid.update(self.target - float(mean_norm(biases)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "pid": self.pid.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self.pid.load_state_dict(state["pid"])
+
+
+class LossWeightController(_PidController):
+    """The note's: ``L = w·CE`` with ``w_0 = 500/N`` for N training rows and w in [1e-5, 1e-1]."""
+
+    name = "loss-weight"
+
+    def __init__(self, target: float, num_rows: int) -> None:
+        super().__init__(target, start=500 / num_rows, bounds=(1e-5, 1e-1))
+
+    @property
+    def loss_weight(self) -> float:
+        return self.pid.value
+
+
+class StepSizeController(_PidController):
+    """The same controller on the learning rate, what a loss weight is under SGD: m starts at 1, in [1e-4, 1]."""
+
+    name = "step-size"
+
+    def __init__(self, target: float) -> None:
+        super().__init__(target, start=1.0, bounds=(1e-4, 1.0))
+
+    @property
+    def step_scale(self) -> float:
+        return self.pid.value
+
+
+class PenaltyController(NormController):
+    """``L = CE + c·(n − n*)²``"""
+
+    name = "penalty"
+    coefficient = 10.0
+
+    def penalty(self, biases: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.coefficient * (mean_norm(biases) - self.target) ** 2
+
+
+class ProjectionController(NormController):
+    """``b_l ← b_l · min(1, n*/n)`` after every step: the norm grows freely up to the target and never passes it."""
+
+    name = "projection"
+
+    def after_step(self, biases: Sequence[torch.Tensor]) -> None:
+        project_mean_norm(biases, self.target)
+
+
+CONTROLLERS = ("projection", "penalty", "step-size", "loss-weight", "none")
+
+
+def make_controller(name: str, target: float, num_rows: int) -> NormController:
+    """The controller of that name; ``num_rows`` is the number of training rows."""
+    if not math.isfinite(target) or target <= 0:
+        raise ValueError(f"a target norm must be positive; got {target}")
+    if name == LossWeightController.name:
+        return LossWeightController(target, num_rows)
+    simple = {kind.name: kind for kind in (NormController, StepSizeController, PenaltyController, ProjectionController)}
+    return simple[name](target)
+
+
+def tracking_error(norms: Sequence[float], target: float, tolerance: float = 0.02) -> float | None:
+    """``mean_t |n_t − n*| / n*`` from the first step with ``n_t ≥ (1 − tolerance)·n*`` on; None if there is none."""
+    reached = next((step for step, norm in enumerate(norms) if norm >= (1 - tolerance) * target), None)
+    if reached is None:
+        return None
+    after = norms[reached:]
+    return sum(abs(norm - target) for norm in after) / (len(after) * target)

@@ -1,0 +1,159 @@
+"""A `transformers.Trainer` for prefix training with the bias norm held."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from reft_math.training.loss import sequence_cross_entropy
+from reft_math.training.norm_control import NormController, mean_norm, project_mean_norm
+
+NORM_CONTROL_NAME = "norm_control.json"
+
+
+class InterventionModel(Protocol):
+    """What the trainer needs of a model with interventions."""
+
+    def biases(self) -> Mapping[int, torch.Tensor]: ...
+    def scales(self) -> Mapping[int, torch.Tensor]: ...
+    def save_pretrained(self, folder: str | Path) -> None: ...
+    def load_weights(self, folder: str | Path) -> None: ...
+
+
+class NormControl(TrainerCallback):
+    """Lets a controller act around every optimiser step and keeps the trace.
+
+    Args:
+        model: Whose norms are controlled.
+        controller: How.
+        target_scale_norm: Keeps ``mean_l ‖s_l − 1‖₂`` at or under this; None leaves the scales free.
+
+    Attributes:
+        trace: One list per column, one entry per optimiser step: ``step``, ``norm`` (mean ‖b_l‖₂), ``scale_norm`` (mean
+            ‖s_l − 1‖₂), ``scale_max`` (max |s − 1|), ``loss_weight``, ``step_scale``, ``cross_entropy``.
+    """
+
+    def __init__(self, model: InterventionModel, controller: NormController, target_scale_norm: float | None) -> None:
+        self.model = model
+        self.controller = controller
+        self.target_scale_norm = target_scale_norm
+        self.cross_entropy = torch.zeros(())
+        self.trace: dict[str, list[float]] = {}
+        self._learning_rates: list[float] = []
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        groups = kwargs["optimizer"].param_groups
+        self._learning_rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] *= self.controller.step_scale
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        for group, learning_rate in zip(kwargs["optimizer"].param_groups, self._learning_rates, strict=True):
+            group["lr"] = learning_rate  # the scheduler goes on from its own value
+        applied = {"loss_weight": self.controller.loss_weight, "step_scale": self.controller.step_scale}
+        biases = list(self.model.biases().values())
+        self.controller.after_step(biases)
+        with torch.no_grad():
+            self._hold_scales()
+            shifts = [scale - 1 for scale in self.model.scales().values()]
+            entry = {
+                "step": state.global_step + 1,
+                "norm": float(mean_norm(biases)),
+                "scale_norm": float(mean_norm(shifts)),
+                "scale_max": max((float(shift.abs().max()) for shift in shifts), default=0.0),
+                **applied,
+                "cross_entropy": float(self.cross_entropy),
+            }
+        self.cross_entropy = torch.zeros(())
+        for name, value in entry.items():
+            self.trace.setdefault(name, []).append(value)
+
+    def _hold_scales(self) -> None:
+        scales = list(self.model.scales().values())
+        if self.target_scale_norm is None or not scales:
+            return
+        shifts = [scale - 1 for scale in scales]
+        project_mean_norm(shifts, self.target_scale_norm)
+        for scale, shift in zip(scales, shifts, strict=True):
+            scale.copy_(1 + shift)
+
+    def save(self, folder: str | Path) -> None:
+        state = {"controller": self.controller.name, "state": self.controller.state_dict(), "trace": self.trace}
+        (Path(folder) / NORM_CONTROL_NAME).write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, folder: str | Path) -> None:
+        state = json.loads((Path(folder) / NORM_CONTROL_NAME).read_text(encoding="utf-8"))
+        self.controller.load_state_dict(state["state"])
+        self.trace = state["trace"]
+
+
+class PrefixTrainer(Trainer):
+    """``L = w_t · mean_i CE_i + penalty``, the mean over all sequences of an optimiser step.
+
+    A step's sequences are counted over its accumulated batches and all processes, so uneven last batches and any split
+    of a batch give the same gradient. Without ``norm_control`` it trains any causal language model on the same batches.
+    """
+
+    # Losses are divided by the number of sequences of the whole step already.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, norm_control: NormControl | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.norm_control = norm_control
+        if norm_control is not None:
+            self.add_callback(norm_control)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        num_sequences = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
+        return batches, self.accelerator.gather(num_sequences).sum()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        targets = inputs.pop("targets")
+        outputs = model(**inputs, logits_to_keep=targets.shape[1], use_cache=False)
+        losses = sequence_cross_entropy(outputs.logits, targets)
+        if num_items_in_batch is None:  # evaluation
+            return (losses.mean(), outputs) if return_outputs else losses.mean()
+        # Gradients are averaged over processes, each of which holds its own share of the sequences.
+        loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
+        if self.norm_control is not None:
+            loss = self._controlled(loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def _controlled(self, cross_entropy: torch.Tensor) -> torch.Tensor:
+        assert self.norm_control is not None
+        controller = self.norm_control.controller
+        # Summed on the device: one synchronisation a step, not one a batch.
+        self.norm_control.cross_entropy = self.norm_control.cross_entropy.to(cross_entropy.device) + cross_entropy.detach()
+        penalty = controller.penalty(list(self.norm_control.model.biases().values()))
+        return controller.loss_weight * cross_entropy + penalty / self.current_gradient_accumulation_steps
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.norm_control is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.norm_control.model.save_pretrained(folder)
+            self.norm_control.save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.norm_control is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self.norm_control.model.load_weights(resume_from_checkpoint)
+            self.norm_control.load(resume_from_checkpoint)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from reft_math.errors import UserError
+from reft_math.scoring.math_equivalence import Equivalence, MathVerifier, compare
+
+MATH500 = Path(__file__).resolve().parents[4] / "shared" / "data" / "math500" / "test.jsonl"
+HANGING = ("1", "$9^{9^{9^9}}$")
+
+
+def is_correct(verdicts: list[Equivalence]) -> list[bool]:
+    return [verdict.is_correct for verdict in verdicts]
+
+
+def test_verdicts_come_in_order_and_workers_serve_again() -> None:
+    golds = [r"\frac{1}{2}", "3", "(1,2)", "x+1", "5", "3"]
+    completions = ["so $0.5$", r"\boxed{4}", r"\boxed{(1,2)}", "$1+x$", "15", "nothing here"]
+    pairs = list(zip(golds, completions, strict=True))
+    with MathVerifier(num_workers=2, time_limit=60) as verifier:
+        verdicts = verifier.score(pairs)
+        workers = {child.pid for child in multiprocessing.active_children()}
+        assert is_correct(verdicts) == [True, False, True, True, False, False]
+        assert not any(verdict.timed_out for verdict in verdicts)
+        assert verdicts[1].prediction == "4"
+        assert verdicts[5].prediction is None
+        assert verifier.score(pairs[::-1]) == verdicts[::-1]
+        assert verifier.score([]) == []
+        assert {child.pid for child in multiprocessing.active_children()} == workers
+    assert not {child.pid for child in multiprocessing.active_children()} & workers
+
+
+def test_hanging_pairs_are_killed_and_the_others_scored() -> None:
+    pairs = [HANGING, ("2", "$2$"), ("3", "$4$"), HANGING, ("5", r"\boxed{5}")]
+    with MathVerifier(num_workers=1, time_limit=2) as verifier:
+        verdicts = verifier.score(pairs)
+    assert is_correct(verdicts) == [False, True, False, False, True]
+    assert [verdict.timed_out for verdict in verdicts] == [True, False, False, True, False]
+    assert verdicts[0] == Equivalence(is_correct=False, timed_out=True, prediction=None)
+
+
+def test_a_worker_that_dies_costs_its_pair_only() -> None:
+    with MathVerifier(num_workers=1, time_limit=120) as verifier:
+        assert is_correct(verifier.score([("1", "$1$")])) == [True]
+        (worker,) = multiprocessing.active_children()
+        killer = threading.Timer(1.0, worker.kill)
+        killer.start()
+        start = time.monotonic()
+        verdicts = verifier.score([HANGING, ("2", "$2$")])
+        killer.join()
+        assert time.monotonic() - start < 60
+    assert verdicts[0] == Equivalence(is_correct=False, timed_out=False, prediction=None)
+    assert verdicts[1].is_correct
+
+
+def test_a_worker_that_died_idle_is_replaced() -> None:
+    with MathVerifier(num_workers=1, time_limit=60) as verifier:
+        verifier.score([("1", "$1$")])
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        worker.join()
+        assert is_correct(verifier.score([("1", "$1$")])) == [True]
+
+
+def test_a_killed_run_leaves_no_worker_spinning(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "from reft_math.scoring.math_equivalence import MathVerifier\n"
+        "if __name__ == '__main__':\n"
+        "    verifier = MathVerifier(num_workers=1, time_limit=1)\n"
+        "    verifier.score([('1', '$1$')])\n"
+        "    print('warm', flush=True)\n"
+        f"    verifier.score([{HANGING!r}] * 100)\n"
+    )
+    run = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"warm\n"
+    time.sleep(0.5)
+    run.kill()
+    # The worker inherited standard output: it ends only when the worker has ended, too.
+    assert run.communicate(timeout=30)[0] == b""
+
+
+def test_scoring_needs_no_torch() -> None:
+    code = (
+        "import sys; from reft_math.scoring.math_equivalence import compare; assert 'math_verify' not in sys.modules; "
+        "assert compare('1', '$1$').is_correct; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_gold_is_read_as_latex() -> None:
+    assert compare(r"\text{Evelyn}", r"It is \boxed{\text{Evelyn}}.").is_correct
+    assert not compare(r"\text{Evelyn}", r"It is \boxed{\text{Angela}}.").is_correct
+
+
+@pytest.mark.parametrize(("num_workers", "time_limit"), [(0, 1.0), (1, 0.0), (1, float("nan"))])
+def test_impossible_settings_are_refused(num_workers: int, time_limit: float) -> None:
+    with pytest.raises(UserError, match="expected"):
+        MathVerifier(num_workers, time_limit)
+
+
+@pytest.mark.skipif(not MATH500.exists(), reason=f"needs {MATH500}")
+def test_every_math500_solution_is_right_for_its_gold() -> None:
+    rows = [json.loads(line) for line in MATH500.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 500
+    with MathVerifier(num_workers=1, time_limit=60) as verifier:
+        verdicts = verifier.score([(row["answer"], row["solution"]) for row in rows])
+    assert [row["unique_id"] for row, verdict in zip(rows, verdicts, strict=True) if not verdict.is_correct] == []
+
+
+@pytest.mark.skipif(not MATH500.exists(), reason=f"needs {MATH500}")
+def test_math500_solutions_are_wrong_for_other_golds() -> None:
+    rows = [json.loads(line) for line in MATH500.read_text(encoding="utf-8").splitlines()]
+    numbers = [row for row in rows if row["answer"].isdigit()]
+    with MathVerifier(num_workers=1, time_limit=60) as verifier:
+        verdicts = verifier.score([(str(int(row["answer"]) + 1), row["solution"]) for row in numbers])
+    assert len(numbers) > 200
+    assert not any(is_correct(verdicts))

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from reft_math.errors import UserError
+from reft_math.scoring.numeric import last_number, numbers_equal, score_numeric, stated_answer
+
+GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k" / "test.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("9 * 2 = 18\n#### 18", "18"),
+        ("#### 18\nQuestion: a second one …\n#### 7", "18"),
+        ("####18", "18"),
+        ("####\n18", "18"),
+        ("#### $1,234.50.", "1234.50"),
+        ("#### -$5", "-5"),
+        ("#### $-5", "-5"),
+        ("#### \u22125", "-5"),
+        ("#### **18** eggs", "18"),
+        ("#### 25%", "25"),
+        ("#### .5", ".5"),
+        ("#### Step 1: add\n#### Step 2: done\n#### 42", "42"),
+        (r"\boxed{3}, no, \boxed{1,234}", "1234"),
+        (r"\boxed{7} then \boxed{x}", "7"),
+        (r"\boxed{\$18}", "18"),
+        (r"\boxed{1{,}234\%}", "1234"),
+        (r"\boxed{18\,\text{ dollars}}", "18"),
+        (r"\boxed{4} and #### 5", "5"),
+        ("The answer is 18.", "18"),
+        ("the answer is 3. Wait. The final answer is: **$1,800.00**.", "1800.00"),
+        (r"The answer is \(18\).", "18"),
+        (r"The answer is 3, \boxed{4}", "4"),
+        ("The answer is (A) 5", None),
+        ("The answer is 5/8.", None),
+        ("The answer is 12 / 5.", None),
+        ("#### 5 + 3 = 8", None),
+        ("#### 10-15", None),
+        (r"\boxed{\frac{1}{2}}", None),
+        (r"\boxed{18\frac{1}{2}}", None),
+        (r"\boxed{3 + 4}", None),
+        ("There are 18 eggs.", None),
+        ("", None),
+    ],
+)
+def test_stated_answer(completion: str, expected: str | None) -> None:
+    assert stated_answer(completion) == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("It costs $1,234.50.", "1234.50"),
+        ("That is 18.", "18"),
+        ("x = -3", "-3"),
+        ("-3", "-3"),
+        ("(-3)", "-3"),
+        ("a loss of -$4", "-4"),
+        ("5-3", "3"),
+        ("5 - 3", "3"),
+        ("$5-$3", "3"),
+        ("(a+b)-3", "3"),
+        ("step-2", "2"),
+        ("a 2-step plan", "2"),
+        ("from 3 to 1,2,3", "3"),
+        ("1,234,567", "1234567"),
+        ("12,3456", "3456"),
+        ("1234,567", "567"),
+        (r"1,\!234", "1234"),
+        ("50% off", "50"),
+        ("about .75", ".75"),
+        ("wait...5", "5"),
+        ("version 1.2.3", "3"),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_last_number(completion: str, expected: str | None) -> None:
+    assert last_number(completion) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("18", "18.00", True),
+        ("1,234", "1234", True),
+        ("$18", "18", True),
+        ("-0", "0", True),
+        ("5", "15", False),
+        ("15", "5", False),
+        ("3", "-3", False),
+        ("0.3", "0.30000", True),
+        ("0.30001", "0.3", False),
+        ("18.000000001", "18", False),
+        ("18.001", "18.000000000", False),
+        ("1.833", "1.8333333333333335", True),
+        ("1.83333", "1.8333333333333335", True),
+        ("1.83", "1.8333333333333335", False),
+        ("2", "1.8333333333333335", False),
+        ("0.00041667", "0.0004166666666", True),
+        ("0", "0.0004166666666", False),
+        ("100000000000000000000000000001", "100000000000000000000000000002", False),
+    ],
+)
+def test_numbers_equal(answer: str, gold: str, expected: bool) -> None:
+    assert numbers_equal(answer, gold) is expected
+
+
+def test_tolerance_agrees_with_fractions() -> None:
+    gold = Fraction(11, 6)
+    for thousandths in range(1700, 2000):
+        answer = Fraction(thousandths, 1000)
+        expected = abs(answer - gold) <= gold / 1000
+        assert numbers_equal(str(thousandths / 1000), "1.8333333333333335") is expected
+
+
+@pytest.mark.parametrize("gold", ["", "1/2", r"\frac{1}{2}", "nan", "inf", "18 eggs"])
+def test_gold_must_be_a_number(gold: str) -> None:
+    with pytest.raises(UserError, match="expected one such as"):
+        score_numeric("no number", gold)
+
+
+def test_score_tells_stated_from_last() -> None:
+    assert score_numeric("#### 5\nNext: 15", "5") == {
+        "strict": True,
+        "flexible": False,
+        "stated": "5",
+        "last_number": "15",
+    }
+    assert score_numeric("It is 5", "5") == {"strict": False, "flexible": True, "stated": None, "last_number": "5"}
+    assert score_numeric("", "5") == {"strict": False, "flexible": False, "stated": None, "last_number": None}
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason=f"needs {GSM8K}")
+def test_every_gsm8k_reference_is_right_for_its_gold_and_wrong_for_the_next_number() -> None:
+    answers = [json.loads(line)["answer"] for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+    assert len(answers) == 1319
+    for answer in answers:
+        completion = re.sub(r"<<.*?>>", "", answer)
+        gold = answer.split("####")[1].strip()
+        score = score_numeric(completion, gold)
+        assert score["strict"] and score["flexible"], answer
+        other = score_numeric(completion, str(int(gold.replace(",", "")) + 1))
+        assert not other["strict"] and not other["flexible"], answer

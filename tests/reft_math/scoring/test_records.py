@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reft_math.errors import UserError
+from reft_math.scoring.records import RecordFile
+
+
+def row(number: int) -> dict[str, Any]:
+    return {"id": f"gsm8k/test/{number}", "completion": f"7·6 = {number}\n#### {number}\u2028", "strict": True}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    content = path.read_bytes()
+    assert content.endswith(b"\n")
+    return [json.loads(line) for line in content[:-1].split(b"\n")]
+
+
+def test_records_come_back_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "records.jsonl"
+    records = RecordFile(path)
+    records.append([])
+    assert records.done == {} and not path.exists()
+    records.append([row(2), row(1)])
+    records.append(row(number) for number in (3,))
+    assert list(records.done.values()) == [row(2), row(1), row(3)]
+    assert RecordFile(path).done == records.done
+    assert read(path) == [row(2), row(1), row(3)]
+
+
+def test_a_run_killed_at_any_byte_of_a_line_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    RecordFile(path).append([row(0), row(1)])
+    first_line = path.read_bytes().index(b"\n") + 1
+    whole = path.read_bytes()
+    for length in range(first_line, len(whole) + 1):
+        path.write_bytes(whole[:length])
+        records = RecordFile(path)
+        assert path.read_bytes() == whole[:length], "opening alone changes nothing"
+        assert set(records.done) == ({row(0)["id"], row(1)["id"]} if length == len(whole) else {row(0)["id"]})
+        records.append([row(number) for number in range(3) if row(number)["id"] not in records.done])
+        assert read(path) == [row(0), row(1), row(2)]
+
+
+def test_a_killed_process_leaves_what_it_finished(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    code = f"""
+import os, signal
+from reft_math.scoring.records import RecordFile
+records = RecordFile({str(path)!r})
+records.append([{{"id": "a"}}])
+with open({str(path)!r}, "ab", buffering=0) as file:
+    file.write(b'{{"id": "b", "compl')
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    records = RecordFile(path)
+    assert list(records.done) == ["a"]
+    records.append([{"id": "b"}])
+    assert read(path) == [{"id": "a"}, {"id": "b"}]
+
+
+def test_a_write_that_failed_half_way_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - 5)
+        raise OSError("No space left on device")
+
+    records = RecordFile(tmp_path / "records.jsonl")
+    records.append([row(0)])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            records.append([row(1)])
+    assert list(records.done.values()) == [row(0)]
+    records.append([row(1)])
+    assert read(records.path) == [row(0), row(1)]
+
+
+@pytest.mark.parametrize("bad", [b"", b'{"id": "b"', b"[1]", b'{"id": 3}', b'{"name": "b"}', b'{"id": "\xff"}'])
+def test_a_malformed_line_is_named(tmp_path: Path, bad: bytes) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"id": "a"}\n' + bad + b'\n{"id": "c"}\n')
+    with pytest.raises(UserError, match=r"records\.jsonl, line 2"):
+        RecordFile(path)
+
+
+def test_duplicate_ids_are_named_with_both_lines(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"id": "a"}\n{"id": "b"}\n{"id": "a"}\n')
+    with pytest.raises(UserError, match=r"'a' in lines 1 and 3"):
+        RecordFile(path)
+
+
+@pytest.mark.parametrize("second", [{"id": "a"}, {"id": "b"}, {"id": 3}, {"name": "c"}])
+def test_nothing_of_a_batch_with_a_bad_id_is_written(tmp_path: Path, second: dict[str, Any]) -> None:
+    records = RecordFile(tmp_path / "records.jsonl")
+    records.append([{"id": "a"}])
+    with pytest.raises(ValueError, match="new to"):
+        records.append([{"id": "b"}, second])
+    assert read(records.path) == [{"id": "a"}]
+    assert list(records.done) == ["a"]
+
+
+def test_nothing_of_a_batch_that_is_not_json_is_written(tmp_path: Path) -> None:
+    records = RecordFile(tmp_path / "records.jsonl")
+    with pytest.raises(TypeError):
+        records.append([{"id": "a"}, {"id": "b", "value": object()}])
+    assert not records.path.exists() and records.done == {}

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from math import comb, sqrt
+from statistics import NormalDist
+
+import pytest
+
+from reft_math.scoring.statistics import McNemar, mcnemar, wilson_interval
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+@pytest.mark.parametrize(("correct", "total"), [(0, 1), (1, 1), (0, 50), (7, 50), (50, 50), (981, 1319)])
+def test_wilson_interval_agrees_with_its_formula(correct: int, total: int, confidence: float) -> None:
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = correct / total
+    half = z * sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    centre = p + z**2 / (2 * total)
+    expected = ((centre - half) / (1 + z**2 / total), (centre + half) / (1 + z**2 / total))
+    assert wilson_interval(correct, total, confidence) == pytest.approx(expected, abs=1e-12)
+
+
+def test_wilson_interval_of_newcombe() -> None:
+    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3: 81 of 263 and 15 of 148."""
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+
+
+@pytest.mark.parametrize(("correct", "total", "confidence"), [(0, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0)])
+def test_impossible_counts_are_refused(correct: int, total: int, confidence: float) -> None:
+    with pytest.raises(ValueError, match="got"):
+        wilson_interval(correct, total, confidence)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (1, 0), (5, 5), (2, 9), (9, 2), (0, 12), (30, 51)])
+def test_mcnemar_agrees_with_binomial_sums(only_first: int, only_second: int) -> None:
+    first = [True] * only_first + [False] * only_second + [True] * 4 + [False] * 3
+    second = [False] * only_first + [True] * only_second + [True] * 4 + [False] * 3
+    discordant = only_first + only_second
+    tail = sum(comb(discordant, k) for k in range(min(only_first, only_second) + 1)) / 2**discordant
+    result = mcnemar(first, second)
+    assert (result.only_first, result.only_second) == (only_first, only_second)
+    assert result.p_value == pytest.approx(min(1.0, 2 * tail), rel=1e-12)
+
+
+def test_mcnemar_needs_pairs() -> None:
+    assert mcnemar([], []) == McNemar(0, 0, 1.0)
+    with pytest.raises(ValueError, match="got 2 and 1"):
+        mcnemar([True, False], [True])
