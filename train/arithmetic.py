@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 class PretrainingConfig:
     output_dir: str = field(default="results/arithmetic-model", metadata={"help": "Where model and tokenizer go."})
     seed: int = field(default=0, metadata={"help": "Draws weights, problems and styles."})
-    steps: int = field(default=5000, metadata={"help": "Optimiser steps."})
-    batch_size: int = field(default=128, metadata={"help": "Problems a step; each is seen once."})
-    learning_rate: float = field(default=3e-3, metadata={"help": "Peak learning rate of AdamW (cosine, 100 warm-up steps)."})
+    steps: int = field(default=15_000, metadata={"help": "Optimiser steps."})
+    batch_size: int = field(default=32, metadata={"help": "Problems a step; each is seen once."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW (cosine)."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in the output folder."})
 
 
@@ -40,9 +40,10 @@ def main(config: PretrainingConfig) -> None:
             lr_scheduler_type="cosine",
             warmup_steps=100,
             weight_decay=0.01,
+            adam_beta2=0.98,
             train_sampling_strategy="group_by_length",
-            logging_steps=50,
-            save_steps=500,
+            logging_steps=100,
+            save_steps=1000,
             save_total_limit=2,
             seed=config.seed,
             report_to="none",

@@ -29,6 +29,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
+        # About 1/√hidden: with the customary 0.02 a model this narrow learns to copy digits ten times as slowly.
+        initializer_range=0.08,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
