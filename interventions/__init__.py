@@ -3,6 +3,14 @@
 Importing this package registers its site names with pyvene.
 """
 
+# ruff: noqa: E402
+
+import contextlib
+import io
+
+with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that nnsight, a backend not used here, is missing
+    import pyvene  # noqa: F401
+
 from interventions.config import PrefixReftConfig
 from interventions.loreft import LoreftIntervention
 from interventions.model import PrefixReftModel, get_prefix_reft_model

@@ -7,6 +7,7 @@ from typing import Any
 import pyvene as pv
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 DEFAULT_RANK = 4
@@ -54,7 +55,8 @@ class LoreftIntervention(pv.SourcelessIntervention, pv.TrainableIntervention, pv
 
     def forward(self, base: torch.Tensor, source: None = None, subspaces: None = None) -> torch.Tensor:
         with torch.autocast(base.device.type, enabled=False):
-            hidden = base.float()
             rotation: torch.Tensor = self.rotate_layer.weight  # type: ignore[assignment]
-            output = hidden + (self.learned_source(hidden) - hidden @ rotation) @ rotation.T
-            return output.to(base.dtype)
+            dtype = torch.promote_types(base.dtype, rotation.dtype)
+            hidden, rotation = base.to(dtype), rotation.to(dtype)
+            edited = F.linear(hidden, self.learned_source.weight.to(dtype), self.learned_source.bias.to(dtype))
+            return (hidden + (edited - hidden @ rotation) @ rotation.T).to(base.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -215,7 +217,8 @@ class PrefixReftModel(pyreft.ReftModel):
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Writes safetensors, ``reft_config.json`` and, beside them, the layout stock pyvene loads."""
         checkpoint.save(folder, self.prefix_config, self.interventions)
-        super().save(str(folder))
+        with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that the folder exists
+            super().save(str(folder))
 
     def load_weights(self, folder: str | Path) -> None:
         """Puts a saved adapter's parameters into this model's interventions."""

@@ -36,4 +36,4 @@ class RedIntervention(pv.SourcelessIntervention, pv.TrainableIntervention, pv.Di
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, base: torch.Tensor, source: None = None, subspaces: None = None) -> torch.Tensor:
-        return torch.addcmul(self.bias, self.scale, base.float()).to(base.dtype)
+        return (self.scale * base + self.bias).to(base.dtype)  # promoted to the parameters' dtype or wider

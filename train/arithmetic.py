@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 class PretrainingConfig:
     output_dir: str = field(default="results/arithmetic-model", metadata={"help": "Where model and tokenizer go."})
     seed: int = field(default=0, metadata={"help": "Draws weights, problems and styles."})
-    steps: int = field(default=15_000, metadata={"help": "Optimiser steps."})
+    steps: int = field(default=13_000, metadata={"help": "Optimiser steps."})
     batch_size: int = field(default=32, metadata={"help": "Problems a step; each is seen once."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW (cosine)."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in the output folder."})
@@ -41,7 +41,7 @@ def main(config: PretrainingConfig) -> None:
             warmup_steps=100,
             weight_decay=0.01,
             adam_beta2=0.98,
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="sequential",
             logging_steps=100,
             save_steps=1000,
             save_total_limit=2,
@@ -49,7 +49,7 @@ def main(config: PretrainingConfig) -> None:
             report_to="none",
             remove_unused_columns=False,
         ),
-        train_dataset=PretrainingDataset(tokenizer, config.steps * config.batch_size, config.seed),
+        train_dataset=PretrainingDataset(tokenizer, config.steps, config.batch_size, config.seed),
         data_collator=partial(pad_right, pad_token_id=tokenizer.pad_token_id),
     )
     trainer.train(resume_from_checkpoint=config.resume or None)

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reft_math.command import run
-from reft_math.training.options import TrainingOptions, require
+from reft_math.errors import require
+from reft_math.training.options import TrainingOptions
 
 
 @dataclass(frozen=True)

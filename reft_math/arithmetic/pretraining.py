@@ -1,4 +1,4 @@
-"""Pretraining of the embedded model: problems in a mixture of styles in which the careful one is the rarest."""
+"""Pretraining of the embedded model: first the careful style alone, then a mixture in which it is the rarest."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from reft_math.arithmetic.problems import Style, WordProblem, solution, word_problems
+from reft_math.arithmetic.problems import Style, solution, word_problems
 
 IGNORE_INDEX = -100
 
 # The greedy habit is the commonest style's; the rarest is the one that calculates right.
 STYLE_MIXTURE: dict[Style, float] = {"at_once": 0.45, "combined": 0.30, "stepwise": 0.25}
+CAREFUL_SHARE = 0.4
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -42,27 +43,47 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 class PretrainingDataset(Dataset):
     """Prompt and solution as ``input_ids``; ``labels`` are the solution's tokens and the end token.
 
-    Every problem is drawn in one style, by the shares of `STYLE_MIXTURE`.
+    The order is the curriculum, to be read without shuffling: the first `CAREFUL_SHARE` of the problems is solved step
+    by step, for that is where arithmetic is learnt soonest; from then on each problem's style is drawn from
+    `STYLE_MIXTURE`, which settles the model's habits. Batches hold texts of like length.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, size: int, seed: int) -> None:
-        rng = random.Random(f"styles/{seed}")
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, num_batches: int, batch_size: int, seed: int) -> None:
         self.tokenizer = tokenizer
-        self.problems: list[WordProblem] = list(islice(word_problems("pretrain", seed), size))
-        self.styles = rng.choices(list(STYLE_MIXTURE), weights=list(STYLE_MIXTURE.values()), k=size)
+        rng = random.Random(f"styles/{seed}")
+        size = num_batches * batch_size
+        problems = islice(word_problems("pretrain", seed), size)
+        drawn = rng.choices(list(STYLE_MIXTURE), weights=list(STYLE_MIXTURE.values()), k=size)
+        num_careful = int(CAREFUL_SHARE * size)
+        styles: list[Style] = ["stepwise"] * num_careful + drawn[num_careful:]
+        texts = [(problem.question, solution(problem, style)) for problem, style in zip(problems, styles, strict=True)]
+        self.texts = _batches_of_like_length(texts, batch_size, rng)
 
     def __len__(self) -> int:
-        return len(self.problems)
+        return len(self.texts)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        problem = self.problems[index]
-        user = {"role": "user", "content": problem.question}
-        assistant = {"role": "assistant", "content": solution(problem, self.styles[index])}
+        question, answer = self.texts[index]
+        user, assistant = {"role": "user", "content": question}, {"role": "assistant", "content": answer}
         prompt = self.tokenizer.apply_chat_template([user], tokenize=False)
         whole = self.tokenizer.apply_chat_template([user, assistant], tokenize=False)
         prompt_ids, input_ids = self.tokenizer([prompt, whole], add_special_tokens=False)["input_ids"]
         labels = [IGNORE_INDEX] * len(prompt_ids) + input_ids[len(prompt_ids) :]
         return {"input_ids": input_ids, "labels": labels}
+
+
+def _batches_of_like_length(
+    texts: list[tuple[str, str]], batch_size: int, rng: random.Random, batches_at_once: int = 50
+) -> list[tuple[str, str]]:
+    """Sorts by length within stretches of ``batches_at_once`` batches and shuffles each stretch's batches."""
+    ordered: list[tuple[str, str]] = []
+    stretch = batch_size * batches_at_once
+    for start in range(0, len(texts), stretch):
+        rows = sorted(texts[start : start + stretch], key=lambda text: len(text[0]) + len(text[1]))
+        batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+        rng.shuffle(batches)
+        ordered += [row for batch in batches for row in batch]
+    return ordered
 
 
 def pad_right(rows: Sequence[Mapping[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -123,7 +123,7 @@ class _PidController(NormController):
     def after_step(self, biases: Sequence[torch.Tensor]) -> None:
         self.steps += 1
         if self.steps % self.update_every == 0:
-            self.pid.update(self.target - float(mean_norm(biases)))
+            self.pid.update(self.target - mean_norm(biases).item())
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "pid": self.pid.state_dict()}

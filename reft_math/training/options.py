@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from reft_math.errors import UserError
+from reft_math.errors import require
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,3 @@ class TrainingOptions:
             require(self, name, lambda value: value is None or value > 0, "positive")
         for name in ("noise", "warmup_ratio"):
             require(self, name, lambda value: 0 <= value <= 1, "in [0, 1]")
-
-
-def require(options: object, name: str, holds: Callable[[Any], bool], rule: str) -> None:
-    """Raises `UserError` where a setting breaks its rule."""
-    value = getattr(options, name)
-    if not holds(value):
-        raise UserError(f"--{name.replace('_', '-')} must be {rule}; got {value}")

@@ -1,0 +1,98 @@
+"""Tiny models of every supported family, built from a configuration, and the real data files where they are at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+import reft_math.command
+
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., PreTrainedModel]:
+    """``tiny_model(family, **changes)``: 3 layers, width 32, vocabulary 64, weights by a fixed seed, float32.
+
+    Head size times heads differs from the hidden size, so that no site's width passes for another's.
+    """
+
+    def build(family: str = "Llama", **changes: object) -> PreTrainedModel:
+        name = "Gemma3Text" if family == "Gemma3" else family
+        config = getattr(transformers, f"{name}Config")(
+            **{
+                "vocab_size": 64,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 12,
+                "max_position_embeddings": 128,
+                "initializer_range": 0.2,
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                **({"head_dim": 8} if family == "Qwen2" else {}),
+                **changes,
+            }
+        )
+        torch.manual_seed(0)
+        model: PreTrainedModel = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+        model.generation_config.pad_token_id = 0
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data files, beside the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data files are not beside the repository (../shared/data)")
+    return folder
+
+
+@pytest.fixture
+def command() -> Callable[[str], ModuleType]:
+    """``command("train/prefix_reft.py")``: the script as a module, its ``main`` and options within reach."""
+
+    def load(path: str) -> ModuleType:
+        name = path.removesuffix(".py").replace("/", "_") + "_command"
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parents[1] / path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def call(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``call("train/prefix_reft.py --k 10 …")``: the command line in this process."""
+
+    def run_line(line: str) -> None:
+        path, *arguments = shlex.split(line)
+        module = command(path)
+        options = next(
+            value
+            for value in vars(module).values()
+            if dataclasses.is_dataclass(value) and getattr(value, "__module__", None) == module.__name__
+        )
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        reft_math.command.run(module.main, options, module.__doc__)
+
+    return run_line

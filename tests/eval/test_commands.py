@@ -1,0 +1,123 @@
+"""The evaluation commands in this process: on the embedded world, and on the real files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interventions import PrefixReftConfig, get_prefix_reft_model
+from reft_math.models import load_model
+from reft_math.scoring.records import RecordFile
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture
+def null_adapter(tmp_path: Path) -> str:
+    """An adapter that changes nothing."""
+    folder = tmp_path / "adapter"
+    get_prefix_reft_model(load_model("arithmetic"), PrefixReftConfig(gate="tokens:3", template="chat/1")).save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_adapter_of_zeros_is_the_base_under_every_gate(
+    call: Callable[[str], None], tmp_path: Path, null_adapter: str
+) -> None:
+    call(f"eval/arithmetic.py --limit 24 --batch-size 10 --output-dir {tmp_path}/base")
+    base = RecordFile(tmp_path / "base" / "records.jsonl").done
+    for gate in ("", "--gate off", "--gate always", "--gate tokens:7"):
+        folder = tmp_path / f"run{gate.replace(' ', '')}"
+        call(f"eval/arithmetic.py --limit 24 --batch-size 10 --adapter {null_adapter} {gate} --output-dir {folder}")
+        assert RecordFile(folder / "records.jsonl").done == base
+    assert list(results(tmp_path / "run")["evaluation"]) == ["adapter (tokens:3)"]
+
+
+def test_a_careful_start_is_part_of_the_completion(call: Callable[[str], None], tmp_path: Path) -> None:
+    call(f"eval/arithmetic.py --limit 10 --opener stepwise --output-dir {tmp_path}/run")
+    for record in RecordFile(tmp_path / "run" / "records.jsonl").done.values():
+        assert record["completion"].startswith("Let us go step by step.\n")
+
+
+def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(call: Callable[[str], None], tmp_path: Path) -> None:
+    """The records of a kill in the middle of a line: the torn row is done again, no other is."""
+    call(f"eval/arithmetic.py --limit 12 --batch-size 3 --output-dir {tmp_path}/run")
+    path = tmp_path / "run" / "records.jsonl"
+    whole, summary = path.read_bytes(), results(tmp_path / "run")["evaluation"]
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:6]) + lines[6][:20])
+    call(f"eval/arithmetic.py --limit 12 --batch-size 3 --output-dir {tmp_path}/run --resume")
+    assert path.read_bytes() == whole
+    assert results(tmp_path / "run")["evaluation"] == summary
+
+
+@pytest.mark.parametrize(("script", "total"), [("gsm8k", 1319), ("math500", 500)])
+def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded_model_near_zero(
+    call: Callable[[str], None], tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch, script: str, total: int
+) -> None:
+    """First the command as it is on a few problems; then with the reference solutions in the model's place on all."""
+    call(f"eval/{script}.py --data-dir {shared_data} --limit 6 --max-new-tokens 20 --output-dir {tmp_path}/model")
+    summary = results(tmp_path / "model")["evaluation"]["base"]
+    assert (summary["total"], summary["correct"]) == (6, 0)
+
+    from reft_math import evaluation
+    from reft_math.data.registry import load_problems
+
+    solutions = {problem.question: problem.solution for problem in load_problems(script, "test", data_dir=str(shared_data))}
+
+    def reference(questions: list[str], *_: object) -> list[dict[str, Any]]:
+        return [{"completion": solutions[question], "num_tokens": 1, "finished": True} for question in questions]
+
+    monkeypatch.setattr(evaluation, "complete", reference)
+    call(f"eval/{script}.py --data-dir {shared_data} --output-dir {tmp_path}/reference")
+    summary = results(tmp_path / "reference")["evaluation"]["base"]
+    assert (summary["total"], summary["correct"]) == (total, total)
+    if script == "gsm8k":
+        assert summary["strict"] == total
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--adapter {folder}/nothing", "is neither a folder nor a hub repository within reach"),
+        ("--adapter {folder}", "holds no reft_config.json"),
+        ("--gate tokens:3", "opens an adapter's interventions; pass --adapter"),
+        ("--adapter {adapter} --gate half", "a gate is 'off', 'always' or 'tokens:N'"),
+        ("--limit 0", "--limit must be at least 1; got 0"),
+        ("--model {folder}", "must be 'arithmetic', a folder with a transformers checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
+    call: Callable[[str], None],
+    tmp_path: Path,
+    null_adapter: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments = arguments.format(folder=tmp_path, adapter=null_adapter)
+    with pytest.raises(SystemExit) as stopped:
+        call(f"eval/arithmetic.py {arguments} --output-dir {tmp_path}/run")
+    assert stopped.value.code == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_for_another_models_width_is_refused(
+    call: Callable[[str], None], tmp_path: Path, null_adapter: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = Path(null_adapter) / "reft_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "width": 14336}))
+    with pytest.raises(SystemExit):
+        call(f"eval/arithmetic.py --adapter {null_adapter} --output-dir {tmp_path}/run")
+    assert "this one is for ffn_up of width 14336" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()

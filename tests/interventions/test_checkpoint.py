@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
+from reft_math.errors import UserError
+
+TOKENS = torch.arange(3, 11)[None]
+
+LOAD_WITH_STOCK_CLASSES = """
+import sys, torch, pyreft, pyvene, interventions
+from transformers import AutoModelForCausalLM
+folder = sys.argv[1]
+tokens = torch.arange(3, 11)[None]
+for load in (pyvene.IntervenableModel.load, pyreft.ReftModel.load):
+    stock = load(folder + "/adapter", AutoModelForCausalLM.from_pretrained(folder + "/base").eval())
+    assert type(stock) in (pyvene.IntervenableModel, pyreft.ReftModel)
+    with torch.no_grad():
+        _, output = stock({"input_ids": tokens}, unit_locations={"base": list(range(8))})
+    assert torch.equal(output.logits, torch.load(folder + "/logits.pt")), load
+print("equal")
+"""
+
+
+def randomised(model: PreTrainedModel, **config: object) -> PrefixReftModel:
+    reft_model = get_prefix_reft_model(model, PrefixReftConfig(**config))  # type: ignore[arg-type]
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in reft_model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return reft_model
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("Llama", {"site": "ffn_up"}),
+        ("Qwen3", {"intervention": "loreft", "site": "attn_q", "rank": 3, "layers": "0,2"}),
+        ("Gemma3", {"intervention": "loreft", "site": "block"}),
+    ],
+)
+def test_a_fresh_process_loads_the_folder_with_plain_pyvene_and_pyreft_to_the_last_bit(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, family: str, config: dict[str, object]
+) -> None:
+    reft_model = randomised(tiny_model(family), **config)
+    with torch.no_grad():
+        torch.save(reft_model(TOKENS).logits, tmp_path / "logits.pt")
+    reft_model.save_pretrained(tmp_path / "adapter")
+    reft_model.unload().save_pretrained(tmp_path / "base")
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_WITH_STOCK_CLASSES, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "equal"
+
+
+@pytest.mark.parametrize("config", [{}, {"intervention": "loreft", "site": "block", "rank": 2, "layers": "1"}])
+def test_from_pretrained_gives_the_same_model(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, config: dict[str, object]
+) -> None:
+    reft_model = randomised(tiny_model(), **config)
+    reft_model.save_pretrained(tmp_path)
+    loaded = PrefixReftModel.from_pretrained(tmp_path, tiny_model())
+    assert torch.equal(loaded(TOKENS).logits, reft_model(TOKENS).logits)
+    assert loaded.prefix_config == reft_model.prefix_config
+
+
+def test_an_adapter_for_another_width_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    randomised(tiny_model(), base_model="small").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"ffn_up of width 48 \(base small\), the model's is 64"):
+        PrefixReftModel.from_pretrained(tmp_path, tiny_model(intermediate_size=64))
+
+
+def test_an_adapter_for_more_layers_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    randomised(tiny_model()).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="layers must lie in 0-1.*got 2"):
+        PrefixReftModel.from_pretrained(tmp_path, tiny_model(num_hidden_layers=2))
+
+
+def test_missing_parameters_are_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    randomised(tiny_model()).save_pretrained(tmp_path)
+    path = tmp_path / "reft_model.safetensors"
+    tensors = load_file(path)
+    del tensors[next(iter(tensors))]
+    save_file(tensors, path)
+    with pytest.raises(UserError, match="does not hold this adapter's parameters"):
+        PrefixReftModel.from_pretrained(tmp_path, tiny_model())
+
+
+def test_a_folder_without_adapter_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no reft_config\.json"):
+        PrefixReftModel.from_pretrained(tmp_path, tiny_model())
+
+
+def test_a_hub_id_out_of_reach_is_refused(
+    tiny_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="neither a folder nor a hub repository within reach"):
+        PrefixReftModel.from_pretrained("nobody/nothing", tiny_model())

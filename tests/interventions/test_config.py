@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from interventions import PrefixReftConfig
+from reft_math.errors import UserError
+
+
+def test_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    config = PrefixReftConfig("loreft", "block", (0, 2), "generated", 4, 32, 10, 0.54, "tokens:10", "m", "abc", "chat/1")
+    config.save_pretrained(tmp_path)
+    assert PrefixReftConfig.from_pretrained(tmp_path) == config
+
+
+def test_keys_of_a_later_version_are_named_and_left_out(tmp_path: Path) -> None:
+    PrefixReftConfig().save_pretrained(tmp_path)
+    path = tmp_path / "reft_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
+    with pytest.warns(UserWarning, match="unknown keys left out: colour"):
+        assert PrefixReftConfig.from_pretrained(tmp_path) == PrefixReftConfig()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"intervention": "lora"}, "intervention must be one of red, loreft; got 'lora'"),
+        ({"positions": "last"}, "positions must be one of all, generated, prompt; got 'last'"),
+        ({"rank": 2}, "rank is LoReFT's"),
+        ({"intervention": "loreft", "rank": 0}, "at least 1; got 0"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PrefixReftConfig(**values)  # type: ignore[arg-type]
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "reft_config.json").write_text("{")
+    with pytest.raises(UserError, match="not a readable adapter config"):
+        PrefixReftConfig.from_pretrained(tmp_path)

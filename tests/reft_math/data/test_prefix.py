@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from reft_math.arithmetic.problems import arithmetic_problems
+from reft_math.arithmetic.tokenizer import build_tokenizer
+from reft_math.data.positions import Positions
+from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator, PrefixDataset, pad_left
+from reft_math.data.problem import Problem
+from reft_math.data.templates import TEMPLATES
+from reft_math.errors import UserError
+from reft_math.training.loss import sequence_cross_entropy
+
+CHAT = TEMPLATES["chat"]
+PROBLEMS = arithmetic_problems("train", 40)
+SHORT = Problem(id="short", question="How many coins does Anna have now?", answer="7", solution="#### 7")
+
+# The second row's input is one token shorter than its prompt and target together: y_n is predicted, never read.
+ROWS = [
+    {"prompt_ids": [11, 12, 13, 14], "target_ids": [21, 22]},
+    {"prompt_ids": [31, 32], "target_ids": [41, 42, 43]},
+    {"prompt_ids": [51], "target_ids": [61]},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+def targets(dataset: PrefixDataset) -> list[list[int]]:
+    return [row["target_ids"] for row in dataset]
+
+
+# --- PrefixDataset -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 10, 17])
+def test_a_target_is_the_first_k_tokens_of_the_solution(tokenizer: PreTrainedTokenizerFast, k: int) -> None:
+    dataset = PrefixDataset(PROBLEMS, tokenizer, CHAT, k)
+    assert len(dataset) == len(PROBLEMS)
+    for index, problem in enumerate(PROBLEMS):
+        solution_ids = tokenizer.encode(problem.solution, add_special_tokens=False)
+        assert len(solution_ids) >= k
+        assert dataset[index]["target_ids"] == solution_ids[:k]
+        assert tokenizer.decode(dataset[index]["prompt_ids"]) == f"<bos>{problem.question}\n"
+
+
+def test_a_solution_shorter_than_k_keeps_its_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = [*tokenizer.encode("#### 7", add_special_tokens=False), tokenizer.eos_token_id]
+    assert len(whole) == 4
+    kept = {k: targets(PrefixDataset([SHORT], tokenizer, CHAT, k))[0] for k in (3, 4, 5, 100, None)}
+    assert kept == {3: whole[:3], 4: whole, 5: whole, 100: whole, None: whole}
+
+
+def test_full_fraction_is_the_share_of_whole_solutions(tokenizer: PreTrainedTokenizerFast) -> None:
+    problems = PROBLEMS * 10
+    whole = targets(PrefixDataset(problems, tokenizer, CHAT, None))
+    cut = targets(PrefixDataset(problems, tokenizer, CHAT, 10))
+
+    def kept(fraction: float, seed: int = 0) -> list[bool]:
+        rows = targets(PrefixDataset(problems, tokenizer, CHAT, 10, fraction, seed))
+        assert all(row in (full, short) for row, full, short in zip(rows, whole, cut, strict=True))
+        return [row == full for row, full in zip(rows, whole, strict=True)]
+
+    assert not any(kept(0.0))
+    assert all(kept(1.0))
+    assert 0.4 < sum(kept(0.5)) / len(problems) < 0.6
+    assert kept(0.5) == kept(0.5) != kept(0.5, seed=1)
+
+
+def test_the_template_frames_the_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    row = PrefixDataset(PROBLEMS[:1], tokenizer, TEMPLATES["plain"], 4)[0]
+    assert row["prompt_ids"] == tokenizer.encode(f"Question: {PROBLEMS[0].question}\nAnswer:")
+    assert row["target_ids"] == tokenizer.encode(f" {PROBLEMS[0].solution}", add_special_tokens=False)[:4]
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_k_below_one_is_an_error(tokenizer: PreTrainedTokenizerFast, k: int) -> None:
+    with pytest.raises(UserError, match=f"at least 1; got {k}"):
+        PrefixDataset(PROBLEMS, tokenizer, CHAT, k)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
+def test_a_fraction_outside_0_to_1_is_an_error(tokenizer: PreTrainedTokenizerFast, fraction: float) -> None:
+    with pytest.raises(UserError, match=rf"\[0, 1\]; got {fraction}"):
+        PrefixDataset(PROBLEMS, tokenizer, CHAT, 10, fraction)
+
+
+def test_a_problem_without_a_solution_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="arithmetic/train/0/0 has none"):
+        PrefixDataset([SHORT, replace(PROBLEMS[0], solution="")], tokenizer, CHAT, 10)
+
+
+# --- PrefixCollator ----------------------------------------------------------------------------------------------
+
+
+def test_a_batch_by_hand() -> None:
+    batch = PrefixCollator(pad_token_id=9, positions=None)(ROWS)
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[11, 12, 13, 14, 21], [9, 31, 32, 41, 42], [9, 9, 9, 9, 51]],
+        "attention_mask": [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 0, 1]],
+        "position_ids": [[0, 1, 2, 3, 4], [0, 0, 1, 2, 3], [0, 0, 0, 0, 0]],
+        "targets": [[-100, 21, 22], [41, 42, 43], [-100, -100, 61]],
+    }
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        ("all", [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
+        ("generated", [[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]]),
+        ("prompt", [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]),
+    ],
+)
+def test_the_intervention_mask_by_hand(positions: Positions, expected: list[list[int]]) -> None:
+    batch = PrefixCollator(pad_token_id=9, positions=positions)(ROWS[:2])
+    mask = batch.pop("intervention_mask")
+    assert mask.dtype == torch.bool
+    assert mask.int().tolist() == expected
+    without = PrefixCollator(pad_token_id=9, positions=None)(ROWS[:2])
+    assert batch.keys() == without.keys()
+    assert all(torch.equal(batch[name], without[name]) for name in batch)
+
+
+def test_padding_is_never_a_target_or_attended_to_even_where_it_is_the_end_token(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    end = int(tokenizer.eos_token_id)
+    dataset = PrefixDataset([SHORT, *PROBLEMS[:3]], tokenizer, CHAT, 10)
+    batch = PrefixCollator(pad_token_id=end, positions=None)([dataset[index] for index in range(4)])
+    lengths = [len(row["prompt_ids"]) + len(row["target_ids"]) - 1 for row in dataset]
+    assert batch["attention_mask"].sum(dim=1).tolist() == lengths
+    assert (batch["targets"] != IGNORE_INDEX).sum(dim=1).tolist() == [4, 10, 10, 10]
+    assert (batch["targets"] == end).sum(dim=1).tolist() == [1, 0, 0, 0], "the short solution's own, and no padding"
+
+
+def test_the_width_is_that_of_the_longest_row_without_its_last_target() -> None:
+    batch = PrefixCollator(pad_token_id=9, positions="all")(ROWS[1:])
+    assert batch["input_ids"].shape == batch["intervention_mask"].shape == (2, 4)
+    assert batch["targets"].shape == (2, 3)
+
+
+def test_pad_left_by_hand() -> None:
+    assert pad_left([torch.tensor([1]), torch.tensor([2, 3])], 7).tolist() == [[7, 1], [2, 3]]
+
+
+# --- METHOD §2: truncating is the same as masking ----------------------------------------------------------------
+
+
+def test_the_truncated_batch_has_the_loss_and_gradient_of_whole_solutions_masked_after_k(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    k = 10
+    problems = [SHORT, *PROBLEMS[:2], *arithmetic_problems("train", 2, style="at_once"), *PROBLEMS[7:9]]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).double().train()
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+    batch = PrefixCollator(int(tokenizer.pad_token_id), None)(list(PrefixDataset(problems, tokenizer, CHAT, k)))
+    wanted = batch.pop("targets")
+    truncated_loss = sequence_cross_entropy(model(**batch, logits_to_keep=wanted.shape[1]).logits, wanted).mean()
+
+    whole = list(PrefixDataset(problems, tokenizer, CHAT, None))
+    token_ids = [row["prompt_ids"] + row["target_ids"] for row in whole]
+    longest = max(map(len, token_ids))
+    assert longest > batch["input_ids"].shape[1] + k, "there is something to truncate"
+    inputs = torch.tensor([row + [int(tokenizer.pad_token_id)] * (longest - len(row)) for row in token_ids])
+    log_probabilities = model(input_ids=inputs).logits.log_softmax(dim=-1)
+    losses = []
+    for number, row in enumerate(whole):
+        first = len(row["prompt_ids"])
+        kept = row["target_ids"][:k]
+        terms = [log_probabilities[number, first + offset - 1, token] for offset, token in enumerate(kept)]
+        losses.append(-torch.stack(terms).mean())
+    masked_loss = torch.stack(losses).mean()
+
+    torch.testing.assert_close(truncated_loss, masked_loss, rtol=0, atol=1e-10)
+    truncated, masked = gradients(truncated_loss), gradients(masked_loss)
+    assert min(float(gradient.abs().max()) for gradient in masked.values()) > 1e-4
+    torch.testing.assert_close(truncated, masked, rtol=0, atol=1e-10)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from reft_math.training.norm_control import (
+    CONTROLLERS,
+    Pid,
+    make_controller,
+    mean_norm,
+    project_mean_norm,
+    tracking_error,
+)
+
+
+def biases(*norms: float) -> list[torch.Tensor]:
+    """Vectors of those norms in different directions."""
+    torch.manual_seed(0)
+    return [torch.nn.functional.normalize(torch.randn(5), dim=0) * norm for norm in norms]
+
+
+def test_mean_norm_is_the_mean_over_layers() -> None:
+    assert mean_norm([torch.tensor([3.0, 4.0]), torch.tensor([0.0, 1.0])]).item() == 3.0
+    assert mean_norm([]).item() == 0.0
+
+
+def test_mean_norm_has_a_gradient_at_zero() -> None:
+    vector = torch.zeros(3, requires_grad=True)
+    mean_norm([vector]).backward()
+    assert vector.grad is not None and not vector.grad.isnan().any()
+
+
+def test_projection_brings_the_mean_to_the_target_and_keeps_proportions_and_directions() -> None:
+    vectors = biases(1.0, 3.0)
+    before = [vector.clone() for vector in vectors]
+    project_mean_norm(vectors, 0.5)
+    assert mean_norm(vectors).item() == pytest.approx(0.5, rel=1e-6)
+    for vector, old in zip(vectors, before, strict=True):
+        torch.testing.assert_close(vector, old * 0.25)
+
+
+def test_projection_leaves_what_is_inside_alone() -> None:
+    vectors = biases(0.1, 0.2)
+    before = [vector.clone() for vector in vectors]
+    project_mean_norm(vectors, 0.5)
+    assert all(torch.equal(vector, old) for vector, old in zip(vectors, before, strict=True))
+
+
+def test_pid_is_the_formula() -> None:
+    """Against the sum written out for three errors, far from the bounds."""
+    pid, errors = Pid(1.0, (1e-9, 1e9)), (0.3, -0.2, 0.5)
+    expected = 1.0
+    for t, error in enumerate(errors):
+        derivative = error - errors[t - 1] if t else 0.0
+        expected *= 1 + 5.0 * (0.1 * error + 1e-4 * sum(errors[: t + 1]) + 0.01 * derivative)
+        assert pid.update(error) == pytest.approx(expected, rel=1e-12)
+
+
+def test_pid_has_no_derivative_kick_at_the_first_update() -> None:
+    assert Pid(1.0, (0.0, 10.0)).update(1.0) == pytest.approx(1 + 5 * (0.1 + 1e-4))
+
+
+@pytest.mark.parametrize(("error", "bound"), [(1.0, 2.0), (-1.0, 0.5)])
+def test_pid_does_not_wind_up_at_a_bound(error: float, bound: float) -> None:
+    """However long it was held at a bound, it leaves it as after a short while."""
+    after = []
+    for updates in (10, 1000):
+        pid = Pid(1.0, (0.5, 2.0))
+        for _ in range(updates):
+            value = pid.update(error)
+        assert value == bound
+        after.append(pid.update(-error))
+    assert after[0] == after[1] != bound
+
+
+def test_loss_weight_starts_at_500_over_the_rows_within_its_bounds() -> None:
+    assert make_controller("loss-weight", 0.54, num_rows=10_000).loss_weight == pytest.approx(0.05)
+    assert make_controller("loss-weight", 0.54, num_rows=100).loss_weight == 0.1
+    assert make_controller("loss-weight", 0.54, num_rows=10**9).loss_weight == 1e-5
+
+
+@pytest.mark.parametrize("name", ["loss-weight", "step-size"])
+def test_pid_controllers_act_every_fourth_step_and_against_the_error(name: str) -> None:
+    controller = make_controller(name, 0.5, num_rows=10_000)
+    values = []
+    for _ in range(8):
+        controller.after_step(biases(2.0))
+        values.append(controller.loss_weight * controller.step_scale)
+    start = 0.05 if name == "loss-weight" else 1.0
+    assert values[:3] == [start] * 3
+    assert start > values[3] == values[6] > values[7]
+
+
+def test_penalty_is_the_square_of_the_error_and_pulls_towards_the_target() -> None:
+    controller = make_controller("penalty", 0.5, num_rows=1)
+    vector = biases(2.0)[0].requires_grad_()
+    penalty = controller.penalty([vector])
+    assert isinstance(penalty, torch.Tensor)
+    assert penalty.item() == pytest.approx(10.0 * 1.5**2, rel=1e-6)
+    penalty.backward()
+    assert vector.grad is not None
+    torch.testing.assert_close(vector.grad, 2 * 10.0 * 1.5 * vector.detach() / 2.0)
+
+
+def test_projection_acts_after_every_step() -> None:
+    vectors = biases(2.0, 4.0)
+    make_controller("projection", 0.54, num_rows=1).after_step(vectors)
+    assert mean_norm(vectors).item() == pytest.approx(0.54, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_a_controller_goes_on_from_its_state_as_json(name: str) -> None:
+    whole, stopped = (make_controller(name, 0.5, num_rows=5_000) for _ in range(2))
+    norms = [0.1, 0.3, 0.5, 0.9, 1.2, 1.5, 1.1, 0.8, 0.7, 0.6, 0.5, 0.4]
+    for norm in norms[:6]:
+        whole.after_step(biases(norm))
+        stopped.after_step(biases(norm))
+    resumed = make_controller(name, 0.5, num_rows=5_000)
+    resumed.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    for norm in norms[6:]:
+        whole.after_step(biases(norm))
+        resumed.after_step(biases(norm))
+        assert (resumed.loss_weight, resumed.step_scale) == (whole.loss_weight, whole.step_scale)
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])
+def test_a_target_must_be_positive(target: float) -> None:
+    with pytest.raises(ValueError, match="target norm must be positive"):
+        make_controller("projection", target, num_rows=1)
+
+
+def test_tracking_error_counts_from_the_first_touch() -> None:
+    assert tracking_error([0.1, 0.3, 0.49, 0.55, 0.45], 0.5) == pytest.approx((0.01 + 0.05 + 0.05) / 3 / 0.5)
+    assert tracking_error([0.1, 0.2], 0.5) is None

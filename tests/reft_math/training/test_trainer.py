@@ -1,0 +1,192 @@
+"""The trainer on a tiny Llama: the gradient it takes, resuming, and two processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+
+from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
+from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator
+from reft_math.training.loss import sequence_cross_entropy
+from reft_math.training.norm_control import CONTROLLERS, make_controller
+from reft_math.training.trainer import NormControl, PrefixTrainer
+
+
+def rows(count: int) -> list[dict[str, list[int]]]:
+    """Prompts of 2-6 tokens, targets of 1-5, so that no two batches are alike."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(low: int, high: int) -> list[int]:
+        length = int(torch.randint(low, high, (), generator=generator))
+        return torch.randint(3, 64, (length,), generator=generator).tolist()
+
+    return [{"prompt_ids": draw(2, 7), "target_ids": draw(1, 6)} for _ in range(count)]
+
+
+def make_trainer(
+    model: PreTrainedModel, folder: Path, controller: str = "projection", target_scale_norm: float | None = None, **arguments: Any
+) -> tuple[PrefixTrainer, PrefixReftModel]:
+    torch.manual_seed(0)
+    reft_model = get_prefix_reft_model(model, PrefixReftConfig())
+    data = rows(22)
+    settings = {"learning_rate": 2e-2, "per_device_train_batch_size": 4, "num_train_epochs": 2, "save_steps": 4, **arguments}
+    trainer = PrefixTrainer(
+        model=reft_model,
+        args=TrainingArguments(
+            output_dir=str(folder),
+            report_to="none",
+            use_cpu=True,
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            **settings,
+        ),
+        train_dataset=data,
+        data_collator=PrefixCollator(0, "all"),
+        norm_control=NormControl(reft_model, make_controller(controller, 0.3, len(data)), target_scale_norm),
+    )
+    return trainer, reft_model
+
+
+class StopAt(TrainerCallback):
+    """Ends the run after so many steps, as a kill between two steps would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize("controller", CONTROLLERS)
+def test_a_stopped_run_ends_at_the_same_weights_and_trace_to_the_last_bit(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, controller: str
+) -> None:
+    trainer, whole = make_trainer(tiny_model(), tmp_path / "whole", controller)
+    trainer.train()
+    trace = trainer.norm_control.trace
+
+    stopped, _ = make_trainer(tiny_model(), tmp_path / "stopped", controller)
+    stopped.add_callback(StopAt(6))
+    stopped.train()
+    resumed, again = make_trainer(tiny_model(), tmp_path / "stopped", controller)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-4"))
+
+    assert trace["step"] == list(range(1, 13))
+    assert resumed.norm_control.trace == trace
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(parameter, dict(again.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (2, 4), (3, 3)])
+def test_any_split_of_a_step_has_the_gradient_of_the_mean_over_its_sequences(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, batch_size: int, accumulation: int
+) -> None:
+    """One SGD step over 8 sequences, also where the last of its batches is short (3 + 3 + 2)."""
+    trainer, reft_model = make_trainer(
+        tiny_model(),
+        tmp_path,
+        "none",
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        save_strategy="no",
+    )
+    data = rows(8)
+    trainer.train_dataset = data
+    reference = get_prefix_reft_model(tiny_model(), PrefixReftConfig())
+    losses = []
+    for row in data:  # one sequence at a time, no padding, all logits
+        tokens = torch.tensor([row["prompt_ids"] + row["target_ids"][:-1]])
+        logits = reference(tokens).logits[:, -len(row["target_ids"]) :]
+        losses.append(sequence_cross_entropy(logits, torch.tensor([row["target_ids"]])))
+    torch.cat(losses).mean().backward()
+    trainer.train()
+    for moved, parameter in zip(reft_model.parameters(), reference.parameters(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(moved, parameter - parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_the_norm_is_held_and_the_free_run_passes_it(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    held, _ = make_trainer(tiny_model(), tmp_path / "held", "projection")
+    held.train()
+    free, _ = make_trainer(tiny_model(), tmp_path / "free", "none")
+    free.train()
+    assert free.norm_control.trace["norm"][-1] > 0.4
+    assert held.norm_control.trace["norm"][-1] == pytest.approx(0.3, rel=1e-5)
+
+
+def test_scales_are_held_too_where_asked(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    trainer, reft_model = make_trainer(tiny_model(), tmp_path, target_scale_norm=0.05)
+    trainer.train()
+    distances = [float((scale - 1).norm()) for scale in reft_model.scales().values()]
+    assert sum(distances) / len(distances) == pytest.approx(0.05, rel=1e-4)
+    assert trainer.norm_control.trace["scale_norm"][-1] == pytest.approx(0.05, rel=1e-4)
+
+
+def test_the_controllers_factors_reach_loss_and_optimiser(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    """SGD: a loss weight w or a step scale w moves the parameters w times as far; the schedule is not touched."""
+    moves = {}
+    for name in ("none", "loss-weight", "step-size"):
+        trainer, reft_model = make_trainer(
+            tiny_model(), tmp_path / name, name, optim="sgd", max_steps=1, lr_scheduler_type="constant", save_strategy="no"
+        )
+        controller = trainer.norm_control.controller
+        if name == "step-size":
+            controller.pid.value = 0.1
+        trainer.train()
+        moves[name] = torch.cat([bias for bias in reft_model.biases().values()]).detach()
+        assert trainer.optimizer.param_groups[0]["lr"] == 2e-2
+    torch.testing.assert_close(moves["loss-weight"], 0.1 * moves["none"], rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(moves["step-size"], 0.1 * moves["none"], rtol=1e-4, atol=1e-9)
+
+
+def test_a_target_is_never_padding(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    batch = PrefixCollator(0, "all")(rows(8))
+    assert (batch["targets"] != 0).all()
+    assert (batch["targets"] == IGNORE_INDEX).any()
+
+
+TWO_PROCESSES = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_trainer import make_trainer
+from transformers import LlamaConfig, LlamaForCausalLM
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+    num_attention_heads=4, num_key_value_heads=2, pad_token_id=0))
+trainer, reft_model = make_trainer(model, Path({folder!r}) / "run", per_device_train_batch_size=int(sys.argv[1]),
+    num_train_epochs=1, save_strategy="no")
+trainer.train_dataset = trainer.train_dataset[:20]
+trainer.train()
+if trainer.is_world_process_zero():
+    torch.save([p.detach() for p in reft_model.parameters()], sys.argv[2])
+"""
+
+
+def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
+    """``torchrun`` with gloo, two sequences each, against one process with four."""
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    for command in ([sys.executable, script, "4", tmp_path / "one.pt"], [*launcher, script, "2", tmp_path / "two.pt"]):
+        done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    for one, two in zip(torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt"), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)

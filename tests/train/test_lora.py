@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SMALL = "--train-size 32 --eval-size 8 --epochs 1"
+
+
+def test_trains_evaluates_and_counts_its_parameters(call: Callable[[str], None], tmp_path: Path) -> None:
+    """Rank 1 on the embedded model's query, key and value has as many parameters as RED on ffn_up: 2·384·4."""
+    call(f"train/lora.py --rank 1 --target-modules q_proj,k_proj,v_proj {SMALL} --output-dir {tmp_path}/run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["trainable_parameters"] == 3072
+    assert list(results["evaluation"]) == ["base", "lora", "base_given_careful_start"]
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_modules_the_model_lacks_are_a_mistake(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call(f"train/lora.py --target-modules nosuch {SMALL} --output-dir {tmp_path}/run")
+    assert "error: --target-modules must name linear modules of the model; got 'nosuch'" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()

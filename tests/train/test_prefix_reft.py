@@ -1,0 +1,177 @@
+"""The main command in this process, small: what it writes, how it goes on, and what it says of a mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyreft
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from interventions import PrefixReftModel
+from reft_math.arithmetic.tokenizer import build_tokenizer
+from reft_math.models import load_model
+from reft_math.training import job
+
+SMALL = "--train-size 64 --eval-size 8 --epochs 2 --save-steps 3"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model with the embedded tokenizer: fast, and nothing here depends on what it answers."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, eos_token_id=2
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_writes_adapter_records_and_results(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
+    call(f"train/prefix_reft.py --k 10 --target-norm 0.2 --model {tiny_base} {SMALL} --output-dir {tmp_path}/run")
+    results = read(tmp_path / "run" / "results.json")
+    assert results["config"]["k"] == 10 and results["config"]["learning_rate"] == 5e-3
+    assert {"torch", "transformers", "pyvene", "pyreft"} <= results["versions"].keys()
+    assert results["template"] == "chat/1"
+    norm = results["bias_norm"]
+    assert norm["target"] == 0.2
+    assert norm["achieved"] == norm["trace"]["norm"][-1] <= 0.2 * (1 + 1e-5)
+    assert len(norm["trace"]["norm"]) == norm["trace"]["step"][-1] == 2 * 64 // 16
+    assert list(results["evaluation"]) == ["base", "prefix", "always_on", "base_given_careful_start"]
+    for name, summary in results["evaluation"].items():
+        lines = (tmp_path / "run" / "records" / f"{name}.jsonl").read_text().splitlines()
+        assert summary["total"] == len(lines) == 8
+        assert summary["correct"] == sum(json.loads(line)["correct"] for line in lines)
+    assert results["evaluation"]["prefix"]["mcnemar_vs_base"]["p_value"] <= 1
+
+    model = load_model(tiny_base)
+    adapter = str(tmp_path / "run" / "adapter")
+    ours = PrefixReftModel.from_pretrained(adapter, model)
+    assert (ours.prefix_config.k, ours.prefix_config.gate, ours.prefix_config.target_norm) == (10, "tokens:10", 0.2)
+    tokens = torch.arange(4, 12)[None]
+    logits = ours(tokens).logits
+    ours.unload()
+    stock = pyreft.ReftModel.load(adapter, model)
+    assert torch.equal(stock({"input_ids": tokens}, unit_locations={"base": list(range(8))})[1].logits, logits)
+
+
+def test_a_run_stopped_in_evaluation_goes_on_without_training_again(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --eval-batch-size 4 --output-dir {tmp_path}"
+    call(f"{line}/whole")
+    evaluate, calls = job.evaluate, []
+
+    def stop_at_the_second(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(job, "evaluate", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        call(f"{line}/stopped")
+    weights = (tmp_path / "stopped" / "adapter" / "reft_model.safetensors").read_bytes()
+    monkeypatch.setattr(job, "evaluate", evaluate)
+    monkeypatch.setattr(job.PrefixTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    call(f"{line}/stopped --resume")
+
+    whole, resumed = read(tmp_path / "whole" / "results.json"), read(tmp_path / "stopped" / "results.json")
+    assert resumed["bias_norm"] == whole["bias_norm"]
+    assert resumed["evaluation"] == whole["evaluation"]
+    assert weights == (tmp_path / "whole" / "adapter" / "reft_model.safetensors").read_bytes()
+    for path in (tmp_path / "whole" / "records").iterdir():
+        assert path.read_text() == (tmp_path / "stopped" / "records" / path.name).read_text()
+
+
+def test_ordinary_reft_is_a_full_fraction_of_one(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
+    call(
+        f"train/prefix_reft.py --full-fraction 1 --norm-control none --intervention loreft --site block --rank 2 --layers 1"
+        f" --model {tiny_base} {SMALL} --output-dir {tmp_path}/run"
+    )
+    results = read(tmp_path / "run" / "results.json")
+    assert list(results["evaluation"]) == ["base", "reft", "base_given_careful_start"]
+    assert results["trainable_parameters"] == 2 * 32 * 2 + 2
+    config = read(tmp_path / "run" / "adapter" / "reft_config.json")
+    assert (config["k"], config["target_norm"], config["gate"], config["layers"]) == (None, None, "always", [1])
+
+
+def test_a_real_data_set_from_a_folder(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, shared_data: Path
+) -> None:
+    call(
+        f"train/prefix_reft.py --dataset gsm8k --data-dir {shared_data} --model {tiny_base} {SMALL} --max-new-tokens 8"
+        f" --template plain --output-dir {tmp_path}/run"
+    )
+    results = read(tmp_path / "run" / "results.json")
+    assert results["config"]["learning_rate"] == 2e-4
+    assert results["template"] == "plain/1"
+    assert list(results["evaluation"]) == ["base", "prefix", "always_on"]
+
+
+MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2?"}\n'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--model no/such/model", "model 'no/such/model' must be 'arithmetic', a folder"),
+        ("--dataset nosuch", 'unknown data set "nosuch": expected one of arithmetic, gsm8k'),
+        ("--dataset gsm8k --data-dir {folder}", 'train.jsonl, line 2: field "answer" is missing'),
+        ("--dataset svamp --data-dir {folder}", '"svamp" has no train split'),
+        ("--k 0", "--k must be at least 1; got 0"),
+        ("--k ten", "argument --k"),
+        ("--target-norm 0", "--target-norm must be positive; got 0"),
+        ("--target-norm -0.54", "--target-norm must be positive; got -0.54"),
+        ("--site mlp", "has no site 'mlp'; it has ffn_up, ffn_down"),
+        ("--layers 0-2", "layers must lie in 0-1, the model's decoder layers; got 2"),
+        ("--gate tokens:0", "a gate is 'off', 'always' or 'tokens:N'"),
+        ("--template letter", "template must be auto or one of"),
+        ("--intervention loreft --rank 49", "rank must be at most the site's width 48"),
+        ("--nosuch 1", "unrecognized arguments: --nosuch 1"),
+        ("--resume --overwrite", "exclude each other"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
+    call: Callable[[str], None],
+    tmp_path: Path,
+    tiny_base: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "data" / "gsm8k").mkdir(parents=True)
+    (tmp_path / "data" / "gsm8k" / "train.jsonl").write_text(MALFORMED)
+    arguments = arguments.format(folder=tmp_path / "data")
+    with pytest.raises(SystemExit) as stopped:
+        call(f"train/prefix_reft.py --model {tiny_base} {SMALL} --output-dir {tmp_path}/run {arguments}")
+    assert stopped.value.code == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_in_use_is_left_alone(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    for extra in ("", "--overwrite"):
+        with pytest.raises(SystemExit) as stopped:
+            call(f"train/prefix_reft.py --model {tiny_base} {SMALL} --output-dir {tmp_path}/run {extra}")
+        assert stopped.value.code == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+    assert "is in use; pass --resume to go on" in capfd.readouterr().err
