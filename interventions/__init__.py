@@ -3,8 +3,6 @@
 Importing this package registers its site names with pyvene.
 """
 
-# ruff: noqa: E402
-
 import contextlib
 import io
 

@@ -52,13 +52,17 @@ def fetch(source: str | Path, revision: str | None = None) -> Path:
             folder = Path(snapshot_download(str(source), revision=revision))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"adapter {str(source)!r} is neither a folder nor a hub repository within reach ({reason})") from None
+            raise UserError(
+                f"adapter {str(source)!r} is neither a folder nor a hub repository within reach ({reason})"
+            ) from None
     if not (folder / CONFIG_NAME).is_file():
         raise UserError(f"adapter {str(source)!r} holds no {CONFIG_NAME}; was it saved by save_pretrained?")
     return folder
 
 
-def push(save_pretrained: Callable[[Path], None], repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+def push(
+    save_pretrained: Callable[[Path], None], repo_id: str, *, private: bool | None = None, token: str | None = None
+) -> str:
     """Uploads what ``save_pretrained`` writes; the repository is made where missing. Returns the commit's address."""
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)

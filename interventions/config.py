@@ -69,7 +69,9 @@ class PrefixReftConfig:
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{path} is not a readable adapter config ({error}); was the folder saved by save_pretrained?") from None
+            raise UserError(
+                f"{path} is not a readable adapter config ({error}); was the folder saved by save_pretrained?"
+            ) from None
         known = {item.name for item in dataclasses.fields(cls)}
         if unknown := sorted(values.keys() - known):
             warnings.warn(f"{path}: unknown keys left out: {', '.join(unknown)}", stacklevel=2)

@@ -64,7 +64,12 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
     with Scorer(is_numeric(dataset, problems)) as score:
         records = evaluate(problems, generate, decoding, score, folder / "records.jsonl", model.device, dataset)
     summary = summarise(records)
-    settings = {"dataset": dataset, "template": str(template), "opener": opener, "end_token_ids": decoding.end_token_ids}
+    settings = {
+        "dataset": dataset,
+        "template": str(template),
+        "opener": opener,
+        "end_token_ids": decoding.end_token_ids,
+    }
     write_json(folder / RESULTS_NAME, {**provenance(options), **settings, "evaluation": {name: summary}})
     print_table(f"{dataset}, {len(problems)} problems, greedy", EVALUATION_COLUMNS, evaluation_rows({name: summary}))
     print(f"results: {folder / RESULTS_NAME}")

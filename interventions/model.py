@@ -225,7 +225,9 @@ class PrefixReftModel(pyreft.ReftModel):
         checkpoint.load_weights(folder, self.interventions)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, model: PreTrainedModel, revision: str | None = None) -> PrefixReftModel:
+    def from_pretrained(
+        cls, source: str | Path, model: PreTrainedModel, revision: str | None = None
+    ) -> PrefixReftModel:
         """Loads an adapter from a folder or the hub onto its base.
 
         Raises:

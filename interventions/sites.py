@@ -58,7 +58,10 @@ def register_sites() -> None:
         model_class = getattr(transformers, family)
         modules = pv.type_to_module_mapping.setdefault(model_class, {})
         modules.update(
-            {site: (f"model.layers[%s]{path}", pv.models.constants.CONST_OUTPUT_HOOK) for site, path in _WITHIN_LAYER.items()}
+            {
+                site: (f"model.layers[%s]{path}", pv.models.constants.CONST_OUTPUT_HOOK)
+                for site, path in _WITHIN_LAYER.items()
+            }
         )
         pv.type_to_dimension_mapping.setdefault(model_class, {})
 
@@ -77,7 +80,8 @@ def check_site(model: PreTrainedModel, site: str) -> None:
 
 def site_module(model: PreTrainedModel, site: str, layer: int) -> nn.Module:
     """The module whose output is the site's representation."""
-    return model.get_submodule(f"model.layers.{layer}{_WITHIN_LAYER[site]}")
+    module: nn.Module = model.get_submodule(f"model.layers.{layer}{_WITHIN_LAYER[site]}")
+    return module
 
 
 def site_width(model: PreTrainedModel, site: str) -> int:

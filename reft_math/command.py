@@ -10,14 +10,14 @@ import platform
 import shlex
 import shutil
 import sys
-from argparse import ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from reft_math.errors import UserError
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "results.json"
 _PACKAGES = ("reft-math", "torch", "transformers", "accelerate", "datasets", "pyvene", "pyreft", "peft", "math-verify")
 
@@ -47,9 +47,13 @@ def parse(config_class: type, description: str | None, arguments: Sequence[str])
     """A ``config_class`` from command-line arguments."""
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(config_class, description=_unwrapped(description))
-    parser.error = _raise_user_error  # type: ignore[method-assign,assignment]
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these settings; the command line wins over it.")
+    parser = HfArgumentParser(config_class, description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.error = _raise_user_error
+    for action in parser._actions:
+        _tidy(action)
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with any of these settings; the command line wins over it."
+    )
     if path := _config_path(arguments):
         parser.set_defaults(**_read_yaml(path, {field.name for field in dataclasses.fields(config_class)}))
     values = vars(parser.parse_args(list(arguments)))
@@ -61,9 +65,11 @@ def _raise_user_error(message: str) -> NoReturn:
     raise UserError(f"{message} (--help lists the options)")
 
 
-def _unwrapped(description: str | None) -> str | None:
-    """argparse fills paragraphs anew; keep the first, which says what the command does."""
-    return description.strip().split("\n\n")[0] if description else None
+def _tidy(action: Action) -> None:
+    """Shows each option under one name, with hyphens (underscores work too), and its default where it has one."""
+    action.option_strings = [option for option in action.option_strings if "_" not in option]
+    if action.help and action.default not in (None, False, SUPPRESS):
+        action.help += f" [{action.default}]"
 
 
 def _config_path(arguments: Sequence[str]) -> str | None:
@@ -102,7 +108,10 @@ def claim_output_dir(config: Any) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir must be a folder; {folder} is a file")
     if in_use and not (config.resume or config.overwrite):
-        raise UserError(f"output folder {folder} is in use; pass --resume to go on, --overwrite to start anew, or another --output-dir")
+        raise UserError(
+            f"output folder {folder} is in use; pass --resume to go on, --overwrite to start anew,"
+            " or another --output-dir"
+        )
     if in_use and config.resume:
         _check_same_settings(folder, config)
     if in_use and config.overwrite:
@@ -121,14 +130,19 @@ def _settings(config: Any) -> dict[str, Any]:
 def _check_is_run(folder: Path) -> None:
     """``--overwrite`` deletes: only what a command wrote."""
     if not (folder / CONFIG_NAME).is_file():
-        raise UserError(f"--overwrite deletes a run's own folder; {folder} holds no {CONFIG_NAME} of a run: choose another --output-dir")
+        raise UserError(
+            f"--overwrite deletes a run's own folder; {folder} holds no {CONFIG_NAME} of a run:"
+            " choose another --output-dir"
+        )
 
 
 def _check_same_settings(folder: Path, config: Any) -> None:
     try:
         before = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
-        raise UserError(f"--resume goes on with a run; {folder} holds no readable {CONFIG_NAME}: choose another --output-dir") from None
+        raise UserError(
+            f"--resume goes on with a run; {folder} holds no readable {CONFIG_NAME}: choose another --output-dir"
+        ) from None
     now = json.loads(json.dumps(_settings(config)))
     for name in sorted(now.keys() | before.keys()):
         if now.get(name) != before.get(name):

@@ -51,7 +51,9 @@ def default_max_new_tokens(dataset: str) -> int:
     return {"arithmetic": 80, "math500": 1024}.get(dataset, 512)
 
 
-def complete(questions: Sequence[str], generate: Generate, decoding: Decoding, device: torch.device) -> list[dict[str, Any]]:
+def complete(
+    questions: Sequence[str], generate: Generate, decoding: Decoding, device: torch.device
+) -> list[dict[str, Any]]:
     """One batch of completions.
 
     Returns:
@@ -60,7 +62,9 @@ def complete(questions: Sequence[str], generate: Generate, decoding: Decoding, d
     """
     tokenizer = decoding.tokenizer
     opener_ids = list(tokenizer.encode(decoding.opener, add_special_tokens=False)) if decoding.opener else []
-    prompts = [torch.tensor(encode_prompt(decoding.template, question, tokenizer) + opener_ids) for question in questions]
+    prompts = [
+        torch.tensor(encode_prompt(decoding.template, question, tokenizer) + opener_ids) for question in questions
+    ]
     inputs = pad_left(prompts, int(tokenizer.pad_token_id)).to(device)
     sequences = generate(
         inputs,

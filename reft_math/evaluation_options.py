@@ -10,11 +10,12 @@ from reft_math.errors import require
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Model, adapter, decoding and data. None means what the help text says in brackets; results hold the resolved value."""
+    """Model, adapter, decoding and data.
 
-    model: str = field(
-        default="arithmetic", metadata={"help": "Base: hub id, folder, or the embedded 'arithmetic'."}
-    )
+    None stands for what the help text says in brackets; results hold the resolved value.
+    """
+
+    model: str = field(default="arithmetic", metadata={"help": "Base: hub id, folder, or the embedded 'arithmetic'."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."}
@@ -22,11 +23,10 @@ class EvaluationOptions:
     adapter: str | None = field(
         default=None, metadata={"help": "Adapter: folder or hub id (none: the base on its own)."}
     )
-    gate: str | None = field(
-        default=None, metadata={"help": "off, always, or tokens:N (the adapter's own)."}
-    )
+    gate: str | None = field(default=None, metadata={"help": "off, always, or tokens:N (the adapter's own)."})
     template: str | None = field(
-        default=None, metadata={"help": "Prompt: auto, chat, plain, either with -step-by-step or -boxed (the adapter's; auto)."}
+        default=None,
+        metadata={"help": "Prompt: auto, chat, plain, either with -step-by-step or -boxed (the adapter's; auto)."},
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}

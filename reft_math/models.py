@@ -52,7 +52,8 @@ def _from_pretrained(loader: Any, name: str, revision: str | None, **kwargs: Any
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model {name!r} must be {EMBEDDED_MODEL!r}, a folder with a transformers checkpoint, or a hub id within reach; {reason}"
+            f"model {name!r} must be {EMBEDDED_MODEL!r}, a folder with a transformers checkpoint, or a hub id within"
+            f" reach; {reason}"
         ) from None
 
 

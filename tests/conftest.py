@@ -71,7 +71,8 @@ def command() -> Callable[[str], ModuleType]:
     def load(path: str) -> ModuleType:
         name = path.removesuffix(".py").replace("/", "_") + "_command"
         spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parents[1] / path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their module up
         spec.loader.exec_module(module)

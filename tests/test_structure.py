@@ -70,6 +70,7 @@ def test_script_folders_are_no_packages(folder: str) -> None:
 
 def test_options_are_light_to_import() -> None:
     """``--help`` must not wait for torch or for model code."""
-    code = "import sys, reft_math.training.options, reft_math.evaluation_options, reft_math.command; print('torch' in sys.modules)"
+    modules = "reft_math.training.options, reft_math.evaluation_options, reft_math.command"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -33,7 +33,9 @@ class PrefixReftOptions(TrainingOptions):
     full_fraction: float = field(
         default=0.0, metadata={"help": "Share of the rows that keep the whole solution; 1 is ordinary ReFT."}
     )
-    target_norm: float = field(default=0.54, metadata={"help": "Set point of the bias norm (mean over layers of ‖b‖₂)."})
+    target_norm: float = field(
+        default=0.54, metadata={"help": "Set point of the bias norm (mean over layers of ‖b‖₂)."}
+    )
     norm_control: Literal["projection", "penalty", "step-size", "loss-weight", "none"] = field(
         default="projection", metadata={"help": "How the norm is held; loss-weight is the note's PID."}
     )
@@ -50,7 +52,8 @@ class PrefixReftOptions(TrainingOptions):
     )
     rank: int | None = field(default=None, metadata={"help": "LoReFT's rank (4)."})
     gate: str | None = field(
-        default=None, metadata={"help": "The adapter's default gate: tokens:N, always or off (tokens:K; always for ordinary ReFT)."}
+        default=None,
+        metadata={"help": "The adapter's default gate: tokens:N, always or off (tokens:K; always for ordinary ReFT)."},
     )
 
     def __post_init__(self) -> None:
@@ -130,7 +133,10 @@ def main(options: PrefixReftOptions) -> None:
     jobs.report(job, evaluation, results)
     print(f"bias norm {norms[-1]:.4f}, target {options.target_norm:g}, held by {controller.name}")
     if options.norm_control != "none" and norms[-1] < 0.98 * options.target_norm:
-        print("note: training ended before the norm reached its target; a higher learning rate or more epochs would get there")
+        print(
+            "note: training ended before the norm reached its target;"
+            " a higher learning rate or more epochs would get there"
+        )
 
 
 if __name__ == "__main__":

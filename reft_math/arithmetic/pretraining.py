@@ -16,6 +16,7 @@ IGNORE_INDEX = -100
 
 # The greedy habit is the commonest style's; the rarest is the one that calculates right.
 STYLE_MIXTURE: dict[Style, float] = {"at_once": 0.45, "combined": 0.30, "stepwise": 0.25}
+CAREFUL_STYLE: Style = "stepwise"
 CAREFUL_SHARE = 0.4
 
 
@@ -40,7 +41,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
     return LlamaForCausalLM(config)
 
 
-class PretrainingDataset(Dataset):
+class PretrainingDataset(Dataset[dict[str, list[int]]]):
     """Prompt and solution as ``input_ids``; ``labels`` are the solution's tokens and the end token.
 
     The order is the curriculum, to be read without shuffling: the first `CAREFUL_SHARE` of the problems is solved step
@@ -55,7 +56,7 @@ class PretrainingDataset(Dataset):
         problems = islice(word_problems("pretrain", seed), size)
         drawn = rng.choices(list(STYLE_MIXTURE), weights=list(STYLE_MIXTURE.values()), k=size)
         num_careful = int(CAREFUL_SHARE * size)
-        styles: list[Style] = ["stepwise"] * num_careful + drawn[num_careful:]
+        styles = [CAREFUL_STYLE] * num_careful + drawn[num_careful:]
         texts = [(problem.question, solution(problem, style)) for problem, style in zip(problems, styles, strict=True)]
         self.texts = _batches_of_like_length(texts, batch_size, rng)
 

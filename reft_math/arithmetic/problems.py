@@ -180,7 +180,9 @@ def with_wrong_step(problem: WordProblem, rng: random.Random) -> WordProblem:
             return WordProblem(problem.question, tuple(steps))
 
 
-def word_problems(split: Split, seed: int = 0, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS) -> Iterator[WordProblem]:
+def word_problems(
+    split: Split, seed: int = 0, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS
+) -> Iterator[WordProblem]:
     """An endless stream of a split's problems, no question twice."""
     rng = random.Random(f"{split}/{seed}")
     seen: set[str] = set()

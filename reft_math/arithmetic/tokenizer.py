@@ -20,7 +20,8 @@ CHAT_TEMPLATE = (
 def _corpus() -> list[str]:
     """Texts in which every word of the world stands in every form it can take."""
     templates = chain(
-        [problems.START, problems.QUESTION, *problems.COMPARISONS.values()], chain.from_iterable(problems.EVENTS.values())
+        [problems.START, problems.QUESTION, *problems.COMPARISONS.values()],
+        chain.from_iterable(problems.EVENTS.values()),
     )
     people = problems.WOMEN + problems.MEN
     texts = [

@@ -24,7 +24,7 @@ from reft_math.errors import UserError
 IGNORE_INDEX = -100
 
 
-class PrefixDataset(Dataset):
+class PrefixDataset(Dataset[dict[str, list[int]]]):
     """Rows ``{"prompt_ids": [...], "target_ids": [...]}``.
 
     Args:
@@ -56,7 +56,9 @@ class PrefixDataset(Dataset):
         self.rows: list[dict[str, list[int]]] = []
         for problem, full in zip(problems, is_full, strict=True):
             if not problem.solution:
-                raise UserError(f"training needs worked solutions; {problem.id} has none: choose a data set that has them")
+                raise UserError(
+                    f"training needs worked solutions; {problem.id} has none: choose a data set that has them"
+                )
             target_ids = encode_target(template, problem.question, problem.solution, tokenizer)
             self.rows.append(
                 {
@@ -90,7 +92,9 @@ class PrefixCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         inputs = [torch.tensor([*row["prompt_ids"], *row["target_ids"][:-1]]) for row in rows]
-        generated = [torch.tensor([False] * len(row["prompt_ids"]) + [True] * (len(row["target_ids"]) - 1)) for row in rows]
+        generated = [
+            torch.tensor([False] * len(row["prompt_ids"]) + [True] * (len(row["target_ids"]) - 1)) for row in rows
+        ]
         attention_mask = pad_left([torch.ones_like(row) for row in inputs], 0)
         batch = {
             "input_ids": pad_left(inputs, self.pad_token_id),

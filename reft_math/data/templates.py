@@ -59,7 +59,9 @@ class PromptTemplate:
                 if token in special:
                     return int(token)
         if tokenizer.eos_token_id is None:
-            raise UserError("solutions must end with a token, but the tokenizer has no eos_token; set one and save the tokenizer")
+            raise UserError(
+                "solutions must end with a token, but the tokenizer has no eos_token; set one and save the tokenizer"
+            )
         return int(tokenizer.eos_token_id)
 
 
@@ -88,7 +90,9 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplat
         raise UserError(f"template must be auto or one of {', '.join(TEMPLATES)}; got {name!r}")
     template = TEMPLATES[name]
     if template.is_chat and not tokenizer.chat_template:
-        raise UserError(f"template {name!r} needs a tokenizer with a chat template; this one has none: use --template plain")
+        raise UserError(
+            f"template {name!r} needs a tokenizer with a chat template; this one has none: use --template plain"
+        )
     return template
 
 
@@ -98,7 +102,9 @@ def encode_prompt(template: PromptTemplate, question: str, tokenizer: PreTrained
     return list(tokenizer.encode(text, add_special_tokens=not template.is_chat))
 
 
-def encode_target(template: PromptTemplate, question: str, solution: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def encode_target(
+    template: PromptTemplate, question: str, solution: str, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
     """The solution's token ids as they follow the prompt, with the end token.
 
     Tokenised together with the prompt where that leaves the prompt's tokens alone, so that no tokenizer puts a word

@@ -96,12 +96,16 @@ def _attention_from_padding(inputs: torch.Tensor, pad_token_id: int | None) -> t
 
 def _check_splittable(config: GenerationConfig, options: dict[str, Any]) -> None:
     if (config.num_beams or 1) > 1:
-        raise UserError("a token gate decodes greedily or by sampling; beam search (num_beams > 1) needs gate='always' or 'off'")
+        raise UserError(
+            "a token gate decodes greedily or by sampling; beam search (num_beams > 1) needs gate='always' or 'off'"
+        )
     for name in ("streamer", "assistant_model", "custom_generate"):
         if options.get(name) is not None:
             raise UserError(f"a token gate cannot be combined with {name}; use gate='always' or 'off'")
     if config.return_dict_in_generate:
-        raise UserError("a token gate returns sequences only; leave return_dict_in_generate out or use gate='always' or 'off'")
+        raise UserError(
+            "a token gate returns sequences only; leave return_dict_in_generate out or use gate='always' or 'off'"
+        )
 
 
 def _max_new_tokens(config: GenerationConfig, prompt_length: int) -> int:

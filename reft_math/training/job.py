@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,9 +73,9 @@ def prepare(options: TrainingOptions) -> Job:
     set_seed(options.seed)
     tokenizer = load_tokenizer(options.model, options.revision)
     template = get_template(options.template, tokenizer)
-    source = {"data_dir": options.data_dir, "seed": options.seed}
-    train = load_problems(options.dataset, "train", limit=options.train_size, noise=options.noise, **source)
-    test = load_problems(options.dataset, evaluation_split(options.dataset), limit=options.eval_size, **source)
+    load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=options.seed)
+    train = load("train", limit=options.train_size, noise=options.noise)
+    test = load(evaluation_split(options.dataset), limit=options.eval_size)
     model = load_model(options.model, options.revision, options.dtype)
     return Job(options, model, tokenizer, template, train, test)
 
@@ -88,7 +89,9 @@ def claim(options: TrainingOptions) -> Path:
     return Path(options.output_dir)
 
 
-def train(job: Job, model: nn.Module, dataset: PrefixDataset, collator: PrefixCollator, control: NormControl | None) -> PrefixTrainer:
+def train(
+    job: Job, model: nn.Module, dataset: PrefixDataset, collator: PrefixCollator, control: NormControl | None
+) -> PrefixTrainer:
     """Trains ``model`` in the output folder, from its last checkpoint where the run is resumed."""
     checkpoints = Path(job.options.output_dir) / "checkpoints"
     trainer = PrefixTrainer(

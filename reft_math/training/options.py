@@ -25,36 +25,58 @@ class TrainingOptions:
         default="arithmetic",
         metadata={"help": "arithmetic, gsm8k, math10k, or a .json/.jsonl file of one's own."},
     )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
+    )
     noise: float = field(
-        default=0.5, metadata={"help": "Share of arithmetic's training solutions with one wrong step; no other set has it."}
+        default=0.5,
+        metadata={"help": "Share of arithmetic's training solutions with one wrong step; no other set has it."},
     )
     template: str = field(
-        default="auto", metadata={"help": "Prompt: chat, plain, either with -step-by-step or -boxed; auto is chat if there is one."}
+        default="auto",
+        metadata={"help": "Prompt: chat, plain, either with -step-by-step or -boxed; auto is chat if there is one."},
     )
     train_size: int | None = field(default=None, metadata={"help": "Training problems at most (all; arithmetic 2048)."})
     eval_size: int = field(default=500, metadata={"help": "Held-out test problems at most."})
 
     epochs: float = field(default=3.0, metadata={"help": "Passes over the training problems."})
-    learning_rate: float | None = field(default=None, metadata={"help": "Peak, AdamW with cosine decay (2e-4; arithmetic 5e-3)."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak, AdamW with cosine decay (2e-4; arithmetic 5e-3)."}
+    )
     batch_size: int = field(default=16, metadata={"help": "Training problems a batch and process."})
     accumulation: int = field(default=1, metadata={"help": "Batches an optimiser step."})
     warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps that warms the learning rate up."})
-    mixed_precision: Literal["no", "bf16", "fp16"] = field(default="no", metadata={"help": "Autocast of the base's forward pass."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations instead of keeping them."})
+    mixed_precision: Literal["no", "bf16", "fp16"] = field(
+        default="no", metadata={"help": "Autocast of the base's forward pass."}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations instead of keeping them."}
+    )
     seed: int = field(default=0, metadata={"help": "Draws the order of the data, its split and its noise."})
     save_steps: int = field(default=200, metadata={"help": "Optimiser steps between checkpoints."})
-    report_to: Literal["none", "tensorboard", "wandb"] = field(default="none", metadata={"help": "Where training curves go."})
+    report_to: Literal["none", "tensorboard", "wandb"] = field(
+        default="none", metadata={"help": "Where training curves go."}
+    )
 
     eval_batch_size: int = field(default=100, metadata={"help": "Problems a batch in evaluation."})
-    max_new_tokens: int | None = field(default=None, metadata={"help": "Longest completion (512; arithmetic 80, math500 1024)."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest completion (512; arithmetic 80, math500 1024)."}
+    )
 
     output_dir: str = field(default="results/run", metadata={"help": "Everything the run writes goes here."})
     resume: bool = field(default=False, metadata={"help": "Go on where a stopped run left off."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
 
     def __post_init__(self) -> None:
-        for name in ("train_size", "eval_size", "batch_size", "accumulation", "save_steps", "eval_batch_size", "max_new_tokens"):
+        for name in (
+            "train_size",
+            "eval_size",
+            "batch_size",
+            "accumulation",
+            "save_steps",
+            "eval_batch_size",
+            "max_new_tokens",
+        ):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
         for name in ("epochs", "learning_rate"):
             require(self, name, lambda value: value is None or value > 0, "positive")

@@ -55,7 +55,9 @@ class NormControl(TrainerCallback):
         for group in groups:
             group["lr"] *= self.controller.step_scale
 
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         for group, learning_rate in zip(kwargs["optimizer"].param_groups, self._learning_rates, strict=True):
             group["lr"] = learning_rate  # the scheduler goes on from its own value
         applied = {"loss_weight": self.controller.loss_weight, "step_scale": self.controller.step_scale}
@@ -138,9 +140,14 @@ class PrefixTrainer(Trainer):
         assert self.norm_control is not None
         controller = self.norm_control.controller
         # Summed on the device: one synchronisation a step, not one a batch.
-        self.norm_control.cross_entropy = self.norm_control.cross_entropy.to(cross_entropy.device) + cross_entropy.detach()
+        self.norm_control.cross_entropy = (
+            self.norm_control.cross_entropy.to(cross_entropy.device) + cross_entropy.detach()
+        )
         penalty = controller.penalty(list(self.norm_control.model.biases().values()))
-        return controller.loss_weight * cross_entropy + penalty / self.current_gradient_accumulation_steps
+        # The penalty is the step's, not a batch's: each of its batches brings its share.
+        penalty = penalty / self.current_gradient_accumulation_steps
+        loss: torch.Tensor = controller.loss_weight * cross_entropy + penalty
+        return loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.norm_control is None:

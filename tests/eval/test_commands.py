@@ -23,7 +23,9 @@ def results(folder: Path) -> dict[str, Any]:
 def null_adapter(tmp_path: Path) -> str:
     """An adapter that changes nothing."""
     folder = tmp_path / "adapter"
-    get_prefix_reft_model(load_model("arithmetic"), PrefixReftConfig(gate="tokens:3", template="chat/1")).save_pretrained(folder)
+    get_prefix_reft_model(
+        load_model("arithmetic"), PrefixReftConfig(gate="tokens:3", template="chat/1")
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -59,7 +61,12 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(call: Callable[[str], Non
 
 @pytest.mark.parametrize(("script", "total"), [("gsm8k", 1319), ("math500", 500)])
 def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded_model_near_zero(
-    call: Callable[[str], None], tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch, script: str, total: int
+    call: Callable[[str], None],
+    tmp_path: Path,
+    shared_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    total: int,
 ) -> None:
     """First the command as it is on a few problems; then with the reference solutions in the model's place on all."""
     call(f"eval/{script}.py --data-dir {shared_data} --limit 6 --max-new-tokens 20 --output-dir {tmp_path}/model")
@@ -69,7 +76,9 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
     from reft_math import evaluation
     from reft_math.data.registry import load_problems
 
-    solutions = {problem.question: problem.solution for problem in load_problems(script, "test", data_dir=str(shared_data))}
+    solutions = {
+        problem.question: problem.solution for problem in load_problems(script, "test", data_dir=str(shared_data))
+    }
 
     def reference(questions: list[str], *_: object) -> list[dict[str, Any]]:
         return [{"completion": solutions[question], "num_tokens": 1, "finished": True} for question in questions]
@@ -108,7 +117,8 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
         call(f"eval/arithmetic.py {arguments} --output-dir {tmp_path}/run")
     assert stopped.value.code == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0]
+    assert len(errors) == 1
+    assert message in errors[0]
     assert not (tmp_path / "run").exists()
 
 

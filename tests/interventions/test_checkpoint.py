@@ -81,7 +81,7 @@ def test_an_adapter_for_another_width_is_refused(tiny_model: Callable[..., PreTr
 
 def test_an_adapter_for_more_layers_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     randomised(tiny_model()).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="layers must lie in 0-1.*got 2"):
+    with pytest.raises(UserError, match=r"layers must lie in 0-1.*got 2"):
         PrefixReftModel.from_pretrained(tmp_path, tiny_model(num_hidden_layers=2))
 
 

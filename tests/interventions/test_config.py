@@ -10,7 +10,9 @@ from reft_math.errors import UserError
 
 
 def test_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    config = PrefixReftConfig("loreft", "block", (0, 2), "generated", 4, 32, 10, 0.54, "tokens:10", "m", "abc", "chat/1")
+    config = PrefixReftConfig(
+        "loreft", "block", (0, 2), "generated", 4, 32, 10, 0.54, "tokens:10", "m", "abc", "chat/1"
+    )
     config.save_pretrained(tmp_path)
     assert PrefixReftConfig.from_pretrained(tmp_path) == config
 

@@ -34,7 +34,12 @@ def loss_of(logits: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("intervention", "site"), [("red", "ffn_up"), ("loreft", "block")])
 @pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
 def test_loss_and_gradients_equal_stock_pyvenes(
-    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, family: str, intervention: str, site: str, positions: str
+    tiny_model: Callable[..., PreTrainedModel],
+    tmp_path: Path,
+    family: str,
+    intervention: str,
+    site: str,
+    positions: str,
 ) -> None:
     model = tiny_model(family)
     ours = randomised(model, intervention=intervention, site=site, positions=positions)
@@ -55,7 +60,9 @@ def test_loss_and_gradients_equal_stock_pyvenes(
     gradients = dict(stock.named_parameters())
     for name, parameter in ours.named_parameters():
         expected = gradients[name].grad
-        assert parameter.grad is not None and expected is not None and expected.abs().max() > 0
+        assert parameter.grad is not None
+        assert expected is not None
+        assert expected.abs().max() > 0
         difference = (parameter.grad - expected).norm() / expected.norm()
         assert difference <= 1e-6, name
 
@@ -79,7 +86,7 @@ def test_an_error_in_the_middle_leaves_the_hooks_off(tiny_model: Callable[..., P
     reft_model = randomised(model)
     with pytest.raises(IndexError):
         reft_model(TOKENS + 1000)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no_such_argument"):
         reft_model.generate(TOKENS, no_such_argument=1)
     assert torch.equal(model(TOKENS).logits, before)
     assert not model._forward_pre_hooks
@@ -150,7 +157,8 @@ def test_only_interventions_train(tiny_model: Callable[..., PreTrainedModel]) ->
     reft_model = randomised(tiny_model())
     assert sum(parameter.numel() for parameter in reft_model.parameters()) == 3 * 2 * 48
     assert not any(parameter.requires_grad for parameter in reft_model.model.parameters())
-    assert reft_model.train() is reft_model and reft_model.model.training
+    assert reft_model.train() is reft_model
+    assert reft_model.model.training
     assert not reft_model.eval().model.training
 
 

@@ -49,11 +49,11 @@ def test_layers_that_are_none(text: str) -> None:
 
 
 def test_a_site_the_model_lacks_lists_those_it_has(tiny_model: Callable[..., PreTrainedModel]) -> None:
-    with pytest.raises(UserError, match="has no site 'mlp'; it has ffn_up, .*block"):
+    with pytest.raises(UserError, match=r"has no site 'mlp'; it has ffn_up, .*block"):
         get_prefix_reft_model(tiny_model(), PrefixReftConfig(site="mlp"))
 
 
 def test_an_unknown_family_lists_the_known() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=16))
-    with pytest.raises(UserError, match="known for LlamaForCausalLM.*the model is a GPT2LMHeadModel"):
+    with pytest.raises(UserError, match=r"known for LlamaForCausalLM.*the model is a GPT2LMHeadModel"):
         get_prefix_reft_model(model, PrefixReftConfig())

@@ -31,7 +31,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, eos_token_id=2
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -41,7 +46,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_writes_adapter_records_and_results(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
     call(f"train/prefix_reft.py --k 10 --target-norm 0.2 --model {tiny_base} {SMALL} --output-dir {tmp_path}/run")
     results = read(tmp_path / "run" / "results.json")
-    assert results["config"]["k"] == 10 and results["config"]["learning_rate"] == 5e-3
+    assert results["config"]["k"] == 10
+    assert results["config"]["learning_rate"] == 5e-3
     assert {"torch", "transformers", "pyvene", "pyreft"} <= results["versions"].keys()
     assert results["template"] == "chat/1"
     norm = results["bias_norm"]
@@ -97,8 +103,8 @@ def test_a_run_stopped_in_evaluation_goes_on_without_training_again(
 
 def test_ordinary_reft_is_a_full_fraction_of_one(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
     call(
-        f"train/prefix_reft.py --full-fraction 1 --norm-control none --intervention loreft --site block --rank 2 --layers 1"
-        f" --model {tiny_base} {SMALL} --output-dir {tmp_path}/run"
+        "train/prefix_reft.py --full-fraction 1 --norm-control none --intervention loreft --site block --rank 2"
+        f" --layers 1 --model {tiny_base} {SMALL} --output-dir {tmp_path}/run"
     )
     results = read(tmp_path / "run" / "results.json")
     assert list(results["evaluation"]) == ["base", "reft", "base_given_careful_start"]
@@ -160,7 +166,8 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
         call(f"train/prefix_reft.py --model {tiny_base} {SMALL} --output-dir {tmp_path}/run {arguments}")
     assert stopped.value.code == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0]
+    assert len(errors) == 1
+    assert message in errors[0]
     assert not (tmp_path / "run").exists()
 
 

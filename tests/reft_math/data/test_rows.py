@@ -142,7 +142,9 @@ def test_a_hub_failure_is_one_line_with_the_ways_out(monkeypatch: pytest.MonkeyP
     message = str(caught.value)
     assert "\n" not in message
     assert (str(failure) or "RuntimeError").splitlines()[0].rstrip(".") in message
-    assert "openai/gsm8k (test)" in message and "--data-dir" in message and "check the name" in message
+    assert "openai/gsm8k (test)" in message
+    assert "--data-dir" in message
+    assert "check the name" in message
 
 
 def test_the_real_client_offline_fails_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

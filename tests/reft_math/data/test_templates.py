@@ -169,11 +169,16 @@ def test_the_end_token_of_a_chat_is_what_ends_the_assistants_turn(tokenizer: Pre
     assert turn_end not in (tokenizer.eos_token_id, tokenizer.unk_token_id)
     assert CHAT.end_token_id(tokenizer) == turn_end
     assert PLAIN.end_token_id(tokenizer) == tokenizer.eos_token_id
-    assert encode_target(CHAT, "Why?", "#### 7", tokenizer)[-2:] == [*tokenizer.encode("7", add_special_tokens=False), turn_end]
+    assert encode_target(CHAT, "Why?", "#### 7", tokenizer)[-2:] == [
+        *tokenizer.encode("7", add_special_tokens=False),
+        turn_end,
+    ]
     assert encode_target(PLAIN, "Why?", "#### 7", tokenizer)[-1] == tokenizer.eos_token_id
 
 
-def test_the_end_token_is_eos_where_the_chat_template_writes_no_special_token(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_end_token_is_eos_where_the_chat_template_writes_no_special_token(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     tokenizer.chat_template = TURN_TEMPLATE.replace("END", "'\n'")
     assert CHAT.end_token_id(tokenizer) == tokenizer.eos_token_id
 

@@ -146,6 +146,6 @@ def test_every_gsm8k_reference_is_right_for_its_gold_and_wrong_for_the_next_numb
         completion = re.sub(r"<<.*?>>", "", answer)
         gold = answer.split("####")[1].strip()
         score = score_numeric(completion, gold)
-        assert score["strict"] and score["flexible"], answer
+        assert (score["strict"], score["flexible"]) == (True, True), answer
         other = score_numeric(completion, str(int(gold.replace(",", "")) + 1))
-        assert not other["strict"] and not other["flexible"], answer
+        assert (other["strict"], other["flexible"]) == (False, False), answer

@@ -27,7 +27,8 @@ def test_records_come_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "new" / "records.jsonl"
     records = RecordFile(path)
     records.append([])
-    assert records.done == {} and not path.exists()
+    assert records.done == {}
+    assert not path.exists()
     records.append([row(2), row(1)])
     records.append(row(number) for number in (3,))
     assert list(records.done.values()) == [row(2), row(1), row(3)]
@@ -112,4 +113,5 @@ def test_nothing_of_a_batch_that_is_not_json_is_written(tmp_path: Path) -> None:
     records = RecordFile(tmp_path / "records.jsonl")
     with pytest.raises(TypeError):
         records.append([{"id": "a"}, {"id": "b", "value": object()}])
-    assert not records.path.exists() and records.done == {}
+    assert not records.path.exists()
+    assert records.done == {}

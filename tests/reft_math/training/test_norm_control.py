@@ -30,7 +30,8 @@ def test_mean_norm_is_the_mean_over_layers() -> None:
 def test_mean_norm_has_a_gradient_at_zero() -> None:
     vector = torch.zeros(3, requires_grad=True)
     mean_norm([vector]).backward()
-    assert vector.grad is not None and not vector.grad.isnan().any()
+    assert vector.grad is not None
+    assert not vector.grad.isnan().any()
 
 
 def test_projection_brings_the_mean_to_the_target_and_keeps_proportions_and_directions() -> None:

@@ -32,12 +32,22 @@ def rows(count: int) -> list[dict[str, list[int]]]:
 
 
 def make_trainer(
-    model: PreTrainedModel, folder: Path, controller: str = "projection", target_scale_norm: float | None = None, **arguments: Any
+    model: PreTrainedModel,
+    folder: Path,
+    controller: str = "projection",
+    target_scale_norm: float | None = None,
+    **arguments: Any,
 ) -> tuple[PrefixTrainer, PrefixReftModel]:
     torch.manual_seed(0)
     reft_model = get_prefix_reft_model(model, PrefixReftConfig())
     data = rows(22)
-    settings = {"learning_rate": 2e-2, "per_device_train_batch_size": 4, "num_train_epochs": 2, "save_steps": 4, **arguments}
+    settings = {
+        "learning_rate": 2e-2,
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 2,
+        "save_steps": 4,
+        **arguments,
+    }
     trainer = PrefixTrainer(
         model=reft_model,
         args=TrainingArguments(
@@ -119,7 +129,9 @@ def test_any_split_of_a_step_has_the_gradient_of_the_mean_over_its_sequences(
         torch.testing.assert_close(moved, parameter - parameter.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_the_norm_is_held_and_the_free_run_passes_it(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+def test_the_norm_is_held_and_the_free_run_passes_it(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
     held, _ = make_trainer(tiny_model(), tmp_path / "held", "projection")
     held.train()
     free, _ = make_trainer(tiny_model(), tmp_path / "free", "none")
@@ -143,13 +155,19 @@ def test_the_controllers_factors_reach_loss_and_optimiser(
     moves = {}
     for name in ("none", "loss-weight", "step-size"):
         trainer, reft_model = make_trainer(
-            tiny_model(), tmp_path / name, name, optim="sgd", max_steps=1, lr_scheduler_type="constant", save_strategy="no"
+            tiny_model(),
+            tmp_path / name,
+            name,
+            optim="sgd",
+            max_steps=1,
+            lr_scheduler_type="constant",
+            save_strategy="no",
         )
         controller = trainer.norm_control.controller
         if name == "step-size":
             controller.pid.value = 0.1
         trainer.train()
-        moves[name] = torch.cat([bias for bias in reft_model.biases().values()]).detach()
+        moves[name] = torch.cat(list(reft_model.biases().values())).detach()
         assert trainer.optimizer.param_groups[0]["lr"] == 2e-2
     torch.testing.assert_close(moves["loss-weight"], 0.1 * moves["none"], rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(moves["step-size"], 0.1 * moves["none"], rtol=1e-4, atol=1e-9)
@@ -186,7 +204,9 @@ def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
     for command in ([sys.executable, script, "4", tmp_path / "one.pt"], [*launcher, script, "2", tmp_path / "two.pt"]):
-        done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(word) for word in command], env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr[-2000:]
     for one, two in zip(torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt"), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,90 @@
+"""Runs side by side: what each was, what it scored, and the paired test against one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reft_math.command import RESULTS_NAME
+from reft_math.errors import UserError
+from reft_math.scoring.records import RecordFile
+from reft_math.scoring.statistics import McNemar, mcnemar
+
+COLUMNS = (
+    "run",
+    "decoder",
+    "rows",
+    "lr",
+    "parameters",
+    "norm",
+    "tracking",
+    "correct",
+    "accuracy",
+    "95 % interval",
+    "p",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training command's output folder."""
+
+    folder: Path
+    results: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: str) -> Run:
+        path = Path(folder) / RESULTS_NAME
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"a run is an output folder with a readable {RESULTS_NAME}; {path}: {error}") from None
+        if "train_rows" not in results:
+            raise UserError(f"{path} is not a training run's; compare folders that train/ commands wrote")
+        return cls(Path(folder), results)
+
+    def correct(self, decoder: str) -> dict[str, bool]:
+        """Whether each problem was solved, by id."""
+        path = self.folder / "records" / f"{decoder}.jsonl"
+        if not path.is_file():
+            raise UserError(f"{self.folder} has no decoder {decoder!r}; it has {', '.join(self.results['evaluation'])}")
+        return {name: bool(record["correct"]) for name, record in RecordFile(path).done.items()}
+
+
+def paired_test(run: Run, decoder: str, reference: dict[str, bool]) -> McNemar:
+    """The exact McNemar test of a decoder against a reference on the same problems.
+
+    Raises:
+        UserError: The two did not solve the same problems.
+    """
+    correct = run.correct(decoder)
+    if correct.keys() != reference.keys():
+        raise UserError(
+            f"a paired test needs the same problems; {run.folder} ({decoder}) has others than the reference"
+        )
+    return mcnemar([reference[name] for name in correct], list(correct.values()))
+
+
+def comparison_rows(runs: Sequence[Run], reference: dict[str, bool]) -> list[list[str]]:
+    """Table rows for `COLUMNS`: one per run and decoder."""
+    rows = []
+    for run in runs:
+        settings, norm = run.results["config"], run.results.get("bias_norm")
+        about = [str(run.results["train_rows"]), f"{settings['learning_rate']:g}"]
+        about.append(f"{run.results['trainable_parameters']:,}")
+        about.append("-" if norm is None else f"{norm['achieved']:.3f}")
+        tracking = None if norm is None else norm["tracking_error"]
+        about.append("-" if tracking is None else f"{tracking:.1%}")
+        for decoder, summary in run.results["evaluation"].items():
+            low, high = summary["interval_95"]
+            p_value = paired_test(run, decoder, reference).p_value
+            score = [
+                f"{summary['correct']}/{summary['total']}",
+                f"{summary['accuracy']:.1%}",
+                f"{low:.1%} - {high:.1%}",
+            ]
+            rows.append([run.folder.name, decoder, *about, *score, f"{p_value:.2g}"])
+    return rows
