@@ -79,6 +79,9 @@ class PrefixReftModel(pyreft.ReftModel):
             module = site_module(model, representation.component, representation.layer)
             intervention.to(next(module.parameters()).device)
             self._handles.append(module.register_forward_hook(self._make_hook(intervention)))
+        # pyvene keeps the modules themselves in its config; loggers want to write it as JSON.
+        self.config.representations = [item._replace(intervention=None) for item in self.config.representations]
+        self.config.intervention_types = [str(type(intervention)) for intervention in self.interventions.values()]
 
     # --- the hooks ----------------------------------------------------------------------------------------------
 
@@ -188,14 +191,25 @@ class PrefixReftModel(pyreft.ReftModel):
     def eval(self) -> PrefixReftModel:
         return self.train(False)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         """As the base's, and the recomputation in the backward pass sees the mask of its forward pass."""
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), self._intervening(self._mask)
 
         settings = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False, "context_fn": contexts}
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+        if hasattr(self.model, "activation_checkpointing_enable"):  # the method's name from transformers 5.23 on
+            self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings, **options)
+        else:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings, **options)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """`gradient_checkpointing_enable` under the name that transformers 5.23 and later call."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
     def gradient_checkpointing_disable(self) -> None:
         self.model.gradient_checkpointing_disable()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reft_math.errors import require
+from reft_math.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,8 @@ class TrainingOptions:
             require(self, name, lambda value: value is None or value > 0, "positive")
         for name in ("noise", "warmup_ratio"):
             require(self, name, lambda value: 0 <= value <= 1, "in [0, 1]")
+        if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
+            raise UserError(
+                f"--report-to {self.report_to} needs the package {self.report_to}, which is not installed:"
+                f" uv sync --extra {self.report_to}"
+            )

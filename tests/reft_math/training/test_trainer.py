@@ -46,13 +46,13 @@ def make_trainer(
         "per_device_train_batch_size": 4,
         "num_train_epochs": 2,
         "save_steps": 4,
+        "report_to": "none",
         **arguments,
     }
     trainer = PrefixTrainer(
         model=reft_model,
         args=TrainingArguments(
             output_dir=str(folder),
-            report_to="none",
             use_cpu=True,
             remove_unused_columns=False,
             disable_tqdm=True,
@@ -171,6 +171,42 @@ def test_the_controllers_factors_reach_loss_and_optimiser(
         assert trainer.optimizer.param_groups[0]["lr"] == 2e-2
     torch.testing.assert_close(moves["loss-weight"], 0.1 * moves["none"], rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(moves["step-size"], 0.1 * moves["none"], rtol=1e-4, atol=1e-9)
+
+
+def test_checkpointed_activations_give_the_same_weights(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    ends = []
+    for checkpointing in (False, True):
+        trainer, reft_model = make_trainer(
+            tiny_model(), tmp_path, max_steps=3, save_strategy="no", gradient_checkpointing=checkpointing
+        )
+        trainer.train()
+        ends.append(list(reft_model.parameters()))
+    assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*ends, strict=True))
+
+
+def test_trains_under_bfloat16_autocast_with_float32_interventions(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    ends = {}
+    for autocast in (False, True):
+        trainer, reft_model = make_trainer(tiny_model(), tmp_path, max_steps=3, save_strategy="no", bf16=autocast)
+        trainer.train()
+        ends[autocast] = torch.cat(list(reft_model.biases().values()))
+    assert ends[True].dtype == torch.float32
+    assert not torch.equal(ends[True], ends[False])
+    assert torch.cosine_similarity(ends[True], ends[False], dim=0) > 0.9
+
+
+def test_tensorboard_gets_the_curves(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logger writes the model's config as JSON too."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    trainer, _ = make_trainer(tiny_model(), tmp_path, max_steps=2, save_strategy="no", report_to="tensorboard")
+    trainer.train()
+    assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
 
 
 def test_a_target_is_never_padding(tiny_model: Callable[..., PreTrainedModel]) -> None:
