@@ -1,0 +1,31 @@
+"""Bias norm against optimiser steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from reft_math.comparison import Run
+
+# Okabe and Ito's palette, told apart by colour-blind readers.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def norm_trace(runs: Sequence[Run]) -> Figure:
+    """One panel for the norm, one for the distance of RED's scales from 1; one line a run, the target dashed."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        norm_axes, scale_axes = figure.subplots(1, 2)
+    for index, run in enumerate(runs):
+        norm = run.results["bias_norm"]
+        style = {"color": PALETTE[index % len(PALETTE)], "linewidth": 1.3, "label": run.folder.name}
+        norm_axes.plot(norm["trace"]["step"], norm["trace"]["norm"], **style)
+        scale_axes.plot(norm["trace"]["step"], norm["trace"]["scale_norm"], **style)
+    for target in sorted({run.results["bias_norm"]["target"] for run in runs}):
+        norm_axes.axhline(target, color="0.4", linestyle="--", linewidth=1, label=f"target {target:g}")
+    norm_axes.set(xlabel="optimiser step", ylabel="bias norm, mean over layers of ‖b‖₂", yscale="log")
+    scale_axes.set(xlabel="optimiser step", ylabel="mean over layers of ‖s − 1‖₂")
+    norm_axes.legend(frameon=False, fontsize=8)
+    return figure
