@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
+from reft_math.processes import process_state
 
 EMBEDDED_MODEL = "arithmetic"
 EMBEDDED_FOLDER = Path(__file__).parent / "arithmetic" / "model"
@@ -40,7 +40,7 @@ def load_model(name: str, revision: str | None = None, dtype: Dtype = "auto") ->
         UserError: No such model within reach.
     """
     model = _from_pretrained(AutoModelForCausalLM, name, revision, dtype=dtype)
-    model = model.eval().to(PartialState().device)
+    model = model.eval().to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
     return model
 

@@ -38,11 +38,11 @@ class LoraOptions(TrainingOptions):
 
 
 def main(options: LoraOptions) -> None:
-    from accelerate import PartialState
     from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.errors import UserError
+    from reft_math.processes import process_state
     from reft_math.training import job as jobs
 
     options = jobs.resolve(options)
@@ -69,7 +69,7 @@ def main(options: LoraOptions) -> None:
         trainer = jobs.train(job, model, dataset, collator, control=None)
         if trainer.is_world_process_zero():
             jobs.save_once(adapter, model.save_pretrained)
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return
 
     def base(inputs, **settings):  # type: ignore[no-untyped-def]

@@ -65,12 +65,11 @@ class PrefixReftOptions(TrainingOptions):
 
 
 def main(options: PrefixReftOptions) -> None:
-    from accelerate import PartialState
-
     from interventions import PrefixReftConfig, get_prefix_reft_model
     from reft_math.command import versions
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.decoding.gate import parse_gate
+    from reft_math.processes import process_state
     from reft_math.training import job as jobs
     from reft_math.training.norm_control import make_controller, tracking_error
     from reft_math.training.trainer import NormControl
@@ -110,7 +109,7 @@ def main(options: PrefixReftOptions) -> None:
         trainer = jobs.train(job, model, dataset, collator, control)
         if trainer.is_world_process_zero():
             jobs.save_once(adapter, trainer.save_model)
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return
 
     model.eval()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
@@ -31,6 +30,7 @@ from reft_math.evaluation import (
     summarise,
 )
 from reft_math.models import end_token_ids, load_model, load_tokenizer
+from reft_math.processes import process_state
 from reft_math.training.options import TrainingOptions
 from reft_math.training.trainer import NormControl, PrefixTrainer
 
@@ -82,7 +82,7 @@ def prepare(options: TrainingOptions) -> Job:
 
 def claim(options: TrainingOptions) -> Path:
     """The output folder, claimed by the main process; the others wait for it."""
-    state = PartialState()
+    state = process_state()
     if state.is_main_process:
         claim_output_dir(options)
     state.wait_for_everyone()

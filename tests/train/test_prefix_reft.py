@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +127,24 @@ def test_a_real_data_set_from_a_folder(
     assert results["config"]["learning_rate"] == 2e-4
     assert results["template"] == "plain/1"
     assert list(results["evaluation"]) == ["base", "prefix", "always_on"]
+
+
+def test_runs_under_torchrun(tmp_path: Path, tiny_base: str) -> None:
+    """Two processes, half the steps each would need alone; one of them evaluates and writes."""
+    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --batch-size 4 --output-dir {tmp_path}/run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
+    done = subprocess.run(
+        [*launcher, *line.split()],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = read(tmp_path / "run" / "results.json")
+    assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
+    assert results["evaluation"]["prefix"]["total"] == 8
 
 
 MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2?"}\n'
