@@ -47,16 +47,18 @@ def parse(config_class: type, description: str | None, arguments: Sequence[str])
     """A ``config_class`` from command-line arguments."""
     from transformers import HfArgumentParser
 
-    parser = HfArgumentParser(config_class, description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser = HfArgumentParser(
+        config_class, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.error = _raise_user_error
     for action in parser._actions:
         _tidy(action)
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file with any of these settings; the command line wins over it."
     )
-    if path := _config_path(arguments):
-        parser.set_defaults(**_read_yaml(path, {field.name for field in dataclasses.fields(config_class)}))
-    values = vars(parser.parse_args(list(arguments)))
+    path = _config_path(arguments)
+    from_file = _read_yaml(path, {field.name for field in dataclasses.fields(config_class)}) if path else []
+    values = vars(parser.parse_args([*from_file, *arguments]))
     values.pop("config")
     return config_class(**values)
 
@@ -74,24 +76,32 @@ def _tidy(action: Action) -> None:
 
 def _config_path(arguments: Sequence[str]) -> str | None:
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = _raise_user_error  # type: ignore[method-assign]
     parser.add_argument("--config")
     path: str | None = parser.parse_known_args(list(arguments))[0].config
     return path
 
 
-def _read_yaml(path: str, known: set[str]) -> dict[str, Any]:
+def _read_yaml(path: str, known: set[str]) -> list[str]:
+    """The file's settings as command-line arguments, to be checked like those."""
     import yaml
 
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config must be a readable YAML file; {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config must map setting names to values; {path} holds {type(values).__name__}")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if unknown := sorted(values.keys() - known):
         raise UserError(f"{path}: unknown settings {', '.join(unknown)}; --help lists the known ones")
-    return values
+    arguments: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            arguments.append(f"--{name}={value}")
+    return arguments
 
 
 def claim_output_dir(config: Any) -> Path:
@@ -117,7 +127,10 @@ def claim_output_dir(config: Any) -> Path:
     if in_use and config.overwrite:
         _check_is_run(folder)
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir must be a folder that can be made; {folder}: {error.strerror}") from None
     write_json(folder / CONFIG_NAME, _settings(config))
     return folder
 

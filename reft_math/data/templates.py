@@ -54,7 +54,7 @@ class PromptTemplate:
             mark = "SOLUTION"
             messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": mark}]
             after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(mark)[2]
-            special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+            special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
             for token in tokenizer.encode(after, add_special_tokens=False):
                 if token in special:
                     return int(token)
@@ -98,8 +98,7 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplat
 
 def encode_prompt(template: PromptTemplate, question: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The prompt's token ids, special tokens once (a chat template has written them already)."""
-    text = template.prompt(question, tokenizer)
-    return list(tokenizer.encode(text, add_special_tokens=not template.is_chat))
+    return _encode(template, template.prompt(question, tokenizer), tokenizer)
 
 
 def encode_target(
@@ -111,12 +110,17 @@ def encode_target(
     boundary of its own at the seam; on its own otherwise, for the prompt's tokens are what decoding starts from.
     """
     prompt_ids = encode_prompt(template, question, tokenizer)
-    text = template.prompt(question, tokenizer) + template.target(solution)
-    whole = list(tokenizer.encode(text, add_special_tokens=not template.is_chat))
-    if whole[-1:] == [tokenizer.eos_token_id] and not template.is_chat:
-        whole = whole[:-1]
+    whole = _encode(template, template.prompt(question, tokenizer) + template.target(solution), tokenizer)
     if whole[: len(prompt_ids)] == prompt_ids:
         target_ids = whole[len(prompt_ids) :]
     else:
         target_ids = list(tokenizer.encode(template.target(solution), add_special_tokens=False))
     return [*target_ids, template.end_token_id(tokenizer)]
+
+
+def _encode(template: PromptTemplate, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids with the tokenizer's own start, and without the end that some tokenizers put after every text."""
+    if template.is_chat:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    token_ids = list(tokenizer.encode(text))
+    return token_ids[:-1] if token_ids[-1:] == [tokenizer.eos_token_id] else token_ids

@@ -84,6 +84,8 @@ def _resolve(
     """The generation settings with keyword arguments worked in, and the keyword arguments that are not settings."""
     config = copy.deepcopy(generation_config or model.generation_config)
     options: dict[str, Any] = config.update(**kwargs)
+    # As stock generate does: what a given configuration leaves out is the model's own.
+    config.update(**model.generation_config.to_dict(), defaults_only=True)
     return config, options
 
 
@@ -94,18 +96,27 @@ def _attention_from_padding(inputs: torch.Tensor, pad_token_id: int | None) -> t
     return (inputs != pad_token_id).long().cummax(dim=1).values
 
 
+_NOT_IN_TWO_PARTS = (
+    "streamer",
+    "assistant_model",
+    "custom_generate",
+    "stopping_criteria",
+    "past_key_values",
+    "stop_strings",
+    "max_time",
+    "min_new_tokens",
+    "return_dict_in_generate",
+)
+
+
 def _check_splittable(config: GenerationConfig, options: dict[str, Any]) -> None:
+    """Refuses what would mean something else when generation is done in two parts."""
     if (config.num_beams or 1) > 1:
-        raise UserError(
-            "a token gate decodes greedily or by sampling; beam search (num_beams > 1) needs gate='always' or 'off'"
-        )
-    for name in ("streamer", "assistant_model", "custom_generate"):
-        if options.get(name) is not None:
+        raise UserError("a token gate decodes greedily or by sampling; num_beams > 1 needs gate='always' or 'off'")
+    for name in _NOT_IN_TWO_PARTS:
+        value = options.get(name, getattr(config, name, None))
+        if value is not None and value is not False:
             raise UserError(f"a token gate cannot be combined with {name}; use gate='always' or 'off'")
-    if config.return_dict_in_generate:
-        raise UserError(
-            "a token gate returns sequences only; leave return_dict_in_generate out or use gate='always' or 'off'"
-        )
 
 
 def _max_new_tokens(config: GenerationConfig, prompt_length: int) -> int:

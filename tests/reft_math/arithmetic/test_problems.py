@@ -40,7 +40,8 @@ def drawn(size: int = 400, seed: int = 0) -> list[WordProblem]:
 def read(question: str) -> int:
     """The answer, from nothing but the English."""
     first, *events, asked = re.split(r"(?<=\.) ", question)
-    assert asked.startswith("How many")
+    owner = (events[-1] if "than" in events[-1] else first).split()[0]
+    assert f"does {owner} have now?" in asked
     value = int(re.findall(r"\d+", first)[0])
     for event in events:
         amounts = [int(amount) for amount in re.findall(r"\d+", event)]

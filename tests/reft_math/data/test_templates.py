@@ -113,7 +113,6 @@ def test_a_prompt_has_no_bos_where_the_tokenizer_puts_none(tokenizer: PreTrained
     assert tokenizer.bos_token_id not in encode_prompt(CHAT, "Why?", tokenizer)
 
 
-@pytest.mark.xfail(strict=True, reason="encode_prompt keeps the eos that such a tokenizer appends")
 def test_a_tokenizer_that_closes_every_text_does_not_close_the_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
     before = encode_prompt(PLAIN, "Why?", tokenizer), encode_target(PLAIN, "Why?", "#### 7", tokenizer)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -180,7 +179,6 @@ def test_the_end_token_is_eos_where_the_chat_has_no_special_one(tokenizer: PreTr
     assert CHAT.end_token_id(tokenizer) == tokenizer.eos_token_id
 
 
-@pytest.mark.xfail(strict=True, reason="end_token_id takes <unk>, a special token too, for the end of the turn")
 def test_text_unknown_to_the_tokenizer_is_no_end_token(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = TURN_TEMPLATE.replace("END", "'; '")
     assert CHAT.end_token_id(tokenizer) == tokenizer.eos_token_id
