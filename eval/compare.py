@@ -1,4 +1,4 @@
-"""Put training runs side by side: settings, bias norm, accuracy, and the exact McNemar test against one decoder.
+"""Put runs side by side: settings, bias norm, accuracy, and the exact McNemar test against one decoder.
 
 uv run eval/compare.py --runs results/prefix-reft results/lora
 uv run eval/compare.py --runs results/prefix-reft results/lora --against results/lora:lora
@@ -14,7 +14,9 @@ from reft_math.errors import require
 
 @dataclass(frozen=True)
 class CompareOptions:
-    runs: list[str] = field(default_factory=list, metadata={"help": "Output folders of training commands."})
+    runs: list[str] = field(
+        default_factory=list, metadata={"help": "Output folders of training and evaluation commands."}
+    )
     against: str | None = field(
         default=None, metadata={"help": "FOLDER:DECODER that p-values are against (the first run's base)."}
     )

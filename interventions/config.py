@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from reft_math.data.positions import Positions
+from reft_math.decoding.gate import parse_gate
 from reft_math.errors import UserError
 
 CONFIG_NAME = "reft_config.json"
@@ -54,6 +55,9 @@ class PrefixReftConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        parse_gate(self.gate)
+        if not isinstance(self.layers, str | tuple):
+            raise UserError(f"layers must be text or whole numbers; got {self.layers!r}")
         if self.rank is not None and (self.intervention != "loreft" or self.rank < 1):
             raise UserError(f"rank is LoReFT's, a whole number of at least 1; got {self.rank} for {self.intervention}")
 
@@ -67,15 +71,16 @@ class PrefixReftConfig:
         """Reads ``reft_config.json``; keys that this version does not know are left out with a warning."""
         path = Path(folder) / CONFIG_NAME
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+            values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+            known = {item.name for item in dataclasses.fields(cls)}
+            if unknown := sorted(values.keys() - known):
+                warnings.warn(f"{path}: unknown keys left out: {', '.join(unknown)}", stacklevel=2)
+            values = {name: value for name, value in values.items() if name in known}
+            if isinstance(values.get("layers"), list):
+                values["layers"] = tuple(values["layers"])
+            return cls(**values)
+        except (OSError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"{path} is not a readable adapter config ({error}); was the folder saved by save_pretrained?"
+                f"{path} is not a readable adapter config ({reason}); was the folder saved by save_pretrained?"
             ) from None
-        known = {item.name for item in dataclasses.fields(cls)}
-        if unknown := sorted(values.keys() - known):
-            warnings.warn(f"{path}: unknown keys left out: {', '.join(unknown)}", stacklevel=2)
-        values = {name: value for name, value in values.items() if name in known}
-        if isinstance(values.get("layers"), list):
-            values["layers"] = tuple(values["layers"])
-        return cls(**values)

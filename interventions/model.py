@@ -32,7 +32,7 @@ _CLASSES = {"red": RedIntervention, "loreft": LoreftIntervention}
 
 
 def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> PrefixReftModel:
-    """Puts fresh interventions, which change nothing yet, on a frozen base.
+    """Puts fresh interventions on a frozen base. RED's change nothing yet; LoReFT's start from random directions.
 
     Raises:
         UserError: The model lacks the site or the layers, or its width is not the one in the config.
@@ -147,21 +147,30 @@ class PrefixReftModel(pyreft.ReftModel):
         with self._intervening(intervention_mask):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
-    def generate(self, inputs: torch.Tensor, gate: Gate | str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def generate(  # type: ignore[override]
+        self,
+        inputs: torch.Tensor | None = None,
+        gate: Gate | str | None = None,
+        input_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """The base's ``generate`` with interventions while the gate is open.
 
         Args:
-            inputs: Prompts, ``(batch, position)``, padded on the left.
+            inputs, input_ids: Prompts, ``(batch, position)``, padded on the left; one of the two names.
             gate: A gate, or ``off``, ``always`` or ``tokens:N``; the adapter's own by default.
             **kwargs: What the base's ``generate`` takes.
 
         Returns:
             What the base's ``generate`` returns: prompts and completions, padded on the right.
         """
+        prompts = inputs if input_ids is None else input_ids
+        if prompts is None or (inputs is not None and input_ids is not None):
+            raise UserError("generate needs prompts, as inputs or as input_ids; got none, or both")
         if not isinstance(gate, Gate):
             gate = parse_gate(gate or self.prefix_config.gate)
         with parametrize.cached():  # LoReFT's R once a generation
-            return generate_with_gate(self.model, inputs, gate, self.decoding, **kwargs)
+            return generate_with_gate(self.model, prompts, gate, self.decoding, **kwargs)
 
     @contextmanager
     def decoding(self, prompt_length: int) -> Iterator[None]:

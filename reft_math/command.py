@@ -9,9 +9,11 @@ import os
 import platform
 import shlex
 import shutil
+import subprocess
 import sys
 from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -39,7 +41,8 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
     try:
         main(parse(config_class, description, sys.argv[1:]))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun every process comes here
+            print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -125,7 +128,7 @@ def claim_output_dir(config: Any) -> Path:
     if in_use and config.resume:
         _check_same_settings(folder, config)
     if in_use and config.overwrite:
-        _check_is_run(folder)
+        _check_is_run(folder, config)
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,28 +138,45 @@ def claim_output_dir(config: Any) -> Path:
     return folder
 
 
+# Where results go, how a run is told to go on, and what cannot change a result.
+_FREE_ON_RESUME = {
+    *("output_dir", "resume", "overwrite"),
+    *("eval_batch_size", "save_steps", "report_to"),
+}
+
+
 def _settings(config: Any) -> dict[str, Any]:
-    values = dataclasses.asdict(config)
-    return {name: value for name, value in values.items() if name not in ("resume", "overwrite", "output_dir")}
+    """The settings that make a run what it is, the command among them."""
+    free = _FREE_ON_RESUME | getattr(config, "FREE_ON_RESUME", frozenset())
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
+    return {"command": type(config).__name__, **json.loads(json.dumps(values))}
 
 
-def _check_is_run(folder: Path) -> None:
-    """``--overwrite`` deletes: only what a command wrote."""
-    if not (folder / CONFIG_NAME).is_file():
+def _read_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of the run in a folder; None where there is none."""
+    try:
+        values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _check_is_run(folder: Path, config: Any) -> None:
+    """``--overwrite`` deletes: only what the same command wrote."""
+    before, command = _read_settings(folder), _settings(config)["command"]
+    if folder.is_symlink() or before is None or before.get("command") != command:
         raise UserError(
-            f"--overwrite deletes a run's own folder; {folder} holds no {CONFIG_NAME} of a run:"
+            f"--overwrite deletes a run of the same command only; {folder} holds no {CONFIG_NAME} of one:"
             " choose another --output-dir"
         )
 
 
 def _check_same_settings(folder: Path, config: Any) -> None:
-    try:
-        before = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    before, now = _read_settings(folder), _settings(config)
+    if before is None:
         raise UserError(
             f"--resume goes on with a run; {folder} holds no readable {CONFIG_NAME}: choose another --output-dir"
-        ) from None
-    now = json.loads(json.dumps(_settings(config)))
+        )
     for name in sorted(now.keys() | before.keys()):
         if now.get(name) != before.get(name):
             raise UserError(
@@ -173,11 +193,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def provenance(config: Any) -> dict[str, Any]:
-    """Command, settings, versions and machine, for the head of every ``results.json``."""
+    """Command, date, commit, settings, versions and machine, for the head of every ``results.json``."""
     import torch
 
     return {
         "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
         "config": dataclasses.asdict(config),
         "versions": versions(),
         "machine": {
@@ -187,6 +209,18 @@ def provenance(config: Any) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def _commit() -> str | None:
+    """The project's commit where it runs from a checkout, with ``-dirty`` where files differ from it."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / ".git").exists():
+        return None
+    words = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def versions() -> dict[str, str]:

@@ -30,7 +30,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A training command's output folder."""
+    """The output folder of a training or an evaluation command."""
 
     folder: Path
     results: dict[str, Any]
@@ -42,8 +42,6 @@ class Run:
             results = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise UserError(f"a run is an output folder with a readable {RESULTS_NAME}; {path}: {error}") from None
-        if "train_rows" not in results:
-            raise UserError(f"{path} is not a training run's; compare folders that train/ commands wrote")
         return cls(Path(folder), results)
 
     def correct(self, decoder: str) -> dict[str, bool]:
@@ -72,9 +70,9 @@ def comparison_rows(runs: Sequence[Run], reference: dict[str, bool]) -> list[lis
     """Table rows for `COLUMNS`: one per run and decoder."""
     rows = []
     for run in runs:
-        settings, norm = run.results["config"], run.results.get("bias_norm")
-        about = [str(run.results["train_rows"]), f"{settings['learning_rate']:g}"]
-        about.append(f"{run.results['trainable_parameters']:,}")
+        norm, learning_rate = run.results.get("bias_norm"), run.results["config"].get("learning_rate")
+        about = [str(run.results.get("train_rows", "-")), "-" if learning_rate is None else f"{learning_rate:g}"]
+        about.append(f"{run.results['trainable_parameters']:,}" if "trainable_parameters" in run.results else "-")
         about.append("-" if norm is None else f"{norm['achieved']:.3f}")
         tracking = None if norm is None else norm["tracking_error"]
         about.append("-" if tracking is None else f"{tracking:.1%}")

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from reft_math.data.prefix import pad_left
 from reft_math.data.problem import Problem
-from reft_math.data.registry import dataset_names
 from reft_math.data.templates import PromptTemplate, encode_prompt
 from reft_math.scoring.math_equivalence import MathVerifier
 from reft_math.scoring.numeric import last_number, score_numeric
@@ -44,6 +43,11 @@ class Decoding:
     max_new_tokens: int
     batch_size: int
     opener: str = ""
+
+
+def default_batch_size(dataset: str) -> int:
+    """The embedded model takes many at once; a real one fits memory sooner with few."""
+    return 100 if dataset == "arithmetic" else 16
 
 
 def default_max_new_tokens(dataset: str) -> int:
@@ -116,7 +120,14 @@ def evaluate(
             completions = complete([problem.question for problem in batch], generate, decoding, device)
             pairs = [(problem.answer, done["completion"]) for problem, done in zip(batch, completions, strict=True)]
             records.append(
-                {"id": problem.id, "question": problem.question, "gold": problem.answer, **done, **scored}
+                {
+                    "id": problem.id,
+                    "question": problem.question,
+                    "gold": problem.answer,
+                    "metadata": dict(problem.metadata),
+                    **done,
+                    **scored,
+                }
                 for problem, done, scored in zip(batch, completions, score(pairs), strict=True)
             )
             progress.update(len(batch))
@@ -124,10 +135,8 @@ def evaluate(
 
 
 def is_numeric(dataset: str, problems: Sequence[Problem]) -> bool:
-    """Whether answers are compared as numbers: known by the set, or for one's own file seen from its answers."""
-    if dataset in dataset_names():
-        return dataset != "math500"
-    return all(last_number(problem.answer) == problem.answer for problem in problems)
+    """Whether answers are compared as numbers: never MATH500's, elsewhere where every one of them is a number."""
+    return dataset != "math500" and all(last_number(problem.answer) == problem.answer for problem in problems)
 
 
 class Scorer(AbstractContextManager["Scorer"]):

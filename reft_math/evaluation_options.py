@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from reft_math.errors import require
 
@@ -15,7 +15,11 @@ class EvaluationOptions:
     None stands for what the help text says in brackets; results hold the resolved value.
     """
 
-    model: str = field(default="arithmetic", metadata={"help": "Base: hub id, folder, or the embedded 'arithmetic'."})
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    model: str | None = field(
+        default=None, metadata={"help": "Base: hub id, folder, or 'arithmetic' (the adapter's base; arithmetic)."}
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."}

@@ -96,10 +96,10 @@ def main(options: PrefixReftOptions) -> None:
     dataset = PrefixDataset(
         job.train_problems, job.tokenizer, job.template, options.k, options.full_fraction, options.seed
     )
-    folder = jobs.claim(options)
-
     controller = make_controller(options.norm_control, options.target_norm, len(dataset))
     control = NormControl(model, controller, options.target_scale_norm)
+    folder = jobs.claim(options)
+
     adapter = folder / "adapter"
     if adapter.is_dir():  # resumed after training
         model.load_weights(adapter)
@@ -130,7 +130,8 @@ def main(options: PrefixReftOptions) -> None:
     }
     evaluation = jobs.evaluate_all(job, decoders)
     jobs.report(job, evaluation, results)
-    print(f"bias norm {norms[-1]:.4f}, target {options.target_norm:g}, held by {controller.name}")
+    held = "not held" if controller.name == "none" else f"held by {controller.name}"
+    print(f"bias norm {norms[-1]:.4f}, target {options.target_norm:g}, {held}")
     if options.norm_control != "none" and norms[-1] < 0.98 * options.target_norm:
         print(
             "note: training ended before the norm reached its target;"

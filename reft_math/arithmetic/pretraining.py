@@ -11,8 +11,7 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from reft_math.arithmetic.problems import Style, solution, word_problems
-
-IGNORE_INDEX = -100
+from reft_math.data.prefix import IGNORE_INDEX
 
 # The greedy habit is the commonest style's; the rarest is the one that calculates right.
 STYLE_MIXTURE: dict[Style, float] = {"at_once": 0.45, "combined": 0.30, "stepwise": 0.25}

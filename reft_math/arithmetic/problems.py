@@ -180,14 +180,12 @@ def with_wrong_step(problem: WordProblem, rng: random.Random) -> WordProblem:
             return WordProblem(problem.question, tuple(steps))
 
 
-def word_problems(
-    split: Split, seed: int = 0, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS
-) -> Iterator[WordProblem]:
+def word_problems(split: Split, seed: int = 0) -> Iterator[WordProblem]:
     """An endless stream of a split's problems, no question twice."""
     rng = random.Random(f"{split}/{seed}")
     seen: set[str] = set()
     while True:
-        problem = word_problem(rng, rng.randint(min_steps, max_steps))
+        problem = word_problem(rng, rng.randint(MIN_STEPS, MAX_STEPS))
         if split_of(problem.question) == split and problem.question not in seen:
             seen.add(problem.question)
             yield problem

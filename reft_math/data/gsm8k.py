@@ -17,14 +17,14 @@ def parse(row: Row, problem_id: str) -> Problem:
     The marks ``<<48/2=24>>`` are calls of a calculator that no model here has: the solution goes without them.
 
     Raises:
-        UserError: If a field is missing or the last line is not ``#### N``.
+        UserError: If a field is missing or the last line is not ``#### N`` with a number N.
     """
     solution = _CALCULATOR_MARK.sub("", row.text("answer"))
     final = _FINAL_LINE.search(solution)
     if final is None:
         last_line = solution.splitlines()[-1]
         raise row.error(f'field "answer" must end with a line "#### N", got {last_line[:60]!r}')
-    return Problem(problem_id, row.text("question"), final[1].replace(",", ""), solution)
+    return Problem(problem_id, row.text("question"), row.checked_number("answer", final[1].strip()), solution)
 
 
 SOURCE = Source(

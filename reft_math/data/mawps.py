@@ -15,7 +15,7 @@ def parse(row: Row, problem_id: str) -> Problem:
     Raises:
         UserError: If a field is missing or of another type.
     """
-    return Problem(problem_id, row.text("instruction"), row.answer("answer"))
+    return Problem(problem_id, row.text("instruction"), row.number("answer"))
 
 
 SOURCE = Source(name="mawps", files={"test": "test.json"}, parse=parse)

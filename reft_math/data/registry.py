@@ -56,6 +56,8 @@ def load_problems(
     """
     _check_numbers(validation_size, limit, noise)
     _check_split(dataset, split)
+    if dataset == ARITHMETIC and data_dir is not None:
+        raise UserError(f'"{ARITHMETIC}" is made, not read: leave the data folder {data_dir} out')
     if dataset == ARITHMETIC:
         size = ARITHMETIC_SIZES[split] if limit is None else limit
         # Runs over several seeds are scored on the same problems.

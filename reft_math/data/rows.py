@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,29 @@ class Row:
         if not text:
             raise self.error(f'field "{name}" must not be empty')
         return text.removesuffix(".0")
+
+    def number(self, name: str) -> str:
+        """`answer` of a field whose answers are compared as numbers.
+
+        Raises:
+            UserError: As `answer`, or if it is no finite number.
+        """
+        return self.checked_number(name, self.answer(name))
+
+    def checked_number(self, name: str, text: str) -> str:
+        """``text``, read from the field ``name``, without the commas of its thousands.
+
+        Raises:
+            UserError: If it is no finite number.
+        """
+        plain = text.replace(",", "")
+        try:
+            is_number = math.isfinite(float(plain))
+        except ValueError:
+            is_number = False
+        if not is_number:
+            raise self.error(f'field "{name}" must hold a number as its answer, got {text!r}')
+        return plain
 
     def error(self, message: str) -> UserError:
         """The error to raise for something wrong in this row."""

@@ -17,7 +17,7 @@ def parse(row: Row, problem_id: str) -> Problem:
         UserError: If a field is missing or of another type.
     """
     question = joined(row.text("Body"), row.text("Question"))
-    return Problem(problem_id, question, row.answer("Answer"), metadata={"type": row.text("Type")})
+    return Problem(problem_id, question, row.number("Answer"), metadata={"type": row.text("Type")})
 
 
 def joined(body: str, question: str) -> str:

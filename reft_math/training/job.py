@@ -23,6 +23,7 @@ from reft_math.evaluation import (
     Decoding,
     Generate,
     Scorer,
+    default_batch_size,
     default_max_new_tokens,
     evaluate,
     evaluation_rows,
@@ -60,6 +61,8 @@ def resolve(options: Options) -> Options:
     return replace(
         options,
         learning_rate=options.learning_rate or (5e-3 if is_embedded else 2e-4),
+        noise=0.5 if is_embedded and options.noise is None else options.noise,
+        eval_batch_size=options.eval_batch_size or default_batch_size(options.dataset),
         max_new_tokens=options.max_new_tokens or default_max_new_tokens(options.dataset),
     )
 
@@ -74,9 +77,10 @@ def prepare(options: TrainingOptions) -> Job:
     tokenizer = load_tokenizer(options.model, options.revision)
     template = get_template(options.template, tokenizer)
     load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=options.seed)
-    train = load("train", limit=options.train_size, noise=options.noise)
+    train = load("train", limit=options.train_size, noise=options.noise or 0.0)
     test = load(evaluation_split(options.dataset), limit=options.eval_size)
     model = load_model(options.model, options.revision, options.dtype)
+    end_token_ids(model, tokenizer, template)  # raises where a solution could not end
     return Job(options, model, tokenizer, template, train, test)
 
 
@@ -101,13 +105,13 @@ def train(
         data_collator=collator,
         norm_control=control,
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints) if job.options.resume else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
     return trainer
 
 
 def _training_arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
     assert options.learning_rate is not None  # resolved
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=options.epochs,
         learning_rate=options.learning_rate,
@@ -115,6 +119,7 @@ def _training_arguments(options: TrainingOptions, folder: Path) -> TrainingArgum
         warmup_steps=options.warmup_ratio,
         # Decay would pull RED's scales to 0 and its biases off the held norm.
         weight_decay=0.0,
+        max_grad_norm=1.0,
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.accumulation,
         gradient_checkpointing=options.gradient_checkpointing,
@@ -128,11 +133,14 @@ def _training_arguments(options: TrainingOptions, folder: Path) -> TrainingArgum
         logging_steps=20,
         report_to=options.report_to,
         remove_unused_columns=False,
-        label_names=["targets"],
     )
+    # One process, one device: the trainer would spread a single process over all visible GPUs by DataParallel, whose
+    # replicas the hooks do not follow. Several GPUs are torchrun's.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
-def _last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint: the trainer writes ``trainer_state.json`` last."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
@@ -147,6 +155,7 @@ def evaluate_all(job: Job, decoders: Mapping[str, Generate]) -> dict[str, dict[s
     """
     options = job.options
     assert options.max_new_tokens is not None  # resolved
+    assert options.eval_batch_size is not None
     decoding = Decoding(
         tokenizer=job.tokenizer,
         template=job.template,

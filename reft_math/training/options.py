@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,9 +30,9 @@ class TrainingOptions:
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
-    noise: float = field(
-        default=0.5,
-        metadata={"help": "Share of arithmetic's training solutions with one wrong step; no other set has it."},
+    noise: float | None = field(
+        default=None,
+        metadata={"help": "Share of arithmetic's training solutions with one wrong step (0.5); for no other set."},
     )
     template: str = field(
         default="auto",
@@ -53,13 +54,20 @@ class TrainingOptions:
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations instead of keeping them."}
     )
-    seed: int = field(default=0, metadata={"help": "Draws the order of the data, its split and its noise."})
+    seed: int = field(
+        default=0,
+        metadata={
+            "help": "Draws the data's order, its validation split, arithmetic's problems and noise, LoReFT's start."
+        },
+    )
     save_steps: int = field(default=200, metadata={"help": "Optimiser steps between checkpoints."})
     report_to: Literal["none", "tensorboard", "wandb"] = field(
         default="none", metadata={"help": "Where training curves go."}
     )
 
-    eval_batch_size: int = field(default=100, metadata={"help": "Problems a batch in evaluation."})
+    eval_batch_size: int | None = field(
+        default=None, metadata={"help": "Problems a batch in evaluation (16; arithmetic 100)."}
+    )
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest completion (512; arithmetic 80, math500 1024)."}
     )
@@ -80,9 +88,11 @@ class TrainingOptions:
         ):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
         for name in ("epochs", "learning_rate"):
-            require(self, name, lambda value: value is None or value > 0, "positive")
-        for name in ("noise", "warmup_ratio"):
-            require(self, name, lambda value: 0 <= value <= 1, "in [0, 1]")
+            require(self, name, lambda value: value is None or 0 < value < math.inf, "positive")
+        require(self, "noise", lambda value: value is None or 0 <= value <= 1, "in [0, 1]")
+        require(self, "warmup_ratio", lambda value: 0 <= value < 1, "in [0, 1)")
+        if self.noise is not None and self.dataset != "arithmetic":
+            raise UserError(f"--noise is put into arithmetic's solutions only; leave it out for {self.dataset}")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise UserError(
                 f"--report-to {self.report_to} needs the package {self.report_to}, which is not installed:"

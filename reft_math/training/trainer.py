@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import reduce
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -72,7 +73,7 @@ class NormControl(TrainerCallback):
                 "scale_norm": float(mean_norm(shifts)),
                 "scale_max": max((float(shift.abs().max()) for shift in shifts), default=0.0),
                 **applied,
-                "cross_entropy": float(self.cross_entropy),
+                "cross_entropy": float(reduce(self.cross_entropy, "mean")),
             }
         self.cross_entropy = torch.zeros(())
         for name, value in entry.items():
@@ -100,8 +101,9 @@ class NormControl(TrainerCallback):
 class PrefixTrainer(Trainer):
     """``L = w_t · mean_i CE_i + penalty``, the mean over all sequences of an optimiser step.
 
-    A step's sequences are counted over its accumulated batches and all processes, so uneven last batches and any split
-    of a batch give the same gradient. Without ``norm_control`` it trains any causal language model on the same batches.
+    A step's sequences are counted over its accumulated batches and all processes, so any split of a batch gives the
+    same gradient. (Over several processes accelerate fills the epoch's last batch up with rows seen before.) Without
+    ``norm_control`` it trains any causal language model on the same batches.
     """
 
     # Losses are divided by the number of sequences of the whole step already.
@@ -128,8 +130,7 @@ class PrefixTrainer(Trainer):
         targets = inputs.pop("targets")
         outputs = model(**inputs, logits_to_keep=targets.shape[1], use_cache=False)
         losses = sequence_cross_entropy(outputs.logits, targets)
-        if num_items_in_batch is None:  # evaluation
-            return (losses.mean(), outputs) if return_outputs else losses.mean()
+        assert num_items_in_batch is not None  # get_batch_samples
         # Gradients are averaged over processes, each of which holds its own share of the sequences.
         loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
         if self.norm_control is not None:
@@ -139,7 +140,7 @@ class PrefixTrainer(Trainer):
     def _controlled(self, cross_entropy: torch.Tensor) -> torch.Tensor:
         assert self.norm_control is not None
         controller = self.norm_control.controller
-        # Summed on the device: one synchronisation a step, not one a batch.
+        # Summed on the device, and read once a step.
         self.norm_control.cross_entropy = (
             self.norm_control.cross_entropy.to(cross_entropy.device) + cross_entropy.detach()
         )

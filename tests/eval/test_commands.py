@@ -33,24 +33,24 @@ def test_an_adapter_of_zeros_is_the_base_under_every_gate(
     call: Callable[[str], None], tmp_path: Path, null_adapter: str
 ) -> None:
     call(f"eval/arithmetic.py --limit 24 --batch-size 10 --output-dir {tmp_path}/base")
-    base = RecordFile(tmp_path / "base" / "records.jsonl").done
+    base = RecordFile(tmp_path / "base" / "records" / "base.jsonl").done
     for gate in ("", "--gate off", "--gate always", "--gate tokens:7"):
         folder = tmp_path / f"run{gate.replace(' ', '')}"
         call(f"eval/arithmetic.py --limit 24 --batch-size 10 --adapter {null_adapter} {gate} --output-dir {folder}")
-        assert RecordFile(folder / "records.jsonl").done == base
-    assert list(results(tmp_path / "run")["evaluation"]) == ["adapter (tokens:3)"]
+        assert RecordFile(folder / "records" / "adapter.jsonl").done == base
+    assert list(results(tmp_path / "run")["evaluation"]) == ["adapter"]
 
 
 def test_a_careful_start_is_part_of_the_completion(call: Callable[[str], None], tmp_path: Path) -> None:
     call(f"eval/arithmetic.py --limit 10 --opener stepwise --output-dir {tmp_path}/run")
-    for record in RecordFile(tmp_path / "run" / "records.jsonl").done.values():
+    for record in RecordFile(tmp_path / "run" / "records" / "base.jsonl").done.values():
         assert record["completion"].startswith("Let us go step by step.\n")
 
 
 def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(call: Callable[[str], None], tmp_path: Path) -> None:
     """The records of a kill in the middle of a line: the torn row is done again, no other is."""
     call(f"eval/arithmetic.py --limit 12 --batch-size 3 --output-dir {tmp_path}/run")
-    path = tmp_path / "run" / "records.jsonl"
+    path = tmp_path / "run" / "records" / "base.jsonl"
     whole, summary = path.read_bytes(), results(tmp_path / "run")["evaluation"]
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:6]) + lines[6][:20])

@@ -204,10 +204,13 @@ def test_a_numeric_answer_counts_by_the_last_number_and_the_stated_one_is_told_b
     assert (wrong["correct"], wrong["last_number"]) == (False, "15")
 
 
-@pytest.mark.parametrize(("dataset", "expected"), [("arithmetic", True), ("gsm8k", True), ("math500", False)])
-def test_a_known_set_tells_whether_its_answers_are_numbers(dataset: str, expected: bool) -> None:
-    latex = [Problem("a", "?", "\\frac{1}{2}")]
-    assert is_numeric(dataset, latex) is expected
+@pytest.mark.parametrize(("dataset", "expected"), [("arithmetic", True), ("math500", False), ("math10k", True)])
+def test_math500_is_never_numeric_however_its_first_answers_look(dataset: str, expected: bool) -> None:
+    assert is_numeric(dataset, [Problem("a", "?", "7")]) is expected
+
+
+def test_letters_among_the_answers_of_a_set_are_no_numbers() -> None:
+    assert not is_numeric("math10k", [Problem("a", "?", "7"), Problem("b", "?", "B")])
 
 
 @pytest.mark.parametrize(

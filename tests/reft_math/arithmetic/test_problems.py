@@ -133,8 +133,11 @@ def test_the_splits_shares() -> None:
     assert shares == pytest.approx({"test": 0.05, "validation": 0.05, "train": 0.15, "pretrain": 0.75}, abs=0.03)
 
 
-def test_no_question_comes_twice() -> None:
-    questions = [problem.question for problem in islice(word_problems("test", min_steps=1, max_steps=1), 500)]
+def test_no_question_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Problems of a single step, few enough that draws repeat."""
+    monkeypatch.setattr("reft_math.arithmetic.problems.MIN_STEPS", 1)
+    monkeypatch.setattr("reft_math.arithmetic.problems.MAX_STEPS", 1)
+    questions = [problem.question for problem in islice(word_problems("test"), 500)]
     assert len(set(questions)) == 500
 
 
