@@ -20,7 +20,7 @@ ALLOWED = {
     "reft_math/arithmetic": {"reft_math.data"},
     "reft_math/scoring": {"reft_math.errors"},
     "reft_math/decoding": {"reft_math.data", "reft_math.errors"},
-    "reft_math/training": {"reft_math"},
+    "reft_math/figures": {"reft_math"},
     "reft_math": {"reft_math"},
     "interventions": {"interventions", "reft_math"},
     "train": {"interventions", "reft_math"},
@@ -50,6 +50,14 @@ def test_imports_run_one_way(package: str) -> None:
     for path in files:
         own = [module for module in imports_of(path) if is_within(module, set(OWN))]
         assert [module for module in own if not is_within(module, allowed)] == [], path
+
+
+@pytest.mark.parametrize("package", ["data", "arithmetic", "scoring", "decoding", "training"])
+def test_figures_come_last(package: str) -> None:
+    """What computes does not know what draws or compares."""
+    for path in (ROOT / "reft_math" / package).rglob("*.py"):
+        later = {"reft_math.figures", "reft_math.comparison", "interventions"}
+        assert [module for module in imports_of(path) if is_within(module, later)] == [], path
 
 
 def test_only_interventions_knows_pyvene_and_pyreft() -> None:

@@ -18,6 +18,19 @@ def test_trains_evaluates_and_counts_its_parameters(call: Callable[[str], None],
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_a_run_stopped_in_evaluation_goes_on_with_the_trained_weights(
+    call: Callable[[str], None], tmp_path: Path
+) -> None:
+    line = f"train/lora.py --rank 4 --learning-rate 0.02 {SMALL} --epochs 4 --output-dir {tmp_path}/run"
+    call(line)
+    records = tmp_path / "run" / "records" / "lora.jsonl"
+    before = records.read_text()
+    assert before != (tmp_path / "run" / "records" / "base.jsonl").read_text()
+    records.unlink()
+    call(f"{line} --resume")
+    assert records.read_text() == before
+
+
 def test_modules_the_model_lacks_are_a_mistake(
     call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

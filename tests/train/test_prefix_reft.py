@@ -104,6 +104,37 @@ def test_a_run_stopped_in_evaluation_goes_on_without_training_again(
         assert path.read_text() == (tmp_path / "stopped" / "records" / path.name).read_text()
 
 
+def test_a_run_stopped_in_training_goes_on_from_its_last_checkpoint(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between two checkpoints, the newest of which the stop has left half written."""
+    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --seed 3 --output-dir {tmp_path}"
+    call(f"{line}/whole")
+
+    def stop(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 7:
+            raise KeyboardInterrupt
+        return compute(trainer, *args, **kwargs)
+
+    compute = job.PrefixTrainer.compute_loss
+    monkeypatch.setattr(job.PrefixTrainer, "compute_loss", stop)
+    with pytest.raises(KeyboardInterrupt):
+        call(f"{line}/stopped")
+    monkeypatch.setattr(job.PrefixTrainer, "compute_loss", compute)
+    checkpoints = tmp_path / "stopped" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    (checkpoints / "checkpoint-6" / "trainer_state.json").unlink()
+    steps: list[int] = []
+    step = job.PrefixTrainer.training_step
+    monkeypatch.setattr(
+        job.PrefixTrainer, "training_step", lambda self, *args, **kw: (steps.append(1), step(self, *args, **kw))[1]
+    )
+    call(f"{line}/stopped --resume")
+    assert len(steps) == 8 - 3
+    whole, resumed = (tmp_path / name / "adapter" / "reft_model.safetensors" for name in ("whole", "stopped"))
+    assert whole.read_bytes() == resumed.read_bytes()
+
+
 def test_ordinary_reft_is_a_full_fraction_of_one(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
     call(
         "train/prefix_reft.py --full-fraction 1 --norm-control none --intervention loreft --site block --rank 2"

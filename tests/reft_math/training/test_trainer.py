@@ -36,10 +36,11 @@ def make_trainer(
     folder: Path,
     controller: str = "projection",
     target_scale_norm: float | None = None,
+    intervention: str = "red",
     **arguments: Any,
 ) -> tuple[PrefixTrainer, PrefixReftModel]:
     torch.manual_seed(0)
-    reft_model = get_prefix_reft_model(model, PrefixReftConfig())
+    reft_model = get_prefix_reft_model(model, PrefixReftConfig(intervention=intervention))  # type: ignore[arg-type]
     data = rows(22)
     settings = {
         "learning_rate": 2e-2,
@@ -76,18 +77,20 @@ class StopAt(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize(
+    ("controller", "intervention"), [*((name, "red") for name in CONTROLLERS), ("projection", "loreft")]
+)
 def test_a_stopped_run_ends_at_the_same_weights_and_trace_to_the_last_bit(
-    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, controller: str
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, controller: str, intervention: str
 ) -> None:
-    trainer, whole = make_trainer(tiny_model(), tmp_path / "whole", controller)
+    trainer, whole = make_trainer(tiny_model(), tmp_path / "whole", controller, intervention=intervention)
     trainer.train()
     trace = trainer.norm_control.trace
 
-    stopped, _ = make_trainer(tiny_model(), tmp_path / "stopped", controller)
+    stopped, _ = make_trainer(tiny_model(), tmp_path / "stopped", controller, intervention=intervention)
     stopped.add_callback(StopAt(6))
     stopped.train()
-    resumed, again = make_trainer(tiny_model(), tmp_path / "stopped", controller)
+    resumed, again = make_trainer(tiny_model(), tmp_path / "stopped", controller, intervention=intervention)
     resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / "checkpoint-4"))
 
     assert trace["step"] == list(range(1, 13))
@@ -127,6 +130,36 @@ def test_any_split_of_a_step_has_the_gradient_of_the_mean_over_its_sequences(
     for moved, parameter in zip(reft_model.parameters(), reference.parameters(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(moved, parameter - parameter.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (2, 4)])
+def test_the_penalty_is_the_steps_however_it_is_split(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, batch_size: int, accumulation: int
+) -> None:
+    """One SGD step from biases of norm 1: the penalty's share of the move is ``−2c(n − n*)/L`` along each bias."""
+    moves = []
+    for controller in ("none", "penalty"):
+        trainer, reft_model = make_trainer(
+            tiny_model(),
+            tmp_path / controller,
+            controller,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=0.01,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            save_strategy="no",
+        )
+        trainer.train_dataset = rows(8)
+        direction = torch.nn.functional.normalize(torch.ones(48), dim=0)
+        with torch.no_grad():
+            for bias in reft_model.biases().values():
+                bias.copy_(direction)
+        trainer.train()
+        moves.append(reft_model.biases()[0].detach())
+    torch.testing.assert_close(moves[1] - moves[0], -0.01 * 2 * 10.0 * (1 - 0.3) / 3 * direction, rtol=1e-4, atol=1e-7)
 
 
 def test_the_norm_is_held_and_the_free_run_passes_it(
