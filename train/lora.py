@@ -9,6 +9,7 @@ On the embedded model the second has exactly as many parameters as RED on ``ffn_
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from reft_math.command import run
 from reft_math.errors import require
@@ -19,9 +20,11 @@ from reft_math.training.options import TrainingOptions
 class LoraOptions(TrainingOptions):
     """LoRA's options, after those that every training command has."""
 
+    LEARNING_RATE: ClassVar[float] = 1e-3
+
     output_dir: str = field(default="results/lora", metadata={"help": "Adapter, records and results go here."})
     learning_rate: float | None = field(
-        default=1e-3, metadata={"help": "Peak, AdamW with cosine decay (the note's 1e-3 for LoRA)."}
+        default=None, metadata={"help": "Peak, AdamW with cosine decay (1e-3; arithmetic 5e-3)."}
     )
     rank: int = field(default=8, metadata={"help": "Rank of the update."})
     alpha: int | None = field(default=None, metadata={"help": "Scaling numerator (twice the rank)."})

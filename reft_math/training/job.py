@@ -60,7 +60,7 @@ def resolve(options: Options) -> Options:
     is_embedded = options.dataset == "arithmetic"
     return replace(
         options,
-        learning_rate=options.learning_rate or (5e-3 if is_embedded else 2e-4),
+        learning_rate=options.learning_rate or (5e-3 if is_embedded else options.LEARNING_RATE),
         noise=0.5 if is_embedded and options.noise is None else options.noise,
         eval_batch_size=options.eval_batch_size or default_batch_size(options.dataset),
         max_new_tokens=options.max_new_tokens or default_max_new_tokens(options.dataset),

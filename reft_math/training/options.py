@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from reft_math.errors import UserError, require
 
@@ -17,6 +17,8 @@ class TrainingOptions:
     Where a default depends on the data set, the field is None and `resolved` fills it in; the resolved value is what
     runs and what is written beside the results.
     """
+
+    LEARNING_RATE: ClassVar[float] = 2e-4
 
     model: str = field(default="arithmetic", metadata={"help": "Base: hub id, folder, or the embedded 'arithmetic'."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
