@@ -176,7 +176,7 @@ def test_the_norm_is_held_and_the_free_run_passes_it(
 def test_scales_are_held_too_where_asked(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     trainer, reft_model = make_trainer(tiny_model(), tmp_path, target_scale_norm=0.05)
     trainer.train()
-    distances = [float((scale - 1).norm()) for scale in reft_model.scales().values()]
+    distances = [(scale - 1).norm().item() for scale in reft_model.scales().values()]
     assert sum(distances) / len(distances) == pytest.approx(0.05, rel=1e-4)
     assert trainer.norm_control.trace["scale_norm"][-1] == pytest.approx(0.05, rel=1e-4)
 
