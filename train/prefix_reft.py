@@ -16,7 +16,7 @@ completion), ``checkpoints/`` and ``results.json``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from reft_math.command import run
@@ -43,8 +43,11 @@ class PrefixReftOptions(TrainingOptions):
         default=None, metadata={"help": "Hold the mean over layers of ‖s − 1‖₂ at or under this (RED)."}
     )
     intervention: Literal["red", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
-    site: str = field(
-        default="ffn_up", metadata={"help": "Where: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block."}
+    site: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block (ffn_up; block for loreft)."
+        },
     )
     layers: str = field(default="all", metadata={"help": "all, or numbers and ranges such as 0,2,8-11."})
     positions: Literal["all", "generated", "prompt"] = field(
@@ -74,13 +77,14 @@ def main(options: PrefixReftOptions) -> None:
     from reft_math.training.norm_control import make_controller, tracking_error
     from reft_math.training.trainer import NormControl
 
-    options = jobs.resolve(options)
+    usual_site = "block" if options.intervention == "loreft" else "ffn_up"
+    options = replace(jobs.resolve(options), site=options.site or usual_site)
     is_ordinary = options.full_fraction == 1
     gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
     job = jobs.prepare(options)
     config = PrefixReftConfig(
         intervention=options.intervention,
-        site=options.site,
+        site=options.site or usual_site,
         layers=options.layers,
         positions=options.positions,
         rank=options.rank,

@@ -137,7 +137,7 @@ def test_a_run_stopped_in_training_goes_on_from_its_last_checkpoint(
 
 def test_ordinary_reft_is_a_full_fraction_of_one(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
     call(
-        "train/prefix_reft.py --full-fraction 1 --norm-control none --intervention loreft --site block --rank 2"
+        "train/prefix_reft.py --full-fraction 1 --norm-control none --intervention loreft --rank 2"
         f" --layers 1 --model {tiny_base} {SMALL} --output-dir {tmp_path}/run"
     )
     results = read(tmp_path / "run" / "results.json")
@@ -145,6 +145,7 @@ def test_ordinary_reft_is_a_full_fraction_of_one(call: Callable[[str], None], tm
     assert results["trainable_parameters"] == 2 * 32 * 2 + 2
     config = read(tmp_path / "run" / "adapter" / "reft_config.json")
     assert (config["k"], config["target_norm"], config["gate"], config["layers"]) == (None, None, "always", [1])
+    assert config["site"] == "block"
 
 
 def test_a_real_data_set_from_a_folder(
@@ -196,7 +197,7 @@ MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2
         ("--layers 0-2", "layers must lie in 0-1, the model's decoder layers; got 2"),
         ("--gate tokens:0", "a gate is 'off', 'always' or 'tokens:N'"),
         ("--template letter", "template must be auto or one of"),
-        ("--intervention loreft --rank 49", "rank must be at most the site's width 48"),
+        ("--intervention loreft --rank 49", "rank must be at most the site's width 32"),
         ("--nosuch 1", "unrecognized arguments: --nosuch 1"),
         ("--resume --overwrite", "exclude each other"),
     ],
