@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -74,11 +74,13 @@ class PrefixReftModel(pyreft.ReftModel):
         super().__init__(config, model)
         self.prefix_config = prefix_config
         self._mask: torch.Tensor | None = None
+        self._hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
         self._handles: list[RemovableHandle] = []
         for representation, intervention in zip(self.config.representations, self.interventions.values(), strict=True):
             module = site_module(model, representation.component, representation.layer)
             intervention.to(next(module.parameters()).device)
-            self._handles.append(module.register_forward_hook(self._make_hook(intervention)))
+            self._hooks.append((module, self._make_hook(intervention)))
+        self._attach()
         # pyvene keeps the modules themselves in its config; loggers want to write it as JSON.
         self.config.representations = [item._replace(intervention=None) for item in self.config.representations]
         self.config.intervention_types = [str(type(intervention)) for intervention in self.interventions.values()]
@@ -95,6 +97,16 @@ class PrefixReftModel(pyreft.ReftModel):
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return hook
+
+    def _attach(self) -> None:
+        """Hooks in what is not: a stock pyvene model on the same base clears all hooks, these too, at its calls."""
+        if not self._hooks:
+            raise UserError("the interventions were taken off by unload(); load them onto the base again")
+        pairs = zip(self._handles, self._hooks, strict=True) if self._handles else ()
+        if not (self._handles and all(handle.id in module._forward_hooks for handle, (module, _) in pairs)):
+            for handle in self._handles:
+                handle.remove()
+            self._handles = [module.register_forward_hook(hook) for module, hook in self._hooks]
 
     @contextmanager
     def _intervening(self, mask: torch.Tensor | None) -> Iterator[None]:
@@ -113,6 +125,7 @@ class PrefixReftModel(pyreft.ReftModel):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._hooks.clear()
         return self.model
 
     # --- running ------------------------------------------------------------------------------------------------
@@ -136,6 +149,9 @@ class PrefixReftModel(pyreft.ReftModel):
         Returns:
             The base's output.
         """
+        if isinstance(input_ids, Mapping):
+            raise UserError("forward takes the base's own arguments, as in model(**prompt); got pyvene's dictionary")
+        self._attach()
         if intervention_mask is None:
             if self.prefix_config.positions != "all":
                 raise UserError(
@@ -165,6 +181,11 @@ class PrefixReftModel(pyreft.ReftModel):
             What the base's ``generate`` returns: prompts and completions, padded on the right.
         """
         prompts = inputs if input_ids is None else input_ids
+        if isinstance(prompts, Mapping):
+            raise UserError(
+                "generate takes the base's own arguments, as in generate(**prompt); got pyvene's dictionary"
+            )
+        self._attach()
         if prompts is None or (inputs is not None and input_ids is not None):
             raise UserError("generate needs prompts, as inputs or as input_ids; got none, or both")
         if not isinstance(gate, Gate):

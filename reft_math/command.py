@@ -39,7 +39,10 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
     standard error and exit code 2.
     """
     try:
-        main(parse(config_class, description, sys.argv[1:]))
+        config = parse(config_class, description, sys.argv[1:])
+        if hasattr(config, "output_dir") and os.environ.get("RANK", "0") == "0":
+            check_output_dir(config)  # again when it is claimed; here so that nobody waits for a model first
+        main(config)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # under torchrun every process comes here
             print(f"error: {error}", file=sys.stderr)
@@ -114,21 +117,12 @@ def claim_output_dir(config: Any) -> Path:
         UserError: The folder is in use and neither ``resume`` nor ``overwrite`` is given, or ``resume`` is given with
             other settings than the folder's.
     """
+    check_output_dir(config)
     folder = Path(config.output_dir)
-    if config.overwrite and config.resume:
-        raise UserError("--resume and --overwrite exclude each other; got both")
     in_use = folder.is_dir() and any(folder.iterdir())
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output-dir must be a folder; {folder} is a file")
-    if in_use and not (config.resume or config.overwrite):
-        raise UserError(
-            f"output folder {folder} is in use; pass --resume to go on, --overwrite to start anew,"
-            " or another --output-dir"
-        )
     if in_use and config.resume:
         _check_same_settings(folder, config)
     if in_use and config.overwrite:
-        _check_is_run(folder, config)
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +130,23 @@ def claim_output_dir(config: Any) -> Path:
         raise UserError(f"--output-dir must be a folder that can be made; {folder}: {error.strerror}") from None
     write_json(folder / CONFIG_NAME, _settings(config))
     return folder
+
+
+def check_output_dir(config: Any) -> None:
+    """Raises `UserError` where `claim_output_dir` would whatever the settings resolve to. Writes nothing."""
+    folder = Path(config.output_dir)
+    if config.overwrite and config.resume:
+        raise UserError("--resume and --overwrite exclude each other; got both")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir must be a folder; {folder} is a file")
+    in_use = folder.is_dir() and any(folder.iterdir())
+    if in_use and not (config.resume or config.overwrite):
+        raise UserError(
+            f"output folder {folder} is in use; pass --resume to go on, --overwrite to start anew,"
+            " or another --output-dir"
+        )
+    if in_use and config.overwrite:
+        _check_is_run(folder, config)
 
 
 # Where results go, how a run is told to go on, and what cannot change a result.

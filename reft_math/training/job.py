@@ -122,7 +122,6 @@ def _training_arguments(options: TrainingOptions, folder: Path) -> TrainingArgum
         max_grad_norm=1.0,
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=options.accumulation,
-        gradient_checkpointing=options.gradient_checkpointing,
         bf16=options.mixed_precision == "bf16",
         fp16=options.mixed_precision == "fp16",
         use_cpu=not torch.cuda.is_available(),
@@ -133,6 +132,8 @@ def _training_arguments(options: TrainingOptions, folder: Path) -> TrainingArgum
         logging_steps=20,
         report_to=options.report_to,
         remove_unused_columns=False,
+        # Renamed in transformers 5.23, which warns of the old name: passed only where asked for.
+        **({"gradient_checkpointing": True} if options.gradient_checkpointing else {}),
     )
     # One process, one device: the trainer would spread a single process over all visible GPUs by DataParallel, whose
     # replicas the hooks do not follow. Several GPUs are torchrun's.

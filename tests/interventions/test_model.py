@@ -80,6 +80,36 @@ def test_outside_its_calls_the_base_is_itself_to_the_last_bit(tiny_model: Callab
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_stock_model_on_the_same_base_does_not_switch_it_off(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    """pyvene clears every hook of the base at its calls; nobody would notice an adapter that is no longer there."""
+    model = tiny_model()
+    reft_model = randomised(model)
+    reft_model.save_pretrained(tmp_path)
+    expected = reft_model(TOKENS).logits
+    stock = pyreft.ReftModel.load(str(tmp_path), model)
+    for _ in range(2):
+        stock({"input_ids": TOKENS}, unit_locations={"base": list(range(7))})
+        assert torch.equal(reft_model(TOKENS).logits, expected)
+    sequences = reft_model.generate(TOKENS, gate="always", max_new_tokens=4)
+    stock({"input_ids": TOKENS}, unit_locations={"base": list(range(7))})
+    assert torch.equal(reft_model.generate(TOKENS, gate="always", max_new_tokens=4), sequences)
+
+
+def test_what_cannot_be_meant_is_said(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    reft_model = randomised(tiny_model())
+    with pytest.raises(UserError, match="got pyvene's dictionary"):
+        reft_model({"input_ids": TOKENS})
+    with pytest.raises(UserError, match="got pyvene's dictionary"):
+        reft_model.generate({"input_ids": TOKENS})
+    with pytest.raises(UserError, match="got none, or both"):
+        reft_model.generate()
+    reft_model.unload()
+    with pytest.raises(UserError, match="taken off by unload"):
+        reft_model(TOKENS)
+
+
 def test_an_error_in_the_middle_leaves_the_hooks_off(tiny_model: Callable[..., PreTrainedModel]) -> None:
     model = tiny_model()
     before = model(TOKENS).logits
