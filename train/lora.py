@@ -45,7 +45,7 @@ def main(options: LoraOptions) -> None:
 
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.errors import UserError
-    from reft_math.processes import process_state
+    from reft_math.processes import part_ways
     from reft_math.training import job as jobs
 
     options = jobs.resolve(options)
@@ -72,7 +72,7 @@ def main(options: LoraOptions) -> None:
         trainer = jobs.train(job, model, dataset, collator, control=None)
         if trainer.is_world_process_zero():
             jobs.save_once(adapter, model.save_pretrained)
-    if not process_state().is_main_process:
+    if not part_ways():
         return
 
     def base(inputs, **settings):  # type: ignore[no-untyped-def]

@@ -72,7 +72,7 @@ def main(options: PrefixReftOptions) -> None:
     from reft_math.command import versions
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.decoding.gate import parse_gate
-    from reft_math.processes import process_state
+    from reft_math.processes import part_ways
     from reft_math.training import job as jobs
     from reft_math.training.norm_control import make_controller, tracking_error
     from reft_math.training.trainer import NormControl
@@ -113,7 +113,7 @@ def main(options: PrefixReftOptions) -> None:
         trainer = jobs.train(job, model, dataset, collator, control)
         if trainer.is_world_process_zero():
             jobs.save_once(adapter, trainer.save_model)
-    if not process_state().is_main_process:
+    if not part_ways():
         return
 
     model.eval()

@@ -252,6 +252,7 @@ TWO_PROCESSES = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
+from reft_math.processes import part_ways
 from test_trainer import make_trainer
 from transformers import LlamaConfig, LlamaForCausalLM
 torch.manual_seed(0)
@@ -261,7 +262,7 @@ trainer, reft_model = make_trainer(model, Path({folder!r}) / "run", per_device_t
     num_train_epochs=1, save_strategy="no")
 trainer.train_dataset = trainer.train_dataset[:20]
 trainer.train()
-if trainer.is_world_process_zero():
+if part_ways():
     torch.save([p.detach() for p in reft_model.parameters()], sys.argv[2])
 """
 
