@@ -37,7 +37,7 @@ class PrefixReftOptions(TrainingOptions):
         default=0.54, metadata={"help": "Set point of the bias norm (mean over layers of ‖b‖₂)."}
     )
     norm_control: Literal["projection", "penalty", "step-size", "loss-weight", "none"] = field(
-        default="projection", metadata={"help": "How the norm is held; loss-weight is the paper's PID."}
+        default="projection", metadata={"help": "How the norm is held; loss-weight is the authors' PID."}
     )
     target_scale_norm: float | None = field(
         default=None, metadata={"help": "Hold the mean over layers of ‖s − 1‖₂ at or under this (RED)."}

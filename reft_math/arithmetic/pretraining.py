@@ -30,7 +30,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
-        # About 1/√hidden: with the customary 0.02 a model this narrow learns to copy digits ten times as slowly.
+        # About 1/√hidden. With the customary 0.02 (and Adam's beta2 of 0.999) short trials learnt far more slowly.
         initializer_range=0.08,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,

@@ -5,7 +5,7 @@ the target ``n*`` and keep it there, each through another actuator:
 
 | name          | acts on                 | how                                                           |
 | ------------- | ----------------------- | ------------------------------------------------------------- |
-| `loss-weight` | the loss                | ``L = w · CE``, w by PID (the paper's)                         |
+| `loss-weight` | the loss                | ``L = w · CE``, w by PID (the authors')                         |
 | `step-size`   | the optimiser's step    | learning rate × m, m by the same PID                          |
 | `penalty`     | the loss                | ``L = CE + c · (n − n*)²``                                    |
 | `projection`  | the biases              | ``b_l ← b_l · n*/n`` after every step that ends outside       |
@@ -43,7 +43,7 @@ class Pid:
     """``v ← clip(v · (1 + γ·(K_p e_t + K_i Σ_{j≤t} e_j + K_d (e_t − e_{t−1}))), lower, upper)``
 
     The integral does not grow while a bound holds the value back (anti-windup), and the first update has no derivative
-    term. Defaults are the paper's.
+    term. Defaults are the method's authors'.
 
     Args:
         value: Start, clipped to the bounds.
@@ -134,7 +134,7 @@ class _PidController(NormController):
 
 
 class LossWeightController(_PidController):
-    """The paper's: ``L = w·CE`` with ``w_0 = 500/N`` for N training rows and w in [1e-5, 1e-1]."""
+    """The authors': ``L = w·CE`` with ``w_0 = 500/N`` for N training rows and w in [1e-5, 1e-1]."""
 
     name = "loss-weight"
 
