@@ -23,9 +23,9 @@ from interventions.config import PrefixReftConfig
 from interventions.loreft import DEFAULT_RANK, LoreftIntervention
 from interventions.red import RedIntervention
 from interventions.sites import check_site, num_layers, parse_layers, site_module, site_width
-from reft_math.data.positions import intervention_mask
+from reft_math.data.positions import Positions, intervention_mask
 from reft_math.decoding.gate import Gate, parse_gate
-from reft_math.decoding.generation import generate_with_gate
+from reft_math.decoding.generation import Handoff, generate_with_gate
 from reft_math.errors import UserError
 
 _CLASSES = {"red": RedIntervention, "loreft": LoreftIntervention}
@@ -109,8 +109,8 @@ class PrefixReftModel(pyreft.ReftModel):
             self._handles = [module.register_forward_hook(hook) for module, hook in self._hooks]
 
     @contextmanager
-    def _intervening(self, mask: torch.Tensor | None) -> Iterator[None]:
-        """Within it the hooks act where ``mask: (batch or 1, position)`` is true."""
+    def intervening(self, mask: torch.Tensor | None) -> Iterator[None]:
+        """Within it interventions act where ``mask: (batch or 1, position or 1)`` is true."""
         before, self._mask = self._mask, mask
         try:
             yield
@@ -160,13 +160,14 @@ class PrefixReftModel(pyreft.ReftModel):
                 )
             tokens = input_ids if input_ids is not None else kwargs["inputs_embeds"]
             intervention_mask = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
-        with self._intervening(intervention_mask):
+        with self.intervening(intervention_mask):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def generate(  # type: ignore[override]
         self,
         inputs: torch.Tensor | None = None,
         gate: Gate | str | None = None,
+        handoff: Handoff = "base",
         input_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -174,11 +175,15 @@ class PrefixReftModel(pyreft.ReftModel):
 
         Args:
             inputs, input_ids: Prompts, ``(batch, position)``, padded on the left; one of the two names.
-            gate: A gate, or ``off``, ``always`` or ``tokens:N``; the adapter's own by default.
+            gate: A gate, or its text: ``kl:NATS``, ``tokens:N``, ``always``, ``prompt`` or ``off``; the adapter's own
+                by default.
+            handoff: ``base`` goes on as the base that has read prompt and prefix itself, ``keep`` from the cache that
+                the interventions have changed.
             **kwargs: What the base's ``generate`` takes.
 
         Returns:
-            What the base's ``generate`` returns: prompts and completions, padded on the right.
+            What the base's ``generate`` returns: prompts and completions, padded on the right; with
+            ``return_dict_in_generate`` a `GatedOutput`, which holds each row's divergence and closing position.
         """
         prompts = inputs if input_ids is None else input_ids
         if isinstance(prompts, Mapping):
@@ -189,13 +194,24 @@ class PrefixReftModel(pyreft.ReftModel):
         if prompts is None or (inputs is not None and input_ids is not None):
             raise UserError("generate needs prompts, as inputs or as input_ids; got none, or both")
         if not isinstance(gate, Gate):
-            gate = parse_gate(gate or self.prefix_config.gate)
+            gate = parse_gate(gate or self.gate)
         with parametrize.cached():  # LoReFT's R once a generation
-            return generate_with_gate(self.model, prompts, gate, self.decoding, **kwargs)
+            return generate_with_gate(self.model, prompts, self, gate, handoff, **kwargs)
+
+    @property
+    def positions(self) -> Positions:
+        """Where the interventions act."""
+        return self.prefix_config.positions
+
+    @property
+    def gate(self) -> str:
+        """The gate the adapter is meant to be decoded with."""
+        return self.prefix_config.gate
 
     @contextmanager
-    def decoding(self, prompt_length: int) -> Iterator[None]:
+    def decoding(self, prompt_length: int, positions: Positions | None = None) -> Iterator[None]:
         """Within it every forward pass of the base is intervened on: columns before ``prompt_length`` as prompt."""
+        positions = positions or self.positions
 
         def set_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             cache = kwargs.get("past_key_values")
@@ -203,11 +219,11 @@ class PrefixReftModel(pyreft.ReftModel):
             tokens = kwargs.get("input_ids")
             tokens = kwargs["inputs_embeds"] if tokens is None else tokens
             columns = torch.arange(first, first + tokens.shape[1], device=tokens.device)
-            self._mask = intervention_mask(columns[None] >= prompt_length, self.prefix_config.positions)
+            self._mask = intervention_mask(columns[None] >= prompt_length, positions)
 
         handle = self.model.register_forward_pre_hook(set_mask, with_kwargs=True)
         try:
-            with self._intervening(None):
+            with self.intervening(None):
                 yield
         finally:
             handle.remove()
@@ -227,7 +243,7 @@ class PrefixReftModel(pyreft.ReftModel):
         """As the base's, and the recomputation in the backward pass sees the mask of its forward pass."""
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), self._intervening(self._mask)
+            return nullcontext(), self.intervening(self._mask)
 
         settings = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False, "context_fn": contexts}
         if hasattr(self.model, "activation_checkpointing_enable"):  # the method's name from transformers 5.23 on

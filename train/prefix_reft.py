@@ -71,7 +71,7 @@ def main(options: PrefixReftOptions) -> None:
     from interventions import PrefixReftConfig, get_prefix_reft_model
     from reft_math.command import versions
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
-    from reft_math.decoding.gate import parse_gate
+    from reft_math.decoding.gate import AlwaysOn, parse_gate
     from reft_math.processes import part_ways
     from reft_math.training import job as jobs
     from reft_math.training.norm_control import make_controller, tracking_error
@@ -118,7 +118,7 @@ def main(options: PrefixReftOptions) -> None:
 
     model.eval()
     decoders = {"base": job.model.generate, "reft" if is_ordinary else "prefix": model.generate}
-    if gate.num_tokens is not None:
+    if not isinstance(gate, AlwaysOn):
         decoders["always_on"] = lambda inputs, **settings: model.generate(inputs, gate="always", **settings)
     norms = control.trace["norm"]
     results = {

@@ -1,36 +1,171 @@
-"""Gates: for how long interventions act in decoding."""
+"""Gates: for how long interventions act in decoding. Pure functions of tensors and step numbers."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
 
 from reft_math.errors import UserError
 
+Direction = Literal["mod||base", "base||mod"]
 
-@dataclass(frozen=True)
+
 class Gate:
-    """Interventions act while the first ``num_tokens`` tokens are drawn; then the base goes on alone.
+    """Decides row by row who draws a token: the model with interventions while the gate is open, then the base.
 
-    ``num_tokens = 0`` is the base, ``None`` is always on.
+    Tokens are numbered by ``step`` from 0. A gate that has closed stays closed; the caller keeps track of that.
     """
 
-    num_tokens: int | None
+    def allows(self, step: int) -> bool:
+        """Whether a gate may still be open at ``step``, whatever the divergence."""
+        return True
+
+    def stays_open(self, step: int, cumulative_kl: torch.Tensor) -> torch.Tensor:
+        """Whether open gates stay open at ``step``.
+
+        Args:
+            step: The token about to be drawn.
+            cumulative_kl: ``C_t``, the divergences of all tokens up to and including this one, ``(rows,)``, in nats.
+
+        Returns:
+            Boolean, ``(rows,)``.
+        """
+        return torch.ones_like(cumulative_kl, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class AlwaysOn(Gate):
+    """Never closes: the model with interventions on its own."""
 
     def __str__(self) -> str:
-        if self.num_tokens is None:
-            return "always"
+        return "always"
+
+
+@dataclass(frozen=True)
+class PromptOnly(Gate):
+    """Interventions act on the prompt; generated tokens are left alone and read its changed cache (pyreft's way)."""
+
+    def __str__(self) -> str:
+        return "prompt"
+
+
+@dataclass(frozen=True)
+class TokenGate(Gate):
+    """Open for the first ``num_tokens`` tokens; 0 is the base on its own."""
+
+    num_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 0:
+            raise UserError(f"a gate is open for 0 tokens or more; got {self.num_tokens}")
+
+    def allows(self, step: int) -> bool:
+        return step < self.num_tokens
+
+    def __str__(self) -> str:
         return f"tokens:{self.num_tokens}" if self.num_tokens else "off"
 
 
+@dataclass(frozen=True)
+class KLGate(Gate):
+    """Open at token t while ``C_t = Σ_{s≤t} D_s ≤ threshold``, in nats.
+
+    Attributes:
+        threshold: ``τ ≥ 0``, may be infinite.
+        direction: ``D_t = KL(p_mod ‖ p_base)``, or ``base||mod``, the other way round.
+        min_tokens: As many tokens are drawn with interventions whatever the divergence.
+        max_tokens: At most as many are.
+    """
+
+    threshold: float
+    direction: Direction = "mod||base"
+    min_tokens: int = 0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise UserError(f"a gate's threshold is a number of nats, 0 or more; got {self.threshold}")
+        if self.direction not in get_args(Direction):
+            raise UserError(f"a gate's direction is {' or '.join(get_args(Direction))}; got {self.direction!r}")
+        if not 0 <= self.min_tokens <= (math.inf if self.max_tokens is None else self.max_tokens):
+            raise UserError(f"a gate needs 0 <= min <= max tokens; got min={self.min_tokens}, max={self.max_tokens}")
+
+    def allows(self, step: int) -> bool:
+        return self.max_tokens is None or step < self.max_tokens
+
+    def stays_open(self, step: int, cumulative_kl: torch.Tensor) -> torch.Tensor:
+        return (cumulative_kl <= self.threshold) | (step < self.min_tokens)
+
+    def __str__(self) -> str:
+        parts = [f"kl:{repr(float(self.threshold)).removesuffix('.0')}"]
+        parts += [f"min={self.min_tokens}"] if self.min_tokens else []
+        parts += [f"max={self.max_tokens}"] if self.max_tokens is not None else []
+        parts += [self.direction] if self.direction != "mod||base" else []
+        return ",".join(parts)
+
+
+def kl_divergence(
+    mod_logits: torch.Tensor, base_logits: torch.Tensor, direction: Direction = "mod||base"
+) -> torch.Tensor:
+    """``D = Σ_v p(v) (log p(v) − log q(v))`` over the vocabulary, in nats; p is the first of ``direction``.
+
+    Exactly 0 for equal logits, infinite where q excludes a token that p allows, never below 0 by rounding.
+
+    Args:
+        mod_logits, base_logits: Raw logits ``(rows, vocabulary)``; read in float32, or float64 if they are.
+        direction: Which of the two is p.
+
+    Returns:
+        ``(rows,)``.
+    """
+    dtype = torch.promote_types(mod_logits.dtype, torch.float32)
+    mod, base = (logits.to(dtype).log_softmax(dim=-1) for logits in (mod_logits, base_logits))
+    log_p, log_q = (mod, base) if direction == "mod||base" else (base, mod)
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0).sum(dim=-1).clamp(min=0)
+
+
 def parse_gate(text: str) -> Gate:
-    """``off``, ``always`` or ``tokens:N``.
+    """A gate by its text, the inverse of ``str``.
+
+    ``off``, ``always``, ``prompt``, ``tokens:N``, or ``kl:T`` with, after commas, ``min=N``, ``max=N``, ``base||mod``.
 
     Raises:
         UserError: Anything else.
     """
-    kind, _, number = text.partition(":")
-    if kind == "tokens" and number.isdecimal() and int(number) > 0:
-        return Gate(int(number))
-    if text in ("off", "always"):
-        return Gate(0 if text == "off" else None)
-    raise UserError(f"a gate is 'off', 'always' or 'tokens:N' with N of at least 1; got {text!r}")
+    simple: dict[str, Gate] = {"off": TokenGate(0), "always": AlwaysOn(), "prompt": PromptOnly()}
+    kind, _, rest = text.partition(":")
+    try:
+        if text in simple:
+            return simple[text]
+        if kind == "tokens":
+            return TokenGate(_count(rest))
+        if kind == "kl":
+            threshold, *options = rest.split(",")
+            return KLGate(float(threshold), **dict(_kl_option(option) for option in options))
+    except UserError:
+        raise
+    except ValueError:
+        pass
+    raise UserError(
+        "a gate is 'off', 'always', 'prompt', 'tokens:N' or 'kl:NATS', the last as in 'kl:2' or"
+        f" 'kl:2,min=1,max=40,base||mod'; got {text!r}"
+    )
+
+
+def _kl_option(text: str) -> tuple[str, Any]:
+    if text in get_args(Direction):
+        return "direction", text
+    name, _, number = text.partition("=")
+    if name not in ("min", "max"):
+        raise ValueError(text)
+    return f"{name}_tokens", _count(number)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(text)
+    return int(text)
