@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from reft_math.command import write_json
 from reft_math.data.positions import Positions
 from reft_math.decoding.gate import parse_gate
 from reft_math.errors import UserError
@@ -63,8 +64,7 @@ class PrefixReftConfig:
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(self), indent=2)
-        (Path(folder) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        write_json(Path(folder) / CONFIG_NAME, dataclasses.asdict(self))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PrefixReftConfig:

@@ -4,33 +4,83 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
 
 from interventions.checkpoint import fetch
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel
-from reft_math.command import RESULTS_NAME, claim_output_dir, print_table, provenance, write_json
+from reft_math.calibration import CALIBRATION_COLUMNS, KL_GATES, calibrate, calibration_rows
+from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
+from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
 from reft_math.data.registry import evaluation_split, load_problems
 from reft_math.data.templates import PromptTemplate, get_template
-from reft_math.decoding.gate import parse_gate
+from reft_math.decoding.engine import Engine
+from reft_math.decoding.gate import AlwaysOn, PromptOnly, parse_gate
+from reft_math.decoding.generation import GatedOutput
 from reft_math.errors import UserError
 from reft_math.evaluation import (
     EVALUATION_COLUMNS,
-    Decoding,
-    Generate,
+    SAMPLING_COLUMNS,
     Scorer,
     default_max_new_tokens,
     evaluate,
     evaluation_rows,
     is_numeric,
+    sampling_rows,
     summarise,
 )
-from reft_math.evaluation_options import EvaluationOptions
+from reft_math.evaluation_options import EvaluationOptions, ModelOptions
 from reft_math.models import EMBEDDED_MODEL, end_token_ids, load_model, load_tokenizer
+from reft_math.processes import claim, part_ways
+
+Options = TypeVar("Options", bound=ModelOptions)
 
 
-def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -> None:
-    """Reads everything, claims the output folder, then evaluates: a mistake in the input leaves nothing behind.
+@dataclass(frozen=True)
+class Setting:
+    """What a command decodes with, read and found in order.
+
+    Attributes:
+        options: The command's, resolved.
+        adapter: The adapter's configuration; None for the base on its own.
+        model: The base.
+        reft_model: The base with the adapter's interventions, if there is one.
+        decoding: Prompts and stopping.
+    """
+
+    options: ModelOptions
+    adapter: PrefixReftConfig | None
+    model: PreTrainedModel
+    reft_model: PrefixReftModel | None
+    decoding: Decoding
+
+    def generate(self, gate: str) -> Generate:
+        """``generate`` under a gate; the base's own where there is no adapter."""
+        if self.reft_model is None:
+            return self.model.generate  # type: ignore[no-any-return]
+        return partial(self.reft_model.generate, gate=gate, handoff=self.options.handoff)
+
+    def provenance(self) -> dict[str, Any]:
+        """For the head of results."""
+        return {
+            **provenance(self.options),
+            "base_commit": getattr(self.model.config, "_commit_hash", None),
+            "adapter": None if self.adapter is None else dataclasses.asdict(self.adapter),
+            "template": str(self.decoding.template),
+            "opener": self.decoding.opener,
+            "end_token_ids": self.decoding.end_token_ids,
+        }
+
+
+def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setting:
+    """Reads model, tokenizer and adapter, and takes from the adapter what the options leave open.
 
     Args:
         options: The command's settings.
@@ -41,51 +91,115 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
     options = _resolve(options, adapter, dataset)
     assert options.model is not None  # resolved
     assert options.max_new_tokens is not None
-    problems = load_problems(dataset, evaluation_split(dataset), data_dir=options.data_dir, limit=options.limit)
     tokenizer = load_tokenizer(options.model, options.revision)
     template = get_template(str(options.template), tokenizer)
     _check_template(template, adapter)
     model = load_model(options.model, options.revision, options.dtype)
-    generate: Generate = model.generate
+    reft_model = None
     if options.adapter is not None:
         reft_model = PrefixReftModel.from_pretrained(options.adapter, model).eval()
-        gate = parse_gate(str(options.gate))
-
-        def generate(inputs, **settings):  # type: ignore[no-untyped-def]
-            return reft_model.generate(inputs, gate=gate, **settings)
-
     decoding = Decoding(
         tokenizer=tokenizer,
         template=template,
         end_token_ids=end_token_ids(model, tokenizer, template),
         max_new_tokens=options.max_new_tokens,
-        batch_size=options.batch_size,
         opener=opener,
     )
-    folder = claim_output_dir(options)
+    return Setting(options, adapter, model, reft_model, decoding)
 
-    name = "base" if adapter is None else "adapter"
+
+def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -> None:
+    """Reads everything, claims the output folder, then evaluates: a mistake in the input leaves nothing behind.
+
+    Args:
+        options: The command's settings.
+        dataset: A name `load_problems` knows.
+        opener: Text that every completion is made to start with.
+    """
+    problems = load_problems(dataset, evaluation_split(dataset), data_dir=options.data_dir, limit=options.limit)
+    setting = load_setting(options, dataset, opener)
+    complete_rows = _completer(setting, options)
+    folder = claim(setting.options)
+
+    name = "base" if setting.adapter is None else "adapter"
+    path = folder / "records" / f"{name}.jsonl"
     with Scorer(is_numeric(dataset, problems)) as score:
-        path = folder / "records" / f"{name}.jsonl"
-        records = evaluate(problems, generate, decoding, score, path, model.device, dataset)
+        records = evaluate(
+            problems,
+            complete_rows,
+            score,
+            path,
+            dataset,
+            batch_size=options.batch_size,
+            samples=options.samples,
+            seed=options.seed,
+        )
+    if not part_ways():
+        return
     summary = summarise(records)
-    results = {
-        **provenance(options),
-        "base_commit": getattr(model.config, "_commit_hash", None),
-        "adapter": None if adapter is None else dataclasses.asdict(adapter),
-        "dataset": dataset,
-        "template": str(template),
-        "opener": opener,
-        "end_token_ids": decoding.end_token_ids,
-        "evaluation": {name: summary},
-    }
-    write_json(folder / RESULTS_NAME, results)
-    title = f"{dataset}, {len(problems)} problems, greedy, gate {options.gate}"
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, "evaluation": {name: summary}})
+    how = "greedy" if options.temperature is None else f"temperature {options.temperature:g}"
+    title = f"{dataset}, {len(problems)} problems, {how}, gate {setting.options.gate}"
     print_table(title, EVALUATION_COLUMNS, evaluation_rows({name: summary}))
+    if options.samples > 1:
+        print_table("over problems", SAMPLING_COLUMNS, sampling_rows(summary))
     print(f"results: {folder / RESULTS_NAME}")
 
 
-def _resolve(options: EvaluationOptions, adapter: PrefixReftConfig | None, dataset: str) -> EvaluationOptions:
+def run_calibration(options: ModelOptions, dataset: str, gates: Sequence[str] | None, save: bool) -> None:
+    """Evaluates gates on the validation split and reports the best.
+
+    Args:
+        options: The command's settings, with an adapter.
+        dataset: A name `load_problems` knows.
+        gates: Candidates, as text; KL gates by default.
+        save: Make the best one the adapter's default; then the adapter is a folder.
+    """
+    gates = [str(parse_gate(gate)) for gate in gates or KL_GATES]
+    if save and not Path(str(options.adapter)).is_dir():
+        raise UserError(f"--save writes into the adapter's folder; {options.adapter} is none")
+    problems = load_problems(dataset, "validation", data_dir=options.data_dir, limit=options.limit)
+    setting = load_setting(options, dataset)
+    assert setting.adapter is not None
+    folder = claim(setting.options)
+
+    def completer(gate: str) -> Complete:
+        return partial(
+            complete, generate=setting.generate(gate), decoding=setting.decoding, device=setting.model.device
+        )
+
+    with Scorer(is_numeric(dataset, problems)) as score:
+        calibration = calibrate(gates, problems, completer, score, folder / "records", options.batch_size)
+    if not part_ways():
+        return
+    results = {**setting.provenance(), "dataset": dataset, "calibration": calibration.to_dict()}
+    write_json(folder / RESULTS_NAME, results)
+    title = f"{dataset}, {len(problems)} validation problems, greedy; * is the best gate"
+    print_table(title, CALIBRATION_COLUMNS, calibration_rows(calibration))
+    if save:
+        replace(setting.adapter, gate=calibration.best).save_pretrained(str(options.adapter))
+    print(f"results: {folder / RESULTS_NAME}")
+
+
+def _completer(setting: Setting, options: EvaluationOptions) -> Complete:
+    gate = str(setting.options.gate)
+    decoding = replace(setting.decoding, sampling=options.sampling)
+    common = {"decoding": decoding, "device": setting.model.device}
+    if options.engine is None:
+        return partial(complete, generate=setting.generate(gate), **common)
+    if isinstance(parse_gate(gate), AlwaysOn | PromptOnly):
+        raise UserError(f"--engine writes what the base does once a gate has closed; gate {gate} never hands over")
+    engine = Engine(options.engine, decoding.tokenizer, options.engine_model, options.engine_concurrency)
+    generate = setting.generate(gate) if gate != "off" else _draw_nothing
+    return partial(complete_by_engine, generate=generate, engine=engine, **common)
+
+
+def _draw_nothing(inputs: torch.Tensor, **_: Any) -> GatedOutput:
+    """What a gate that is closed from the start leaves to the engine: everything."""
+    return GatedOutput(sequences=inputs, closing_positions=torch.zeros(len(inputs), dtype=torch.long))
+
+
+def _resolve(options: Options, adapter: PrefixReftConfig | None, dataset: str) -> Options:
     """Takes base, gate and prompt template from the adapter unless told otherwise."""
     if adapter is None and options.gate not in (None, "off"):
         raise UserError(f"--gate {options.gate} opens an adapter's interventions; pass --adapter, or leave --gate out")
@@ -100,7 +214,7 @@ def _resolve(options: EvaluationOptions, adapter: PrefixReftConfig | None, datas
         options,
         model=base if takes_base else options.model,
         revision=options.revision or (revision if takes_base else None),
-        gate=options.gate or gate,
+        gate=str(parse_gate(options.gate or gate)),
         template=options.template or template,
         max_new_tokens=options.max_new_tokens or default_max_new_tokens(dataset),
     )

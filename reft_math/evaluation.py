@@ -1,48 +1,30 @@
-"""Greedy completions of problems, scored, recorded one by one, and summarised with an interval."""
+"""Completions of problems, scored, recorded one by one, and summarised with an interval."""
 
 from __future__ import annotations
 
+import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from scipy.stats import bootstrap
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
-from reft_math.data.prefix import pad_left
+from reft_math.completion import Complete
 from reft_math.data.problem import Problem
-from reft_math.data.templates import PromptTemplate, encode_prompt
+from reft_math.processes import process_state
 from reft_math.scoring.math_equivalence import MathVerifier
 from reft_math.scoring.numeric import last_number, score_numeric
-from reft_math.scoring.records import RecordFile
+from reft_math.scoring.records import RecordFile, gather_shards, shard_path
+from reft_math.scoring.sampling import majority_vote, pass_at_k
 from reft_math.scoring.statistics import mcnemar, wilson_interval
 
-Generate = Callable[..., torch.Tensor]
 Score = Callable[[Sequence[tuple[str, str]]], list[dict[str, Any]]]
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How completions are made.
-
-    Attributes:
-        tokenizer, template: From question to prompt.
-        end_token_ids: Every token at which a completion stops.
-        max_new_tokens: Where it stops at the latest.
-        batch_size: Problems at once.
-        opener: Text every completion is made to start with; part of the completion.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    template: PromptTemplate
-    end_token_ids: list[int]
-    max_new_tokens: int
-    batch_size: int
-    opener: str = ""
 
 
 def default_batch_size(dataset: str) -> int:
@@ -55,83 +37,94 @@ def default_max_new_tokens(dataset: str) -> int:
     return {"arithmetic": 80, "math500": 1024}.get(dataset, 512)
 
 
-def complete(
-    questions: Sequence[str], generate: Generate, decoding: Decoding, device: torch.device
-) -> list[dict[str, Any]]:
-    """One batch of completions.
-
-    Returns:
-        Per question ``completion`` (text, the opener included), ``num_tokens`` (drawn, the end token included) and
-        ``finished`` (false where ``max_new_tokens`` cut it off).
-    """
-    tokenizer = decoding.tokenizer
-    opener_ids = list(tokenizer.encode(decoding.opener, add_special_tokens=False)) if decoding.opener else []
-    prompts = [
-        torch.tensor(encode_prompt(decoding.template, question, tokenizer) + opener_ids) for question in questions
-    ]
-    inputs = pad_left(prompts, int(tokenizer.pad_token_id)).to(device)
-    sequences = generate(
-        inputs,
-        attention_mask=pad_left([torch.ones_like(prompt) for prompt in prompts], 0).to(device),
-        max_new_tokens=decoding.max_new_tokens,
-        eos_token_id=decoding.end_token_ids,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return [_completion(row, decoding) for row in sequences[:, inputs.shape[1] :].tolist()]
-
-
-def _completion(token_ids: list[int], decoding: Decoding) -> dict[str, Any]:
-    end = next((index for index, token in enumerate(token_ids) if token in decoding.end_token_ids), None)
-    text = decoding.tokenizer.decode(token_ids[:end], skip_special_tokens=True)
-    drawn = len(token_ids) if end is None else end + 1
-    return {"completion": decoding.opener + text, "num_tokens": drawn, "finished": end is not None}
-
-
 def evaluate(
     problems: Sequence[Problem],
-    generate: Generate,
-    decoding: Decoding,
+    complete: Complete,
     score: Score,
     records_path: Path,
-    device: torch.device,
     name: str,
+    *,
+    batch_size: int,
+    samples: int = 1,
+    seed: int = 0,
 ) -> list[Record]:
-    """Completes and scores every problem that has no record yet.
+    """Completes and scores every problem that has no record yet; under ``torchrun`` each process a share of them.
+
+    Batches are made from all problems before any is left out as done: a stopped run that goes on draws the samples that
+    it would have drawn.
 
     Args:
         problems: What to solve.
-        generate: ``generate(inputs, attention_mask=…, **settings) -> sequences``, such as a model's ``generate``.
-        decoding: Prompts and stopping.
+        complete: From questions and a seed to dictionaries with at least ``completion``, ``num_tokens``, ``finished``.
         score: From ``(gold, completion)`` pairs to dictionaries with at least ``correct``.
-        records_path: JSONL file, appended to batch by batch; finished problems in it are not done again.
-        device: The model's.
+        records_path: JSONL file; finished rows in it are not done again. Each of several processes appends to a shard
+            of its own beside it, and the main process gathers them, those that a stopped run left behind as well.
         name: Shown by the progress bar.
+        batch_size: Completions at once.
+        samples: Completions of each problem.
+        seed: Of the samples.
 
     Returns:
-        One record per problem, in the order of ``problems``.
+        One record per problem and sample, in the order of ``problems``; in every process.
     """
-    records = RecordFile(records_path)
+    state = process_state()
+    records = _gathered(records_path)
+    rows = [Row(problem, sample, samples) for problem in problems for sample in range(samples)]
     # Longest first: batches hold prompts of like length, and memory runs out at once or never.
-    remaining = [problem for problem in problems if problem.id not in records.done]
-    remaining.sort(key=lambda problem: -len(problem.question))
-    with tqdm(total=len(problems), initial=len(problems) - len(remaining), desc=name, unit="problem") as progress:
-        for start in range(0, len(remaining), decoding.batch_size):
-            batch = remaining[start : start + decoding.batch_size]
-            completions = complete([problem.question for problem in batch], generate, decoding, device)
-            pairs = [(problem.answer, done["completion"]) for problem, done in zip(batch, completions, strict=True)]
-            records.append(
-                {
-                    "id": problem.id,
-                    "question": problem.question,
-                    "gold": problem.answer,
-                    "metadata": dict(problem.metadata),
-                    **done,
-                    **scored,
-                }
-                for problem, done, scored in zip(batch, completions, score(pairs), strict=True)
-            )
+    by_length = sorted(rows, key=lambda row: -len(row.problem.question))
+    size = min(batch_size, -(-len(rows) // state.num_processes))
+    batches = [by_length[start : start + size] for start in range(0, len(rows), size)]
+    mine = batches[state.process_index :: state.num_processes]
+    done = records.done.keys()
+    shard = RecordFile(shard_path(records_path, state.process_index)) if state.num_processes > 1 else records
+    with tqdm(total=sum(map(len, mine)), desc=name, unit="row", disable=not state.is_main_process) as progress:
+        for batch in mine:
+            missing = [row for row in batch if row.id not in done]
+            if missing:
+                batch_seed = zlib.crc32(f"{seed}/{batch[0].id}".encode())
+                completions = complete([row.problem.question for row in batch], batch_seed)
+                found = dict(zip((row.id for row in batch), completions, strict=True))
+                scores = score([(row.problem.answer, found[row.id]["completion"]) for row in missing])
+                shard.append(
+                    {**row.record(), **found[row.id], **scored} for row, scored in zip(missing, scores, strict=True)
+                )
             progress.update(len(batch))
-    return [records.done[problem.id] for problem in problems]
+    state.wait_for_everyone()
+    records = _gathered(records_path)
+    return [records.done[row.id] for row in rows]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of the ``samples`` completions of a problem."""
+
+    problem: Problem
+    sample: int
+    samples: int
+
+    @property
+    def id(self) -> str:
+        return self.problem.id if self.samples == 1 else f"{self.problem.id}#{self.sample}"
+
+    def record(self) -> Record:
+        """What is recorded of it beside completion and score."""
+        problem = self.problem
+        return {
+            "id": self.id,
+            **({"problem": problem.id} if self.samples > 1 else {}),
+            "question": problem.question,
+            "gold": problem.answer,
+            "metadata": dict(problem.metadata),
+        }
+
+
+def _gathered(path: Path) -> RecordFile:
+    """The records of all processes."""
+    state = process_state()
+    if state.is_main_process:
+        gather_shards(path)
+    state.wait_for_everyone()
+    return RecordFile(path)
 
 
 def is_numeric(dataset: str, problems: Sequence[Problem]) -> bool:
@@ -167,21 +160,27 @@ class Scorer(AbstractContextManager["Scorer"]):
 
 
 def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """Counts, accuracy, 95 % Wilson interval, mean length, and the exact McNemar test against ``base``'s records."""
+    """Counts, accuracy, 95 % interval, mean length, and the exact McNemar test against ``base``'s records.
+
+    With one completion a problem the interval is Wilson's. With several, accuracy is pass@1, its interval is
+    bootstrapped over problems, ``pass_at_k`` and ``majority`` are added, and there is no test.
+    """
+    is_sampled = "problem" in records[0]
     correct, total = sum(record["correct"] for record in records), len(records)
-    low, high = wilson_interval(correct, total)
     summary: dict[str, Any] = {
         "correct": correct,
         "total": total,
         "accuracy": correct / total,
-        "interval_95": [low, high],
+        "interval_95": None if is_sampled else list(wilson_interval(correct, total)),
         "mean_tokens": sum(record["num_tokens"] for record in records) / total,
         "unfinished": sum(not record["finished"] for record in records),
     }
     for name in ("strict", "flexible", "timed_out"):
         if name in records[0]:
             summary[name] = sum(record[name] for record in records)
-    if base is not None:
+    if is_sampled:
+        summary |= _summarise_samples(records)
+    elif base is not None:
         test = mcnemar([row["correct"] for row in base], [row["correct"] for row in records])
         summary["mcnemar_vs_base"] = {
             "only_base": test.only_first,
@@ -191,7 +190,39 @@ def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
     return summary
 
 
+def _summarise_samples(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    by_problem: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_problem[record["problem"]].append(record)
+    correct = [[bool(record["correct"]) for record in group] for group in by_problem.values()]
+    answers = [[_answer(record) for record in group] for group in by_problem.values()]
+    n = len(correct[0])
+    powers_of_2 = [2**power for power in range(n.bit_length()) if 2**power < n]
+    passes = {k: [pass_at_k(n, sum(group), k) for group in correct] for k in (*powers_of_2, n)}
+    votes = [majority_vote(*pair) for pair in zip(answers, correct, strict=True)]
+    return {
+        "samples": n,
+        "interval_95": _mean(passes[1])["interval_95"],
+        "pass_at_k": {str(k): _mean(values) for k, values in passes.items()},
+        "majority": _mean(votes),
+    }
+
+
+def _answer(record: Mapping[str, Any]) -> str | None:
+    """What a sample votes for: the answer that was scored."""
+    answer: str | None = record["last_number"] if "last_number" in record else record["prediction"]
+    return answer
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over problems and its 95 % percentile bootstrap interval."""
+    found = bootstrap((np.asarray(values),), np.mean, method="percentile", rng=np.random.default_rng(0))
+    low, high = found.confidence_interval
+    return {"value": float(np.mean(values)), "interval_95": [float(low), float(high)]}
+
+
 EVALUATION_COLUMNS = ("", "correct", "total", "accuracy", "95 % interval", "strict", "tokens", "p vs base")
+SAMPLING_COLUMNS = ("", "estimate", "95 % interval")
 
 
 def evaluation_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -200,10 +231,21 @@ def evaluation_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str
 
 
 def _row(name: str, summary: Mapping[str, Any]) -> Iterable[str]:
-    low, high = summary["interval_95"]
     test = summary.get("mcnemar_vs_base")
     yield from (name, str(summary["correct"]), str(summary["total"]), f"{summary['accuracy']:.1%}")
-    yield f"{low:.1%} - {high:.1%}"
+    yield _interval(summary)
     yield str(summary.get("strict", "-"))
     yield f"{summary['mean_tokens']:.0f}"
     yield "-" if test is None else f"{test['p_value']:.2g}"
+
+
+def sampling_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """Table rows for `SAMPLING_COLUMNS`."""
+    estimates = {f"pass@{k}": estimate for k, estimate in summary["pass_at_k"].items()}
+    estimates[f"majority of {summary['samples']}"] = summary["majority"]
+    return [[name, f"{estimate['value']:.1%}", _interval(estimate)] for name, estimate in estimates.items()]
+
+
+def _interval(estimate: Mapping[str, Any]) -> str:
+    low, high = estimate["interval_95"]
+    return f"{low:.1%} - {high:.1%}"

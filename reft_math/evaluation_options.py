@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from reft_math.errors import require
+from reft_math.errors import UserError, require
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class ModelOptions:
     """Model, adapter, decoding and data.
 
     None stands for what the help text says in brackets; results hold the resolved value.
@@ -27,7 +27,13 @@ class EvaluationOptions:
     adapter: str | None = field(
         default=None, metadata={"help": "Adapter: folder or hub id (none: the base on its own)."}
     )
-    gate: str | None = field(default=None, metadata={"help": "off, always, or tokens:N (the adapter's own)."})
+    gate: str | None = field(
+        default=None, metadata={"help": "kl:NATS, tokens:N, always, prompt or off (the adapter's own)."}
+    )
+    handoff: Literal["base", "keep"] = field(
+        default="base",
+        metadata={"help": "What goes on once the gate has closed: the base, or the cache that the adapter changed."},
+    )
     template: str | None = field(
         default=None,
         metadata={"help": "Prompt: auto, chat, plain, either with -step-by-step or -boxed (the adapter's; auto)."},
@@ -36,7 +42,7 @@ class EvaluationOptions:
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
     limit: int | None = field(default=None, metadata={"help": "First problems only (all; arithmetic 500)."})
-    batch_size: int = field(default=16, metadata={"help": "Problems a batch."})
+    batch_size: int = field(default=16, metadata={"help": "Completions a batch."})
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest completion (512; arithmetic 80, math500 1024)."}
     )
@@ -47,3 +53,53 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         for name in ("limit", "batch_size", "max_new_tokens"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(ModelOptions):
+    """What `ModelOptions` has, sampling, and the engine."""
+
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"batch_size", "engine", "engine_model", "engine_concurrency"})
+
+    samples: int = field(
+        default=1, metadata={"help": "Completions a problem; from 2 on pass@k and the majority's vote are reported."}
+    )
+    temperature: float | None = field(default=None, metadata={"help": "Samples at this temperature (greedy)."})
+    top_p: float | None = field(default=None, metadata={"help": "Samples from the likeliest tokens of this mass (1)."})
+    top_k: int | None = field(default=None, metadata={"help": "Samples from this many tokens (all)."})
+    min_p: float | None = field(
+        default=None, metadata={"help": "Samples from tokens at least this share as likely as the likeliest (0)."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the samples."})
+    engine: str | None = field(
+        default=None,
+        metadata={"help": "Server with the base (http://host:port/v1) that writes what follows the gate's closing."},
+    )
+    engine_model: str | None = field(default=None, metadata={"help": "The base's name there (its only model)."})
+    engine_concurrency: int = field(default=32, metadata={"help": "Requests at once."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples", "engine_concurrency", "top_k"):
+            require(self, name, lambda value: value is None or value >= 1, "at least 1")
+        require(self, "temperature", lambda value: value is None or value > 0, "positive")
+        require(self, "top_p", lambda value: value is None or 0 < value <= 1, "in (0, 1]")
+        require(self, "min_p", lambda value: value is None or 0 <= value <= 1, "in [0, 1]")
+        needs = [name for name in ("top_p", "top_k", "min_p") if getattr(self, name) is not None]
+        needs += ["samples"] if self.samples > 1 else []
+        if needs and self.temperature is None:
+            raise UserError(f"--{needs[0].replace('_', '-')} is for sampling; pass --temperature too, such as 0.7")
+        if self.engine is not None and self.handoff != "base":
+            raise UserError("--engine goes on as the base would; leave --handoff keep out, or --engine")
+
+    @property
+    def sampling(self) -> dict[str, float | int]:
+        """Settings of ``generate``; empty is greedy. Nothing is cut off unless asked for."""
+        if self.temperature is None:
+            return {}
+        return {
+            "temperature": self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "top_k": self.top_k or 0,
+            **({} if self.min_p is None else {"min_p": self.min_p}),
+        }

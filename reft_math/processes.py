@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
 import torch
 from accelerate import PartialState
+
+from reft_math.command import claim_output_dir
+
+# A process waits this long for the others: shards of an evaluation differ in how long their completions get.
+PATIENCE = timedelta(hours=2)
 
 
 def process_state() -> PartialState:
     """accelerate's state; under ``torchrun`` the processes find each other, over gloo where there is no GPU."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+
+
+def claim(options: Any) -> Path:
+    """The output folder, claimed by the main process; the others wait for it."""
+    state = process_state()
+    if state.is_main_process:
+        claim_output_dir(options)
+    state.wait_for_everyone()
+    return Path(options.output_dir)
 
 
 def part_ways() -> bool:

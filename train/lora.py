@@ -45,7 +45,7 @@ def main(options: LoraOptions) -> None:
 
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.errors import UserError
-    from reft_math.processes import part_ways
+    from reft_math.processes import claim, part_ways
     from reft_math.training import job as jobs
 
     options = jobs.resolve(options)
@@ -62,7 +62,7 @@ def main(options: LoraOptions) -> None:
     except ValueError as error:
         raise UserError(f"--target-modules must name linear modules of the model; got {names!r} ({error})") from None
     dataset = PrefixDataset(job.train_problems, job.tokenizer, job.template, options.k)
-    folder = jobs.claim(options)
+    folder = claim(options)
 
     adapter = folder / "adapter"
     if adapter.is_dir():  # resumed after training
@@ -72,8 +72,6 @@ def main(options: LoraOptions) -> None:
         trainer = jobs.train(job, model, dataset, collator, control=None)
         if trainer.is_world_process_zero():
             jobs.save_once(adapter, model.save_pretrained)
-    if not part_ways():
-        return
 
     def base(inputs, **settings):  # type: ignore[no-untyped-def]
         with model.disable_adapter():
@@ -81,6 +79,8 @@ def main(options: LoraOptions) -> None:
 
     model.eval()
     evaluation = jobs.evaluate_all(job, {"base": base, "lora": model.generate})
+    if not part_ways():
+        return
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     jobs.report(job, evaluation, {"trainable_parameters": trainable, "train_rows": len(dataset)})
 

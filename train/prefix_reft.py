@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from reft_math.command import run
@@ -56,12 +57,23 @@ class PrefixReftOptions(TrainingOptions):
     rank: int | None = field(default=None, metadata={"help": "LoReFT's rank (4)."})
     gate: str | None = field(
         default=None,
-        metadata={"help": "The adapter's default gate: tokens:N, always or off (tokens:K; always for ordinary ReFT)."},
+        metadata={
+            "help": "The adapter's default gate: kl:NATS, tokens:N, always, prompt or off (calibrated; tokens:K where"
+            " it is not; always for ordinary ReFT)."
+        },
     )
+    calibrate_gate: bool = field(
+        default=True,
+        metadata={
+            "help": "Choose the default gate, one of kl:0.25,min=1 to kl:16,min=1, by accuracy on the validation split."
+        },
+    )
+    calibration_size: int = field(default=200, metadata={"help": "Validation problems at most."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "k", lambda value: value >= 1, "at least 1")
+        require(self, "calibration_size", lambda value: value >= 1, "at least 1")
         require(self, "full_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
         require(self, "target_norm", lambda value: 0 < value < math.inf, "positive")
         require(self, "target_scale_norm", lambda value: value is None or 0 < value < math.inf, "positive")
@@ -69,10 +81,11 @@ class PrefixReftOptions(TrainingOptions):
 
 def main(options: PrefixReftOptions) -> None:
     from interventions import PrefixReftConfig, get_prefix_reft_model
-    from reft_math.command import versions
+    from reft_math.calibration import CALIBRATION_COLUMNS, calibration_rows
+    from reft_math.command import print_table, versions
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.decoding.gate import AlwaysOn, parse_gate
-    from reft_math.processes import part_ways
+    from reft_math.processes import claim, part_ways, process_state
     from reft_math.training import job as jobs
     from reft_math.training.norm_control import make_controller, tracking_error
     from reft_math.training.trainer import NormControl
@@ -81,6 +94,7 @@ def main(options: PrefixReftOptions) -> None:
     options = replace(jobs.resolve(options), site=options.site or usual_site)
     is_ordinary = options.full_fraction == 1
     gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
+    calibrates = options.calibrate_gate and options.gate is None and not is_ordinary
     job = jobs.prepare(options)
     config = PrefixReftConfig(
         intervention=options.intervention,
@@ -102,7 +116,7 @@ def main(options: PrefixReftOptions) -> None:
     )
     controller = make_controller(options.norm_control, options.target_norm, len(dataset))
     control = NormControl(model, controller, options.target_scale_norm)
-    folder = jobs.claim(options)
+    folder = claim(options)
 
     adapter = folder / "adapter"
     if adapter.is_dir():  # resumed after training
@@ -113,17 +127,28 @@ def main(options: PrefixReftOptions) -> None:
         trainer = jobs.train(job, model, dataset, collator, control)
         if trainer.is_world_process_zero():
             jobs.save_once(adapter, trainer.save_model)
-    if not part_ways():
-        return
 
     model.eval()
+    calibration = None
+    if calibrates:
+        calibration = jobs.calibrate_gate(
+            job, lambda text: partial(model.generate, gate=text), options.calibration_size
+        )
+        model.prefix_config = replace(model.prefix_config, gate=calibration.best)
+        if process_state().is_main_process:
+            model.prefix_config.save_pretrained(adapter)
     decoders = {"base": job.model.generate, "reft" if is_ordinary else "prefix": model.generate}
-    if not isinstance(gate, AlwaysOn):
-        decoders["always_on"] = lambda inputs, **settings: model.generate(inputs, gate="always", **settings)
+    if calibrates or not isinstance(gate, AlwaysOn):
+        decoders["always_on"] = partial(model.generate, gate="always")
+    evaluation = jobs.evaluate_all(job, decoders)
+    if not part_ways():
+        return
     norms = control.trace["norm"]
     results = {
         "trainable_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_rows": len(dataset),
+        "gate": model.gate,
+        "calibration": None if calibration is None else calibration.to_dict(),
         "bias_norm": {
             "target": options.target_norm,
             "achieved": norms[-1],
@@ -132,7 +157,9 @@ def main(options: PrefixReftOptions) -> None:
             "trace": control.trace,
         },
     }
-    evaluation = jobs.evaluate_all(job, decoders)
+    if calibration is not None:
+        title = f"gates on {options.dataset}'s validation split; * is the adapter's default"
+        print_table(title, CALIBRATION_COLUMNS, calibration_rows(calibration))
     jobs.report(job, evaluation, results)
     held = "not held" if controller.name == "none" else f"held by {controller.name}"
     print(f"bias norm {norms[-1]:.4f}, target {options.target_norm:g}, {held}")

@@ -73,6 +73,7 @@ def generate_with_gate(
     interventions: Interventions,
     gate: Gate,
     handoff: Handoff = "base",
+    until_closed: bool = False,
     streamer: BaseStreamer | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -83,7 +84,7 @@ def generate_with_gate(
         inputs: Prompts, ``(batch, position)``, padded on the left.
         interventions: What the gate opens.
         gate: When they act. Under ``off``, ``always`` and ``prompt`` this is stock ``generate``, beams and all.
-        handoff: See `gated_generate`.
+        handoff, until_closed: See `gated_generate`.
         streamer, **kwargs: As for ``model.generate``.
 
     Returns:
@@ -92,6 +93,9 @@ def generate_with_gate(
     Raises:
         UserError: An option that a gate cannot go with.
     """
+    never_pairs = gate == TokenGate(0) or isinstance(gate, AlwaysOn | PromptOnly)
+    if never_pairs and until_closed:
+        raise UserError(f"until_closed needs a gate that closes while tokens are drawn; got {gate}")
     if gate == TokenGate(0):
         return model.generate(inputs, streamer=streamer, **kwargs)
     if isinstance(gate, AlwaysOn | PromptOnly):
@@ -102,7 +106,14 @@ def generate_with_gate(
             raise UserError(f"a gate {gate} cannot be combined with {name}; use gate='always' or 'off'")
     # Stock generate hands neither streamer nor tokenizer on to a custom loop.
     config, criteria = _without_stop_strings(model, kwargs)
-    loop = partial(gated_generate, interventions=interventions, gate=gate, handoff=handoff, streamer=streamer)
+    loop = partial(
+        gated_generate,
+        interventions=interventions,
+        gate=gate,
+        handoff=handoff,
+        until_closed=until_closed,
+        streamer=streamer,
+    )
     return model.generate(inputs, custom_generate=loop, generation_config=config, stopping_criteria=criteria, **kwargs)
 
 

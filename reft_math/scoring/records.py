@@ -92,3 +92,24 @@ class RecordFile:
                 f"{line[:60].decode(errors='replace')!r}; delete the line or choose another file"
             )
         return record
+
+
+def shard_path(path: Path, process: int) -> Path:
+    """Where a process of several writes its share of the records of ``path``."""
+    return path.with_name(f"{path.stem}.shard-{process}{path.suffix}")
+
+
+def gather_shards(path: Path) -> None:
+    """Moves the records of all shards beside ``path`` into it.
+
+    A shard is deleted when its records are on disk in ``path``, and a record that is there already is not added again:
+    stopped anywhere, the next call completes it, without loss or double counting.
+    """
+    shards = sorted(path.parent.glob(f"{path.stem}.shard-*{path.suffix}"))
+    if not shards:
+        return
+    whole = RecordFile(path)
+    for shard in shards:
+        records = RecordFile(shard).done
+        whole.append(record for name, record in records.items() if name not in whole.done)
+        shard.unlink()

@@ -13,15 +13,15 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from reft_math.arithmetic.problems import OPENERS
-from reft_math.command import RESULTS_NAME, claim_output_dir, print_table, provenance, write_json
+from reft_math.calibration import KL_GATES, Calibration, calibrate
+from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
+from reft_math.completion import Complete, Decoding, Generate, complete
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
 from reft_math.data.registry import evaluation_split, load_problems
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.evaluation import (
     EVALUATION_COLUMNS,
-    Decoding,
-    Generate,
     Scorer,
     default_batch_size,
     default_max_new_tokens,
@@ -31,7 +31,6 @@ from reft_math.evaluation import (
     summarise,
 )
 from reft_math.models import end_token_ids, load_model, load_tokenizer
-from reft_math.processes import process_state
 from reft_math.training.options import TrainingOptions
 from reft_math.training.trainer import NormControl, PrefixTrainer
 
@@ -47,6 +46,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     template: PromptTemplate
     train_problems: list[Problem]
+    validation_problems: list[Problem]
     test_problems: list[Problem]
 
     @property
@@ -78,19 +78,15 @@ def prepare(options: TrainingOptions) -> Job:
     template = get_template(options.template, tokenizer)
     load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=options.seed)
     train = load("train", limit=options.train_size, noise=options.noise or 0.0)
-    test = load(evaluation_split(options.dataset), limit=options.eval_size)
+    validation, test = load("validation"), []
+    if evaluation_split(options.dataset) == "test":
+        test = load("test", limit=options.eval_size)
+    else:  # choices are made on one half, results reported on the other
+        half = -(-len(validation) // 2)
+        test, validation = validation[:half][: options.eval_size], validation[half:]
     model = load_model(options.model, options.revision, options.dtype)
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
-    return Job(options, model, tokenizer, template, train, test)
-
-
-def claim(options: TrainingOptions) -> Path:
-    """The output folder, claimed by the main process; the others wait for it."""
-    state = process_state()
-    if state.is_main_process:
-        claim_output_dir(options)
-    state.wait_for_everyone()
-    return Path(options.output_dir)
+    return Job(options, model, tokenizer, template, train, validation, test)
 
 
 def train(
@@ -148,6 +144,17 @@ def last_checkpoint(folder: Path) -> str | None:
     return None if newest is None else str(newest)
 
 
+def decoding(job: Job) -> Decoding:
+    """Greedy completions with the job's prompts."""
+    assert job.options.max_new_tokens is not None  # resolved
+    return Decoding(
+        tokenizer=job.tokenizer,
+        template=job.template,
+        end_token_ids=end_token_ids(job.model, job.tokenizer, job.template),
+        max_new_tokens=job.options.max_new_tokens,
+    )
+
+
 def evaluate_all(job: Job, decoders: Mapping[str, Generate]) -> dict[str, dict[str, Any]]:
     """Evaluates every decoder on the held-out problems and summarises each against the first, the base.
 
@@ -155,28 +162,42 @@ def evaluate_all(job: Job, decoders: Mapping[str, Generate]) -> dict[str, dict[s
     for what starting well can do.
     """
     options = job.options
-    assert options.max_new_tokens is not None  # resolved
-    assert options.eval_batch_size is not None
-    decoding = Decoding(
-        tokenizer=job.tokenizer,
-        template=job.template,
-        end_token_ids=end_token_ids(job.model, job.tokenizer, job.template),
-        max_new_tokens=options.max_new_tokens,
-        batch_size=options.eval_batch_size,
-    )
-    runs: dict[str, tuple[Generate, Decoding]] = {name: (generate, decoding) for name, generate in decoders.items()}
+    assert options.eval_batch_size is not None  # resolved
+    plain = decoding(job)
+    runs: dict[str, tuple[Generate, Decoding]] = {name: (generate, plain) for name, generate in decoders.items()}
     if options.dataset == "arithmetic":
         base = next(iter(decoders.values()))
-        runs["base_given_careful_start"] = (base, replace(decoding, opener=OPENERS["stepwise"]))
+        runs["base_given_careful_start"] = (base, replace(plain, opener=OPENERS["stepwise"]))
     records = {}
     folder = Path(options.output_dir) / "records"
     with Scorer(is_numeric(options.dataset, job.test_problems)) as score:
         for name, (generate, how) in runs.items():
-            records[name] = evaluate(
-                job.test_problems, generate, how, score, folder / f"{name}.jsonl", job.model.device, name
-            )
+            rows = partial(complete, generate=generate, decoding=how, device=job.model.device)
+            path = folder / f"{name}.jsonl"
+            records[name] = evaluate(job.test_problems, rows, score, path, name, batch_size=options.eval_batch_size)
     first = next(iter(records.values()))
     return {name: summarise(rows, None if rows is first else first) for name, rows in records.items()}
+
+
+def calibrate_gate(job: Job, generate: Generate, size: int) -> Calibration:
+    """Chooses a KL gate's threshold on the first ``size`` problems of the validation split.
+
+    Args:
+        job: The training command's inputs.
+        generate: Takes a ``gate``.
+        size: Problems at most.
+    """
+    options = job.options
+    assert options.eval_batch_size is not None  # resolved
+    problems, plain = job.validation_problems[:size], decoding(job)
+    device = job.model.device
+
+    def completer(gate: str) -> Complete:
+        return partial(complete, generate=partial(generate, gate=gate), decoding=plain, device=device)
+
+    with Scorer(is_numeric(options.dataset, problems)) as score:
+        folder = Path(options.output_dir) / "calibration"
+        return calibrate(KL_GATES, problems, completer, score, folder, options.eval_batch_size)
 
 
 def report(job: Job, evaluation: Mapping[str, Any], results: Mapping[str, Any]) -> None:

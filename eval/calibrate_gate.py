@@ -1,0 +1,46 @@
+"""Choose an adapter's gate by accuracy on the validation split.
+
+    uv run eval/calibrate_gate.py --adapter results/prefix-reft/adapter
+    uv run eval/calibrate_gate.py --adapter results/prefix-reft/adapter --gates tokens:1 tokens:2 tokens:4 tokens:8
+
+Prints accuracy against the gate; the most accurate is chosen, of several the last named. ``--save`` makes it the
+default in the adapter's ``reft_config.json``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from reft_math.command import run
+from reft_math.errors import UserError
+from reft_math.evaluation_options import ModelOptions
+
+
+@dataclass(frozen=True)
+class CalibrationOptions(ModelOptions):
+    dataset: str = field(
+        default="arithmetic", metadata={"help": "Data set, or .json/.jsonl file, with a validation split."}
+    )
+    gates: list[str] | None = field(
+        default=None, metadata={"help": "Candidates, from the first to close (kl:0.25,min=1 to kl:16,min=1, doubling)."}
+    )
+    limit: int | None = field(default=200, metadata={"help": "Validation problems at most."})
+    output_dir: str = field(default="results/calibration", metadata={"help": "Records and results go here."})
+    save: bool = field(default=False, metadata={"help": "Write the choice into the adapter's folder."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter is None:
+            raise UserError("--adapter names whose gate to choose; pass a folder or hub id")
+
+
+def main(options: CalibrationOptions) -> None:
+    from interventions.evaluate import run_calibration
+
+    if options.gate is not None:
+        raise UserError("--gates names the candidates; leave --gate out")
+    run_calibration(options, options.dataset, options.gates, options.save)
+
+
+if __name__ == "__main__":
+    run(main, CalibrationOptions, __doc__)

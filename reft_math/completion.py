@@ -1,0 +1,170 @@
+"""From questions to completions: prompts, decoding, and where the text of a completion ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from reft_math.data.prefix import pad_left
+from reft_math.data.templates import PromptTemplate, encode_prompt
+from reft_math.decoding.engine import Engine
+from reft_math.decoding.generation import GatedOutput
+
+Generate = Callable[..., Any]
+Complete = Callable[[Sequence[str], int], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are made.
+
+    Attributes:
+        tokenizer, template: From question to prompt.
+        end_token_ids: Every token at which a completion stops.
+        max_new_tokens: Where it stops at the latest.
+        opener: Text every completion is made to start with; part of the completion.
+        sampling: Settings of ``generate`` such as ``temperature``; empty is greedy.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate
+    end_token_ids: list[int]
+    max_new_tokens: int
+    opener: str = ""
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    def prompts(self, questions: Sequence[str]) -> list[torch.Tensor]:
+        """Token ids of each question's prompt and the opener."""
+        opener = list(self.tokenizer.encode(self.opener, add_special_tokens=False)) if self.opener else []
+        return [torch.tensor(encode_prompt(self.template, text, self.tokenizer) + opener) for text in questions]
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of ``generate``."""
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "eos_token_id": self.end_token_ids,
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "return_dict_in_generate": True,
+            **({"do_sample": True, **self.sampling} if self.sampling else {}),
+        }
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def until_end(self, token_ids: Sequence[int]) -> int | None:
+        """The place of the first end token; None where there is none."""
+        return next((index for index, token in enumerate(token_ids) if token in self.end_token_ids), None)
+
+
+def complete(
+    questions: Sequence[str], seed: int, *, generate: Generate, decoding: Decoding, device: torch.device
+) -> list[dict[str, Any]]:
+    """One batch of completions.
+
+    Args:
+        questions: What to answer.
+        seed: Of the samples.
+        generate: ``generate(inputs, attention_mask=…, **settings)`` with ``sequences``, such as a model's ``generate``.
+        decoding: Prompts, stopping and sampling.
+        device: The model's.
+
+    Returns:
+        Per question ``completion`` (text, the opener included), ``num_tokens`` (drawn, the end token included) and
+        ``finished`` (false where ``max_new_tokens`` cut it off); where a gate was at work also ``kl`` (``D_t`` in nats
+        while it was open), ``cumulative_kl`` and ``closing_position`` (None where it never closed).
+    """
+    output, width = _generate(questions, seed, generate, decoding, device)
+    rows = [_completion(row, decoding) for row in output.sequences[:, width:].tolist()]
+    return [{**row, **gate} for row, gate in zip(rows, _gate_records(output), strict=True)]
+
+
+def complete_by_engine(
+    questions: Sequence[str],
+    seed: int,
+    *,
+    generate: Generate,
+    decoding: Decoding,
+    device: torch.device,
+    engine: Engine,
+) -> list[dict[str, Any]]:
+    """As `complete`, but ``generate`` draws until each row's gate has closed, and an engine writes the rest.
+
+    Args:
+        generate: As in `complete`, and it takes ``until_closed`` and returns a `GatedOutput`.
+        engine: Serves the base.
+    """
+    output, width = _generate(questions, seed, generate, decoding, device, until_closed=True)
+    rows: list[dict[str, Any]] = []
+    prefixes: dict[int, list[int]] = {}
+    for index, drawn in enumerate(output.sequences[:, width:].tolist()):
+        closing = int(output.closing_positions[index])
+        rows.append(_completion(drawn if closing < 0 else drawn[:closing], decoding))
+        if closing >= 0:
+            prefixes[index] = drawn[:closing]
+    prompts = [prompt.tolist() for prompt in decoding.prompts(questions)]
+    continuations = engine.complete(
+        [prompts[index] + prefix for index, prefix in prefixes.items()],
+        [decoding.max_new_tokens - len(prefix) for prefix in prefixes.values()],
+        decoding.end_token_ids,
+        decoding.sampling,
+        seed,
+    )
+    for (index, prefix), continuation in zip(prefixes.items(), continuations, strict=True):
+        rows[index] = {
+            "completion": decoding.opener + decoding.text(prefix) + continuation.text,
+            "num_tokens": len(prefix) + continuation.num_tokens,
+            "finished": continuation.finished,
+        }
+    return [{**row, **gate} for row, gate in zip(rows, _gate_records(output), strict=True)]
+
+
+def _generate(
+    questions: Sequence[str],
+    seed: int,
+    generate: Generate,
+    decoding: Decoding,
+    device: torch.device,
+    **options: Any,
+) -> tuple[Any, int]:
+    """``generate``'s output and the width of the prompts."""
+    prompts = decoding.prompts(questions)
+    inputs = pad_left(prompts, int(decoding.tokenizer.pad_token_id)).to(device)
+    attention_mask = pad_left([torch.ones_like(prompt) for prompt in prompts], 0).to(device)
+    torch.manual_seed(seed)
+    output = generate(inputs, attention_mask=attention_mask, **decoding.settings(), **options)
+    return output, inputs.shape[1]
+
+
+def _completion(token_ids: list[int], decoding: Decoding) -> dict[str, Any]:
+    end = decoding.until_end(token_ids)
+    drawn = len(token_ids) if end is None else end + 1
+    text = decoding.opener + decoding.text(token_ids[:end])
+    return {"completion": text, "num_tokens": drawn, "finished": end is not None}
+
+
+def _gate_records(output: Any) -> list[dict[str, Any]]:
+    """What a `GatedOutput` says of each row; nothing where there was no gate."""
+    if not isinstance(output, GatedOutput) or output.closing_positions is None:
+        return [{}] * len(output.sequences)
+    closings = output.closing_positions.tolist()
+    if output.kl is None:
+        divergences: list[list[float]] = [[] for _ in closings]
+    else:
+        divergences = [row[~row.isnan()].tolist() for row in output.kl]
+    return [
+        {
+            "kl": [_rounded(value) for value in values],
+            "cumulative_kl": _rounded(sum(values)),
+            "closing_position": None if closing < 0 else closing,
+        }
+        for values, closing in zip(divergences, closings, strict=True)
+    ]
+
+
+def _rounded(nats: float) -> float:
+    """Six digits, which is what float32 has."""
+    return float(f"{nats:.6g}")
