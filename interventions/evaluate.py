@@ -132,7 +132,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
             dataset,
             batch_size=options.batch_size,
             samples=options.samples,
-            seed=options.seed,
+            seed=options.seed if options.sampling else None,
         )
     if not part_ways():
         return

@@ -15,7 +15,7 @@ from reft_math.decoding.engine import Engine
 from reft_math.decoding.generation import GatedOutput
 
 Generate = Callable[..., Any]
-Complete = Callable[[Sequence[str], int], list[dict[str, Any]]]
+Complete = Callable[[Sequence[str], int | None], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Decoding:
 
 
 def complete(
-    questions: Sequence[str], seed: int, *, generate: Generate, decoding: Decoding, device: torch.device
+    questions: Sequence[str], seed: int | None, *, generate: Generate, decoding: Decoding, device: torch.device
 ) -> list[dict[str, Any]]:
     """One batch of completions.
 
     Args:
         questions: What to answer.
-        seed: Of the samples.
+        seed: Of the samples; None where decoding is greedy.
         generate: ``generate(inputs, attention_mask=…, **settings)`` with ``sequences``, such as a model's ``generate``.
         decoding: Prompts, stopping and sampling.
         device: The model's.
@@ -84,7 +84,7 @@ def complete(
 
 def complete_by_engine(
     questions: Sequence[str],
-    seed: int,
+    seed: int | None,
     *,
     generate: Generate,
     decoding: Decoding,
@@ -111,7 +111,7 @@ def complete_by_engine(
         [decoding.max_new_tokens - len(prefix) for prefix in prefixes.values()],
         decoding.end_token_ids,
         decoding.sampling,
-        seed,
+        seed or 0,
     )
     for (index, prefix), continuation in zip(prefixes.items(), continuations, strict=True):
         rows[index] = {
@@ -124,7 +124,7 @@ def complete_by_engine(
 
 def _generate(
     questions: Sequence[str],
-    seed: int,
+    seed: int | None,
     generate: Generate,
     decoding: Decoding,
     device: torch.device,
@@ -134,7 +134,8 @@ def _generate(
     prompts = decoding.prompts(questions)
     inputs = pad_left(prompts, int(decoding.tokenizer.pad_token_id)).to(device)
     attention_mask = pad_left([torch.ones_like(prompt) for prompt in prompts], 0).to(device)
-    torch.manual_seed(seed)
+    if seed is not None:
+        torch.manual_seed(seed)
     output = generate(inputs, attention_mask=attention_mask, **decoding.settings(), **options)
     return output, inputs.shape[1]
 

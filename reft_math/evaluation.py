@@ -46,12 +46,12 @@ def evaluate(
     *,
     batch_size: int,
     samples: int = 1,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> list[Record]:
     """Completes and scores every problem that has no record yet; under ``torchrun`` each process a share of them.
 
-    Batches are made from all problems before any is left out as done: a stopped run that goes on draws the samples that
-    it would have drawn.
+    Batches are made from all problems before any is left out as done, and sampled as a whole: a stopped run that goes on
+    draws the samples that it would have drawn.
 
     Args:
         problems: What to solve.
@@ -62,7 +62,7 @@ def evaluate(
         name: Shown by the progress bar.
         batch_size: Completions at once.
         samples: Completions of each problem.
-        seed: Of the samples.
+        seed: Of the samples; None where decoding is greedy.
 
     Returns:
         One record per problem and sample, in the order of ``problems``; in every process.
@@ -81,9 +81,10 @@ def evaluate(
         for batch in mine:
             missing = [row for row in batch if row.id not in done]
             if missing:
-                batch_seed = zlib.crc32(f"{seed}/{batch[0].id}".encode())
-                completions = complete([row.problem.question for row in batch], batch_seed)
-                found = dict(zip((row.id for row in batch), completions, strict=True))
+                asked = missing if seed is None else batch
+                batch_seed = None if seed is None else zlib.crc32(f"{seed}/{batch[0].id}".encode())
+                completions = complete([row.problem.question for row in asked], batch_seed)
+                found = dict(zip((row.id for row in asked), completions, strict=True))
                 scores = score([(row.problem.answer, found[row.id]["completion"]) for row in missing])
                 shard.append(
                     {**row.record(), **found[row.id], **scored} for row, scored in zip(missing, scores, strict=True)

@@ -131,9 +131,7 @@ def main(options: PrefixReftOptions) -> None:
     model.eval()
     calibration = None
     if calibrates:
-        calibration = jobs.calibrate_gate(
-            job, lambda text: partial(model.generate, gate=text), options.calibration_size
-        )
+        calibration = jobs.calibrate_gate(job, model.generate, options.calibration_size)
         model.prefix_config = replace(model.prefix_config, gate=calibration.best)
         if process_state().is_main_process:
             model.prefix_config.save_pretrained(adapter)

@@ -34,10 +34,11 @@ def test_an_adapter_of_zeros_is_the_base_under_every_gate(
 ) -> None:
     call(f"eval/arithmetic.py --limit 24 --batch-size 10 --output-dir {tmp_path}/base")
     base = RecordFile(tmp_path / "base" / "records" / "base.jsonl").done
-    for gate in ("", "--gate off", "--gate always", "--gate tokens:7"):
+    for gate in ("", "--gate off", "--gate always", "--gate tokens:7", "--gate kl:0.5", "--gate kl:2 --handoff keep"):
         folder = tmp_path / f"run{gate.replace(' ', '')}"
         call(f"eval/arithmetic.py --limit 24 --batch-size 10 --adapter {null_adapter} {gate} --output-dir {folder}")
-        assert RecordFile(folder / "records" / "adapter.jsonl").done == base
+        records = RecordFile(folder / "records" / "adapter.jsonl").done
+        assert {name: {key: row[key] for key in base[name]} for name, row in records.items()} == base
     assert list(results(tmp_path / "run")["evaluation"]) == ["adapter"]
 
 
@@ -73,17 +74,17 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
     summary = results(tmp_path / "model")["evaluation"]["base"]
     assert (summary["total"], summary["correct"]) == (6, 0)
 
-    from reft_math import evaluation
+    from interventions import evaluate as commands
     from reft_math.data.registry import load_problems
 
     solutions = {
         problem.question: problem.solution for problem in load_problems(script, "test", data_dir=str(shared_data))
     }
 
-    def reference(questions: list[str], *_: object) -> list[dict[str, Any]]:
+    def reference(questions: list[str], *_: object, **__: object) -> list[dict[str, Any]]:
         return [{"completion": solutions[question], "num_tokens": 1, "finished": True} for question in questions]
 
-    monkeypatch.setattr(evaluation, "complete", reference)
+    monkeypatch.setattr(commands, "complete", reference)
     call(f"eval/{script}.py --data-dir {shared_data} --output-dir {tmp_path}/reference")
     summary = results(tmp_path / "reference")["evaluation"]["base"]
     assert (summary["total"], summary["correct"]) == (total, total)
@@ -97,7 +98,12 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
         ("--adapter {folder}/nothing", "is neither a folder nor a hub repository within reach"),
         ("--adapter {folder}", "holds no reft_config.json"),
         ("--gate tokens:3", "opens an adapter's interventions; pass --adapter"),
-        ("--adapter {adapter} --gate half", "a gate is 'off', 'always' or 'tokens:N'"),
+        ("--adapter {adapter} --gate half", "a gate is 'off', 'always', 'prompt', 'tokens:N' or 'kl:NATS'"),
+        ("--samples 4", "--samples is for sampling; pass --temperature too, such as 0.7"),
+        ("--top-p 0.9", "--top-p is for sampling; pass --temperature too"),
+        ("--temperature 0", "--temperature must be positive; got 0"),
+        ("--adapter {adapter} --gate always --engine http://localhost:1/v1", "gate always never hands over"),
+        ("--engine http://localhost:1/v1 --handoff keep", "goes on as the base would; leave --handoff keep out"),
         ("--limit 0", "--limit must be at least 1; got 0"),
         ("--model {folder}", "must be 'arithmetic', a folder with a transformers checkpoint"),
     ],

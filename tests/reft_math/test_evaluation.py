@@ -1,33 +1,25 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import PreTrainedTokenizerFast
 
-from reft_math.arithmetic.problems import OPENERS
-from reft_math.arithmetic.tokenizer import build_tokenizer
 from reft_math.data.problem import Problem
-from reft_math.data.templates import TEMPLATES
 from reft_math.evaluation import (
     EVALUATION_COLUMNS,
-    Decoding,
     Scorer,
-    complete,
     default_max_new_tokens,
     evaluate,
     evaluation_rows,
     is_numeric,
+    sampling_rows,
     summarise,
 )
 
-CPU = torch.device("cpu")
-EOS = 2
 QUESTIONS = [
     "Anna has 3 apples. How many apples does Anna have now?",
     "Tom has 14 coins. She buys 5 more. How many coins does Tom have now?",
@@ -40,43 +32,25 @@ PROBLEMS = [
     Problem(id=f"p/{index}", question=question, answer=answer)
     for index, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
 ]
-RIGHT = {question: f"#### {answer}<eos>" for question, answer in zip(QUESTIONS, ANSWERS, strict=True)}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return build_tokenizer()
-
-
-@pytest.fixture
-def decoding(tokenizer: PreTrainedTokenizerFast) -> Decoding:
-    return Decoding(tokenizer, TEMPLATES["chat"], [EOS], max_new_tokens=20, batch_size=2)
+RIGHT = {question: f"#### {answer}" for question, answer in zip(QUESTIONS, ANSWERS, strict=True)}
 
 
 class Scripted:
-    """A ``generate`` that answers each question with its text of the script and remembers what it was asked."""
+    """Answers each question with its text of the script and remembers what it was asked."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, script: dict[str, str], stop_at: int | None = None) -> None:
-        self.tokenizer, self.script, self.stop_at = tokenizer, script, stop_at
+    def __init__(self, script: dict[str, str], stop_at: int | None = None) -> None:
+        self.script, self.stop_at = script, stop_at
         self.batches: list[list[str]] = []
-        self.prompts: list[str] = []
-        self.settings: dict[str, Any] = {}
+        self.seeds: list[int | None] = []
 
-    def __call__(self, inputs: torch.Tensor, attention_mask: torch.Tensor, **settings: Any) -> torch.Tensor:
-        assert inputs.shape == attention_mask.shape
-        prompts = [self.tokenizer.decode(row[mask.bool()]) for row, mask in zip(inputs, attention_mask, strict=True)]
-        questions = [prompt.removeprefix("<bos>").partition("\n")[0] for prompt in prompts]
-        self.batches.append(questions)
+    def __call__(self, questions: Sequence[str], seed: int | None) -> list[dict[str, Any]]:
+        self.batches.append(list(questions))
+        self.seeds.append(seed)
         if len(self.batches) == self.stop_at:
             raise KeyboardInterrupt
-        self.prompts += prompts
-        self.settings = settings
-        answers = [
-            torch.tensor(self.tokenizer.encode(self.script[name], add_special_tokens=False)) for name in questions
+        return [
+            {"completion": self.script[question], "num_tokens": 3, "finished": True} for question in self.batches[-1]
         ]
-        padding = settings["pad_token_id"]
-        drawn = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding)
-        return torch.cat([inputs, drawn], dim=1)
 
 
 class Scoring:
@@ -90,61 +64,12 @@ class Scoring:
         return [{"correct": completion.endswith(f"#### {gold}")} for gold, completion in pairs]
 
 
-# --- complete ----------------------------------------------------------------------------------------------------
-
-
-def test_a_completion_is_cut_at_the_first_of_any_end_token(
-    tokenizer: PreTrainedTokenizerFast, decoding: Decoding
-) -> None:
-    hashes = tokenizer.convert_tokens_to_ids("####")
-    decoding = replace(decoding, end_token_ids=[EOS, hashes])
-    scripts = ["3 apples<eos>", "3 apples####7<eos>", "3<eos>4<eos>", "3 apples 4 5", "<eos>"]
-    generate = Scripted(tokenizer, dict(zip(QUESTIONS, scripts, strict=True)))
-    assert complete(QUESTIONS, generate, decoding, CPU) == [
-        {"completion": "3 apples", "num_tokens": 3, "finished": True},
-        {"completion": "3 apples", "num_tokens": 3, "finished": True},
-        {"completion": "3", "num_tokens": 2, "finished": True},
-        {"completion": "3 apples 4 5", "num_tokens": 6, "finished": False},
-        {"completion": "", "num_tokens": 1, "finished": True},
-    ]
-
-
-def test_padding_with_the_end_token_changes_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
-    padded_by_end = build_tokenizer()
-    padded_by_end.pad_token = padded_by_end.eos_token
-    results = [
-        complete(QUESTIONS, Scripted(each, RIGHT), Decoding(each, TEMPLATES["chat"], [EOS], 20, 2), CPU)
-        for each in (tokenizer, padded_by_end)
-    ]
-    assert results[0] == results[1]
-    assert [result["num_tokens"] for result in results[0]] == [4, 5, 4, 4, 4]
-
-
-def test_prompts_and_settings_reach_generate(tokenizer: PreTrainedTokenizerFast, decoding: Decoding) -> None:
-    generate = Scripted(tokenizer, RIGHT)
-    complete(QUESTIONS[:3], generate, decoding, CPU)
-    assert generate.prompts == [f"<bos>{question}\n" for question in QUESTIONS[:3]]
-    assert generate.settings == {"max_new_tokens": 20, "eos_token_id": [EOS], "pad_token_id": 0}
-
-
-@pytest.mark.parametrize("opener", OPENERS.values())
-def test_the_opener_is_part_of_the_prompt_and_of_the_completion(
-    tokenizer: PreTrainedTokenizerFast, decoding: Decoding, opener: str
-) -> None:
-    generate = Scripted(tokenizer, {QUESTIONS[0]: " 3.\n#### 3<eos>"})
-    (result,) = complete(QUESTIONS[:1], generate, replace(decoding, opener=opener), CPU)
-    assert generate.prompts == [f"<bos>{QUESTIONS[0]}\n{opener}"]
-    assert result == {"completion": f"{opener} 3.\n#### 3", "num_tokens": 8, "finished": True}
-
-
 # --- evaluate ----------------------------------------------------------------------------------------------------
 
 
-def test_records_come_in_the_order_of_the_problems_though_the_longest_are_done_first(
-    tokenizer: PreTrainedTokenizerFast, decoding: Decoding, tmp_path: Path
-) -> None:
-    generate = Scripted(tokenizer, {**RIGHT, QUESTIONS[3]: "#### 8<eos>"})
-    records = evaluate(PROBLEMS, generate, decoding, Scoring(), tmp_path / "records.jsonl", CPU, "test")
+def test_records_come_in_the_order_of_the_problems_though_the_longest_are_done_first(tmp_path: Path) -> None:
+    generate = Scripted({**RIGHT, QUESTIONS[3]: "#### 8"})
+    records = evaluate(PROBLEMS, generate, Scoring(), tmp_path / "records.jsonl", "test", batch_size=2)
     assert [(record["id"], record["question"], record["gold"]) for record in records] == [
         (problem.id, problem.question, problem.answer) for problem in PROBLEMS
     ]
@@ -155,42 +80,57 @@ def test_records_come_in_the_order_of_the_problems_though_the_longest_are_done_f
     assert sorted(lines) == sorted(json.dumps(record) for record in records)
 
 
-def test_a_second_call_completes_only_what_has_no_record(
-    tokenizer: PreTrainedTokenizerFast, decoding: Decoding, tmp_path: Path
-) -> None:
+def test_a_second_call_completes_only_what_has_no_record(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    first = evaluate(PROBLEMS[:3], Scripted(tokenizer, RIGHT), decoding, Scoring(), path, CPU, "test")
-    generate, score = Scripted(tokenizer, RIGHT), Scoring()
-    records = evaluate(PROBLEMS, generate, decoding, score, path, CPU, "test")
+    first = evaluate(PROBLEMS[:3], Scripted(RIGHT), Scoring(), path, "test", batch_size=2)
+    generate, score = Scripted(RIGHT), Scoring()
+    records = evaluate(PROBLEMS, generate, score, path, "test", batch_size=2)
     assert [question for batch in generate.batches for question in batch] == QUESTIONS[3:]
     assert score.golds == ANSWERS[3:]
     assert records[:3] == first
-    again = Scripted(tokenizer, {})
-    assert evaluate(PROBLEMS, again, decoding, Scoring(), path, CPU, "test") == records
+    again = Scripted({})
+    assert evaluate(PROBLEMS, again, Scoring(), path, "test", batch_size=2) == records
     assert again.batches == []
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
-def test_a_kill_between_batches_loses_no_row_and_scores_none_twice(
-    tokenizer: PreTrainedTokenizerFast, decoding: Decoding, tmp_path: Path, stop_at: int
-) -> None:
-    whole = evaluate(PROBLEMS, Scripted(tokenizer, RIGHT), decoding, Scoring(), tmp_path / "whole.jsonl", CPU, "test")
+def test_a_kill_between_batches_loses_no_row_and_scores_none_twice(tmp_path: Path, stop_at: int) -> None:
+    whole = evaluate(PROBLEMS, Scripted(RIGHT), Scoring(), tmp_path / "whole.jsonl", "test", batch_size=2)
     path, score = tmp_path / "records.jsonl", Scoring()
     with pytest.raises(KeyboardInterrupt):
-        evaluate(PROBLEMS, Scripted(tokenizer, RIGHT, stop_at), decoding, score, path, CPU, "test")
+        evaluate(PROBLEMS, Scripted(RIGHT, stop_at), score, path, "test", batch_size=2)
     assert len(score.golds) == 2 * (stop_at - 1)
-    assert evaluate(PROBLEMS, Scripted(tokenizer, RIGHT), decoding, score, path, CPU, "test") == whole
+    assert evaluate(PROBLEMS, Scripted(RIGHT), score, path, "test", batch_size=2) == whole
     assert sorted(score.golds) == sorted(ANSWERS)
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_records_of_other_problems_are_left_out(
-    tokenizer: PreTrainedTokenizerFast, decoding: Decoding, tmp_path: Path
-) -> None:
+def test_records_of_other_problems_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    evaluate(PROBLEMS, Scripted(tokenizer, RIGHT), decoding, Scoring(), path, CPU, "test")
-    records = evaluate(PROBLEMS[1:2], Scripted(tokenizer, {}), decoding, Scoring(), path, CPU, "test")
+    evaluate(PROBLEMS, Scripted(RIGHT), Scoring(), path, "test", batch_size=2)
+    records = evaluate(PROBLEMS[1:2], Scripted({}), Scoring(), path, "test", batch_size=2)
     assert [record["id"] for record in records] == ["p/1"]
+
+
+def test_samples_are_rows_of_their_own_and_a_stopped_run_draws_the_same_ones(tmp_path: Path) -> None:
+    """A batch that is done in part is drawn whole again under its seed; only what is missing is recorded."""
+
+    def draw(questions: Sequence[str], seed: int | None) -> list[dict[str, Any]]:
+        drawn = random.Random(seed)
+        return [{"completion": f"{drawn.random()}", "num_tokens": 1, "finished": True} for _ in questions]
+
+    def run(name: str, seed: int) -> list[dict[str, Any]]:
+        return evaluate(PROBLEMS, draw, Scoring(), tmp_path / name, "test", batch_size=4, samples=3, seed=seed)
+
+    whole = run("whole", 0)
+    assert [record["id"] for record in whole[:4]] == ["p/0#0", "p/0#1", "p/0#2", "p/1#0"]
+    assert [record["problem"] for record in whole[:4]] == ["p/0", "p/0", "p/0", "p/1"]
+    assert len({record["completion"] for record in whole}) == 15
+    assert {record["completion"] for record in run("other", 1)}.isdisjoint(record["completion"] for record in whole)
+    lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
+    (tmp_path / "stopped").write_bytes(b"".join(lines[:6]))
+    assert run("stopped", 0) == whole
+    assert (tmp_path / "stopped").read_bytes() == b"".join(lines)
 
 
 # --- scores ------------------------------------------------------------------------------------------------------
@@ -277,3 +217,21 @@ def test_the_table_has_a_row_a_system_and_a_cell_a_column() -> None:
     assert [len(row) for row in rows] == [len(EVALUATION_COLUMNS)] * 2
     assert rows[0] == ["base", "1", "4", "25.0%", "4.6% - 69.9%", "1", "6", "-"]
     assert rows[1] == ["prefix", "4", "4", "100.0%", "51.0% - 100.0%", "-", "9", "0.25"]
+
+
+def test_samples_are_summarised_over_problems_by_hand() -> None:
+    """Of 4 samples, 2 and 0 are right: pass@1 1/4, pass@2 (1 - 1/6)/2, pass@4 1/2; "7" has the first one's majority."""
+    outcomes = {"a": [("7", True), ("7", True), ("8", False), (None, False)], "b": [("1", False)] * 4}
+    records = [
+        {**record(correct), "problem": problem, "last_number": answer}
+        for problem, samples in outcomes.items()
+        for answer, correct in samples
+    ]
+    summary = summarise(records)
+    assert (summary["correct"], summary["total"], summary["accuracy"], summary["samples"]) == (2, 8, 0.25, 4)
+    values = {k: estimate["value"] for k, estimate in summary["pass_at_k"].items()}
+    assert values == {"1": 0.25, "2": pytest.approx(5 / 12), "4": 0.5}
+    assert summary["majority"]["value"] == 0.5
+    assert summary["interval_95"] == [0.0, 0.5]  # the two problems' rates, 1/2 and 0, drawn with replacement
+    assert "mcnemar_vs_base" not in summarise(records, records)
+    assert sampling_rows(summary)[-1] == ["majority of 4", "50.0%", "0.0% - 100.0%"]

@@ -16,11 +16,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from interventions import PrefixReftModel
+from reft_math import calibration
 from reft_math.arithmetic.tokenizer import build_tokenizer
 from reft_math.models import load_model
 from reft_math.training import job
 
-SMALL = "--train-size 64 --eval-size 8 --epochs 2 --save-steps 3"
+SMALL = "--train-size 64 --eval-size 8 --epochs 2 --save-steps 3 --calibration-size 4"
 
 
 def read(path: Path) -> Any:
@@ -67,12 +68,43 @@ def test_writes_adapter_records_and_results(call: Callable[[str], None], tmp_pat
     model = load_model(tiny_base)
     adapter = str(tmp_path / "run" / "adapter")
     ours = PrefixReftModel.from_pretrained(adapter, model)
-    assert (ours.prefix_config.k, ours.prefix_config.gate, ours.prefix_config.target_norm) == (10, "tokens:10", 0.2)
+    assert (ours.prefix_config.k, ours.prefix_config.target_norm) == (10, 0.2)
+    assert ours.prefix_config.gate == results["gate"] == results["calibration"]["best"]
     tokens = torch.arange(4, 12)[None]
     logits = ours(tokens).logits
     ours.unload()
     stock = pyreft.ReftModel.load(adapter, model)
     assert torch.equal(stock({"input_ids": tokens}, unit_locations={"base": list(range(8))})[1].logits, logits)
+
+
+def test_the_default_gate_is_the_last_of_the_most_accurate_on_validation_problems(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores by fiat: right from 1 to 4 nats, wrong elsewhere."""
+    asked: list[tuple[str, list[str]]] = []
+    evaluate = calibration.evaluate
+
+    def scored(problems: Any, complete: Any, score: Any, path: Path, name: str, **kwargs: Any) -> Any:
+        asked.append((name, [problem.id for problem in problems]))
+        nats = float(name.removeprefix("gate kl:").partition(",")[0])
+        return [{**row, "correct": 1 <= nats <= 4} for row in evaluate(problems, complete, score, path, name, **kwargs)]
+
+    monkeypatch.setattr(calibration, "evaluate", scored)
+    call(f"train/prefix_reft.py --model {tiny_base} {SMALL} --output-dir {tmp_path}/run")
+    assert [name for name, _ in asked] == [f"gate {gate}" for gate in calibration.KL_GATES]
+    assert {problem.split("/")[1] for _, problems in asked for problem in problems} == {"validation"}
+    assert read(tmp_path / "run" / "adapter" / "reft_config.json")["gate"] == "kl:4,min=1"
+    found = read(tmp_path / "run" / "results.json")["calibration"]["gates"]
+    assert [gate["correct"] for gate in found.values()] == [0, 0, 4, 4, 4, 0, 0]
+
+
+@pytest.mark.parametrize(("arguments", "gate"), [("--gate kl:3", "kl:3"), ("--no-calibrate-gate", "tokens:10")])
+def test_a_gate_that_is_given_is_not_calibrated(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, arguments: str, gate: str
+) -> None:
+    call(f"train/prefix_reft.py --model {tiny_base} {SMALL} {arguments} --output-dir {tmp_path}/run")
+    assert read(tmp_path / "run" / "adapter" / "reft_config.json")["gate"] == gate
+    assert not (tmp_path / "run" / "calibration").exists()
 
 
 def test_a_run_stopped_in_evaluation_goes_on_without_training_again(
@@ -82,11 +114,11 @@ def test_a_run_stopped_in_evaluation_goes_on_without_training_again(
     call(f"{line}/whole")
     evaluate, calls = job.evaluate, []
 
-    def stop_at_the_second(*args: Any) -> Any:
+    def stop_at_the_second(*args: Any, **kwargs: Any) -> Any:
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return evaluate(*args)
+        return evaluate(*args, **kwargs)
 
     monkeypatch.setattr(job, "evaluate", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
@@ -162,7 +194,7 @@ def test_a_real_data_set_from_a_folder(
 
 
 def test_runs_under_torchrun(tmp_path: Path, tiny_base: str) -> None:
-    """Two processes, half the steps each would need alone; one of them evaluates and writes."""
+    """Two processes, half the steps each would need alone; both evaluate their share, one writes the results."""
     line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --batch-size 4 --output-dir {tmp_path}/run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
     done = subprocess.run(
@@ -177,6 +209,7 @@ def test_runs_under_torchrun(tmp_path: Path, tiny_base: str) -> None:
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert results["evaluation"]["prefix"]["total"] == 8
+    assert not list((tmp_path / "run").rglob("*.shard-*"))
 
 
 MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2?"}\n'
@@ -195,7 +228,7 @@ MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2
         ("--target-norm -0.54", "--target-norm must be positive; got -0.54"),
         ("--site mlp", "has no site 'mlp'; it has ffn_up, ffn_down"),
         ("--layers 0-2", "layers must lie in 0-1, the model's decoder layers; got 2"),
-        ("--gate tokens:0", "a gate is 'off', 'always' or 'tokens:N'"),
+        ("--gate tokens:ten", "a gate is 'off', 'always', 'prompt', 'tokens:N' or 'kl:NATS'"),
         ("--template letter", "template must be auto or one of"),
         ("--intervention loreft --rank 49", "rank must be at most the site's width 32"),
         ("--nosuch 1", "unrecognized arguments: --nosuch 1"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reft_math.errors import UserError
-from reft_math.scoring.records import RecordFile
+from reft_math.scoring.records import RecordFile, gather_shards, shard_path
 
 
 def row(number: int) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_a_killed_process_leaves_what_it_finished(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     code = f"""
 import os, signal
-from reft_math.scoring.records import RecordFile
+from reft_math.scoring.records import RecordFile, gather_shards, shard_path
 records = RecordFile({str(path)!r})
 records.append([{{"id": "a"}}])
 with open({str(path)!r}, "ab", buffering=0) as file:
@@ -115,3 +115,33 @@ def test_nothing_of_a_batch_that_is_not_json_is_written(tmp_path: Path) -> None:
         records.append([{"id": "a"}, {"id": "b", "value": object()}])
     assert not records.path.exists()
     assert records.done == {}
+
+
+# --- shards ------------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_gathered_once_and_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    RecordFile(path).append([{"id": "a"}])
+    RecordFile(shard_path(path, 0)).append([{"id": "b"}, {"id": "c"}])
+    RecordFile(shard_path(path, 11)).append([{"id": "d"}])
+    RecordFile(shard_path(tmp_path / "other.jsonl", 0)).append([{"id": "z"}])
+    for _ in range(2):
+        gather_shards(path)
+        assert list(RecordFile(path).done) == ["a", "b", "c", "d"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["other.shard-0.jsonl", "run.jsonl"]
+
+
+@pytest.mark.parametrize("kept", range(0, 45, 4))
+def test_a_gathering_stopped_anywhere_is_completed_by_the_next(tmp_path: Path, kept: int) -> None:
+    """What a kill leaves: part of the shards' bytes in the whole file, the shards not yet deleted, one of them torn."""
+    path = tmp_path / "run.jsonl"
+    shards = [[{"id": "a", "n": 1}, {"id": "b", "n": 2}], [{"id": "c", "n": 3}]]
+    for process, records in enumerate(shards):
+        RecordFile(shard_path(path, process)).append(records)
+    with shard_path(path, 1).open("ab") as file:
+        file.write(b'{"id": "d", "n"')
+    whole = b"".join(shard_path(path, process).read_bytes() for process in range(2))
+    path.write_bytes(whole[:kept])
+    gather_shards(path)
+    assert list(RecordFile(path).done.values()) == [*shards[0], *shards[1]]
