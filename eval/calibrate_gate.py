@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 from reft_math.command import run
 from reft_math.errors import UserError
-from reft_math.evaluation_options import ModelOptions
+from reft_math.evaluation_options import RunOptions
 
 
 @dataclass(frozen=True)
-class CalibrationOptions(ModelOptions):
+class CalibrationOptions(RunOptions):
     dataset: str = field(
         default="arithmetic", metadata={"help": "Data set, or .json/.jsonl file, with a validation split."}
     )

@@ -36,7 +36,7 @@ from reft_math.evaluation import (
     sampling_rows,
     summarise,
 )
-from reft_math.evaluation_options import EvaluationOptions, ModelOptions
+from reft_math.evaluation_options import EvaluationOptions, ModelOptions, RunOptions
 from reft_math.models import EMBEDDED_MODEL, end_token_ids, load_model, load_tokenizer
 from reft_math.processes import claim, part_ways
 
@@ -146,7 +146,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
     print(f"results: {folder / RESULTS_NAME}")
 
 
-def run_calibration(options: ModelOptions, dataset: str, gates: Sequence[str] | None, save: bool) -> None:
+def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | None, save: bool) -> None:
     """Evaluates gates on the validation split and reports the best.
 
     Args:

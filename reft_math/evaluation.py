@@ -50,8 +50,8 @@ def evaluate(
 ) -> list[Record]:
     """Completes and scores every problem that has no record yet; under ``torchrun`` each process a share of them.
 
-    Batches are made from all problems before any is left out as done, and sampled as a whole: a stopped run that goes on
-    draws the samples that it would have drawn.
+    Batches are made from all problems before any is left out as done, and sampled as a whole: a stopped run that goes
+    on draws the samples that it would have drawn.
 
     Args:
         problems: What to solve.

@@ -15,8 +15,6 @@ class ModelOptions:
     None stands for what the help text says in brackets; results hold the resolved value.
     """
 
-    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-
     model: str | None = field(
         default=None, metadata={"help": "Base: hub id, folder, or 'arithmetic' (the adapter's base; arithmetic)."}
     )
@@ -41,23 +39,35 @@ class ModelOptions:
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
-    limit: int | None = field(default=None, metadata={"help": "First problems only (all; arithmetic 500)."})
-    batch_size: int = field(default=16, metadata={"help": "Completions a batch."})
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest completion (512; arithmetic 80, math500 1024)."}
     )
+
+    def __post_init__(self) -> None:
+        require(self, "max_new_tokens", lambda value: value is None or value >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class RunOptions(ModelOptions):
+    """What `ModelOptions` has, problems in batches, and a folder of records."""
+
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    limit: int | None = field(default=None, metadata={"help": "First problems only (all; arithmetic 500)."})
+    batch_size: int = field(default=16, metadata={"help": "Completions a batch."})
     output_dir: str = field(default="results/evaluation", metadata={"help": "Records and results go here."})
     resume: bool = field(default=False, metadata={"help": "Go on where a stopped run left off."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
 
     def __post_init__(self) -> None:
-        for name in ("limit", "batch_size", "max_new_tokens"):
+        super().__post_init__()
+        for name in ("limit", "batch_size"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
 
 
 @dataclass(frozen=True)
-class EvaluationOptions(ModelOptions):
-    """What `ModelOptions` has, sampling, and the engine."""
+class EvaluationOptions(RunOptions):
+    """What `RunOptions` has, sampling, and the engine."""
 
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"batch_size", "engine", "engine_model", "engine_concurrency"})
 

@@ -60,7 +60,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in reft_model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.6)
     folder = tmp_path_factory.mktemp("adapter")
     reft_model.save_pretrained(folder)
     return str(folder)

@@ -1,0 +1,134 @@
+"""Show a few problems' completions token by token, coloured by the divergence from the base, on one HTML page.
+
+    uv run eval/token_view.py --adapter results/prefix-reft/adapter --gate kl:2
+
+Side by side: the base, the adapter under its gate, and the adapter always on. The page needs no network.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reft_math.command import run, write_text
+from reft_math.errors import UserError, require
+from reft_math.evaluation_options import ModelOptions
+
+if TYPE_CHECKING:
+    from interventions.evaluate import Setting
+    from reft_math.data.problem import Problem
+    from reft_math.decoding.gate import Direction, Gate
+    from reft_math.evaluation import Score
+    from reft_math.figures.token_view import Answer
+
+
+@dataclass(frozen=True)
+class TokenViewOptions(ModelOptions):
+    dataset: str = field(default="arithmetic", metadata={"help": "Name of a data set, or a .json or .jsonl file."})
+    problems: int = field(default=5, metadata={"help": "How many of the first problems."})
+    output: str = field(default="results/token_view.html", metadata={"help": "Path of the page."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = "an adapter's folder or hub id, such as results/prefix-reft/adapter, which train/prefix_reft.py writes"
+        require(self, "adapter", lambda value: value is not None, rule)
+        require(self, "problems", lambda value: value >= 1, "at least 1")
+
+
+def main(options: TokenViewOptions) -> None:
+    from tqdm import tqdm
+
+    from interventions.evaluate import load_setting
+    from reft_math.data.registry import evaluation_split, load_problems
+    from reft_math.decoding.gate import KLGate, parse_gate
+    from reft_math.evaluation import Scorer, is_numeric
+    from reft_math.figures.token_view import AnsweredProblem, token_view
+
+    problems = load_problems(options.dataset, evaluation_split(options.dataset), data_dir=options.data_dir)
+    setting = load_setting(options, options.dataset)
+    path = _output_path(options.output)
+    gate = parse_gate(str(setting.options.gate))
+    direction = gate.direction if isinstance(gate, KLGate) else "mod||base"
+    decoders = _decoders(gate, direction)
+    answered = []
+    with Scorer(is_numeric(options.dataset, problems)) as score:
+        for problem in tqdm(problems[: options.problems], desc=options.dataset, unit="problem"):
+            answers = [_answer(setting, problem, name, its_gate, score) for name, its_gate in decoders.items()]
+            answered.append(AnsweredProblem(problem.id, problem.question, problem.answer, answers))
+    facts = setting.provenance()
+    settings = {
+        "model": " at ".join(filter(None, (setting.options.model, facts["base_commit"]))),
+        "adapter": str(options.adapter),
+        "gate": str(gate),
+        "handoff": options.handoff,
+        "template": str(setting.decoding.template),
+        "dataset": options.dataset,
+        "date": facts["date"],
+    }
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    made_by = {"command": facts["command"], "commit": facts["commit"] or "unknown", "versions": versions}
+    write_text(path, token_view(answered, settings, made_by, direction))
+    print(f"page: {path}")
+
+
+def _decoders(gate: Gate, direction: Direction) -> dict[str, Gate]:
+    """The page's columns; a gate that never opens or never closes has none of its own.
+
+    An infinite threshold draws the tokens of ``always`` and measures the divergence at each.
+    """
+    from reft_math.decoding.gate import AlwaysOn, KLGate, TokenGate
+
+    base, always_on = TokenGate(0), KLGate(math.inf, direction)
+    gated = {} if gate in (base, always_on, AlwaysOn()) else {"gated": gate}
+    return {"base": base, **gated, "always on": always_on}
+
+
+def _answer(setting: Setting, problem: Problem, decoder: str, gate: Gate, score: Score) -> Answer:
+    """One row a call: rows that wait for others would be padded, and the page is for a few problems."""
+    import torch
+
+    from reft_math.decoding.gate import KLGate
+    from reft_math.decoding.generation import GatedOutput
+    from reft_math.figures.token_view import Answer, Token, token_texts
+
+    decoding, tokenizer = setting.decoding, setting.decoding.tokenizer
+    prompt = decoding.prompts([problem.question])[0][None].to(setting.model.device)
+    generate = setting.generate(str(gate))
+    output = generate(prompt, attention_mask=torch.ones_like(prompt), **decoding.settings())
+    token_ids = output.sequences[0, prompt.shape[1] :].tolist()
+    end = decoding.until_end(token_ids)
+    decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    texts = token_texts(token_ids[:end], decode) + [""] * (end is not None)
+    names = tokenizer.convert_ids_to_tokens(token_ids)
+    closing_position, kl = -1, []
+    if isinstance(output, GatedOutput) and output.closing_positions is not None:
+        closing_position = int(output.closing_positions[0])
+        kl = [] if output.kl is None else output.kl[0].tolist()  # none where the gate allows no token
+    return Answer(
+        decoder=decoder,
+        tokens=[Token(*token) for token in zip_longest(token_ids, names, texts, kl)],
+        is_correct=score([(problem.answer, decoding.text(token_ids[:end]))])[0]["correct"],
+        is_finished=end is not None,
+        closing_position=None if closing_position < 0 else closing_position,
+        threshold=gate.threshold if isinstance(gate, KLGate) else math.inf,
+    )
+
+
+def _output_path(output: str) -> Path:
+    """The page's path in a folder that is there, before anybody waits for a model to decode."""
+    path = Path(output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output must be a file in a folder that can be made; {path}: {error.strerror}") from None
+    if path.is_dir():
+        raise UserError(f"--output must be a file; {path} is a folder")
+    return path
+
+
+if __name__ == "__main__":
+    run(main, TokenViewOptions, __doc__)
