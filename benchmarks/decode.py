@@ -1,0 +1,282 @@
+"""What gated decoding costs: one model, one run, ratios to plain decoding and to its rivals.
+
+    uv run benchmarks/decode.py --json results/decode.json
+
+Contenders take turns, round by round, so that a slow moment of the machine hits all of them; each ratio is taken within
+a round, and its median and quartiles over the rounds are printed. Weights are random: speed does not depend on them.
+
+    vs_base                ours / plain ``generate`` of the base, the same number of new tokens
+    vs_pyvene              ours / stock pyvene's ``generate`` with the interventions on every token
+    vs_two_generations     ours / two whole generations, base and intervened (pyvene's ``output_original_output=True``)
+    vs_uncached            ours / a KL loop that reads both sequences anew at every step, over the open tokens only
+    after_closing_vs_base  time a token once all gates have closed / the base's at the same positions
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from reft_math.command import run, write_json
+from reft_math.errors import require
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from reft_math.decoding.gate import KLGate
+
+SHAPES = {
+    "small": {
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "vocab_size": 32000,
+    },
+    "llama-3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+}
+END_OF_OPEN = 16  # the gate is closed by this token
+RATIOS = {
+    "vs_base": ("ours", "base"),
+    "vs_pyvene": ("ours", "pyvene"),
+    "vs_two_generations": ("ours", "two_generations"),
+    "vs_uncached": ("ours_while_open", "uncached"),
+    "after_closing_vs_base": ("ours_after_closing", "base_after_closing"),
+}
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    shape: Literal["small", "llama-3-8b"] = field(
+        default="small", metadata={"help": "Llama of hidden size 512 and 8 layers, or as Llama 3 8B."}
+    )
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Of the base's weights."})
+    intervention: Literal["red", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
+    positions: Literal["all", "generated"] = field(
+        default="all", metadata={"help": "Tokens they act on: with generated, the prompt is read once for both models."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Rows."})
+    prompt_length: int = field(default=64, metadata={"help": "Tokens of the longest prompt; the shortest has half."})
+    new_tokens: int = field(default=256, metadata={"help": "Tokens drawn in every row."})
+    rounds: int = field(default=5, metadata={"help": "Rounds that are measured, after one that is not."})
+    json: str | None = field(default=None, metadata={"help": "File for the figures."})
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "rounds"):
+            require(self, name, lambda value: value >= 1, "at least 1")
+        require(self, "prompt_length", lambda value: value >= 2, "at least 2")
+        require(self, "new_tokens", lambda value: value > 2 * END_OF_OPEN, f"more than {2 * END_OF_OPEN}")
+
+
+class Clock:
+    """A stopping criterion that never stops and notes when each token was there, in seconds."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        import torch
+
+        _wait()
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def median_step(self, first: int) -> float:
+        """Median time of a token from number ``first`` on."""
+        return statistics.median(after - before for before, after in pairwise(self.times[first:]))
+
+
+class Contenders:
+    """One set of weights in three models: plain, hooked by stock pyvene, and ours."""
+
+    def __init__(self, options: DecodeOptions) -> None:
+        import pyreft
+        import torch
+
+        from interventions import PrefixReftConfig, get_prefix_reft_model
+
+        torch.manual_seed(0)
+        self.options = options
+        self.base = _model(options)
+        self.prompt = _prompts(options, self.base)
+        config = PrefixReftConfig(
+            intervention=options.intervention,
+            site="block" if options.intervention == "loreft" else "ffn_up",
+            positions=options.positions,
+        )
+        self.ours = get_prefix_reft_model(_sharing(self.base), config)
+        with torch.no_grad():
+            for parameter in self.ours.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+        with tempfile.TemporaryDirectory() as folder:
+            self.ours.save_pretrained(folder)
+            self.pyvene = pyreft.ReftModel.load(folder, _sharing(self.base))
+        self.pyvene.set_device(self.base.device)
+        self.gate = self._gate()
+
+    def _gate(self) -> KLGate:
+        """A threshold that half of the rows pass at the middle of the open tokens."""
+        from reft_math.decoding.gate import KLGate
+
+        output = self.ours.generate(
+            **self.prompt, gate="kl:inf", max_new_tokens=END_OF_OPEN, return_dict_in_generate=True
+        )
+        threshold = output.kl[:, : END_OF_OPEN // 2].sum(dim=1).median().item()
+        return KLGate(threshold, max_tokens=END_OF_OPEN)
+
+    def round(self) -> dict[str, float]:
+        """Seconds of each contender, one after the other."""
+        new_tokens = self.options.new_tokens
+        clocks = {"base": Clock(), "ours": Clock()}
+        everywhere = {"intervene_on_prompt": self.options.positions == "all", "unit_locations": None}
+
+        def base() -> Any:
+            return self.base.generate(**self.prompt, max_new_tokens=new_tokens, stopping_criteria=[clocks["base"]])
+
+        def ours(tokens: int = new_tokens, **settings: Any) -> Any:
+            return self.ours.generate(**self.prompt, gate=self.gate, max_new_tokens=tokens, **settings)
+
+        def two_generations() -> None:
+            self.base.generate(**self.prompt, max_new_tokens=new_tokens)
+            self.ours.generate(**self.prompt, gate="always", max_new_tokens=new_tokens)
+
+        contenders: dict[str, Callable[[], Any]] = {
+            "base": base,
+            "ours": lambda: ours(stopping_criteria=[clocks["ours"]]),
+            "pyvene": lambda: self.pyvene.generate(self.prompt, **everywhere, max_new_tokens=new_tokens),
+            "two_generations": two_generations,
+            "ours_while_open": lambda: ours(END_OF_OPEN),
+            "uncached": self.uncached,
+        }
+        seconds = {name: _timed(contender) for name, contender in contenders.items()}
+        for name, clock in clocks.items():
+            seconds[f"{name}_after_closing"] = clock.median_step(END_OF_OPEN + 1)
+        return seconds
+
+    def uncached(self) -> torch.Tensor:
+        """Both sequences from their start at every step, as a first draft of the method would."""
+        import torch
+
+        from reft_math.data.positions import intervention_mask
+        from reft_math.decoding.gate import kl_divergence
+
+        ids: torch.Tensor = self.prompt["input_ids"]
+        attention: torch.Tensor = self.prompt["attention_mask"]
+        width, is_open = ids.shape[1], torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        cumulative = torch.zeros(len(ids), device=ids.device)
+        for step in range(END_OF_OPEN):
+            positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
+            inputs = {"attention_mask": attention, "position_ids": positions, "use_cache": False, "logits_to_keep": 1}
+            is_generated = (torch.arange(ids.shape[1], device=ids.device) >= width)[None]
+            mask = intervention_mask(is_generated, self.options.positions)
+            with torch.no_grad():
+                base = self.base(input_ids=ids, **inputs).logits[:, -1]
+                mod = self.ours(input_ids=ids, intervention_mask=mask, **inputs).logits[:, -1]
+            cumulative += kl_divergence(mod, base)
+            is_open &= self.gate.stays_open(step, cumulative)
+            tokens = torch.where(is_open[:, None], mod, base).argmax(dim=-1, keepdim=True)
+            ids = torch.cat([ids, tokens], dim=1)
+            attention = torch.cat([attention, torch.ones_like(tokens)], dim=1)
+        return ids
+
+
+def _model(options: DecodeOptions) -> PreTrainedModel:
+    import torch
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = LlamaConfig(**SHAPES[options.shape], max_position_embeddings=8192, dtype=options.dtype)
+    with torch.device(device):
+        model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, options.dtype)).eval()
+    model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)  # no end token: every row runs on
+    return model
+
+
+def _sharing(model: PreTrainedModel) -> PreTrainedModel:
+    """Another model, without the first one's hooks, on the same weights."""
+    import copy
+
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def _prompts(options: DecodeOptions, model: PreTrainedModel) -> dict[str, Any]:
+    """Random tokens, padded on the left."""
+    import torch
+
+    lengths = torch.linspace(options.prompt_length, options.prompt_length // 2, options.batch_size).long()
+    columns = torch.arange(options.prompt_length)
+    attention = (columns[None] >= options.prompt_length - lengths[:, None]).long()
+    ids = torch.randint(3, model.config.vocab_size, attention.shape) * attention
+    return {"input_ids": ids.to(model.device), "attention_mask": attention.to(model.device)}
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _timed(contender: Callable[[], Any]) -> float:
+    _wait()
+    start = time.perf_counter()
+    contender()
+    _wait()
+    return time.perf_counter() - start
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": median, "lower_quartile": low, "upper_quartile": high}
+
+
+def ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Each of `RATIOS`, taken within rounds."""
+    return {name: spread([row[a] / row[b] for row in rounds]) for name, (a, b) in RATIOS.items()}
+
+
+def main(options: DecodeOptions) -> None:
+    from tqdm import tqdm
+
+    from reft_math.command import print_table, provenance
+
+    contenders = Contenders(options)
+    contenders.round()  # warms up
+    rounds = [contenders.round() for _ in tqdm(range(options.rounds), desc="rounds")]
+    found = ratios(rounds)
+    title = (
+        f"{options.shape}, {options.dtype}, batch {options.batch_size}, prompts of {options.prompt_length},"
+        f" {options.new_tokens} new tokens, gate {contenders.gate}"
+    )
+    rows = [
+        [name, f"{ratio['median']:.3f}", f"{ratio['lower_quartile']:.3f} - {ratio['upper_quartile']:.3f}"]
+        for name, ratio in found.items()
+    ]
+    print_table(title, ("ours against", "median", "quartiles"), rows)
+    if options.json is not None:
+        seconds = {name: spread([row[name] for row in rounds]) for name in rounds[0]}
+        medians = {name: value["median"] for name, value in found.items()}
+        report = {**provenance(options), **medians, "gate": str(contenders.gate), "ratios": found, "seconds": seconds}
+        path = Path(options.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, report)
+
+
+if __name__ == "__main__":
+    run(main, DecodeOptions, __doc__)
