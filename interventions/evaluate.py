@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from interventions.checkpoint import fetch
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel
-from reft_math.calibration import CALIBRATION_COLUMNS, KL_GATES, calibrate, calibration_rows
-from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
+from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
+from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
 from reft_math.data.registry import evaluation_split, load_problems
 from reft_math.data.templates import PromptTemplate, get_template
@@ -37,8 +37,11 @@ from reft_math.evaluation import (
     summarise,
 )
 from reft_math.evaluation_options import EvaluationOptions, ModelOptions, RunOptions
+from reft_math.figures.kl_profile import kl_profile_figure
+from reft_math.kl_profile import PROFILE_COLUMNS, kl_profile
 from reft_math.models import EMBEDDED_MODEL, end_token_ids, load_model, load_tokenizer
 from reft_math.processes import claim, part_ways
+from reft_math.scoring.records import RecordFile
 
 Options = TypeVar("Options", bound=ModelOptions)
 
@@ -66,6 +69,10 @@ class Setting:
         if self.reft_model is None:
             return self.model.generate  # type: ignore[no-any-return]
         return partial(self.reft_model.generate, gate=gate, handoff=self.options.handoff)
+
+    def completer(self, gate: str) -> Complete:
+        """Completions under a gate."""
+        return partial(complete, generate=self.generate(gate), decoding=self.decoding, device=self.model.device)
 
     def provenance(self) -> dict[str, Any]:
         """For the head of results."""
@@ -155,30 +162,62 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
         gates: Candidates, as text; KL gates by default.
         save: Make the best one the adapter's default; then the adapter is a folder.
     """
-    gates = [str(parse_gate(gate)) for gate in gates or KL_GATES]
     if save and not Path(str(options.adapter)).is_dir():
         raise UserError(f"--save writes into the adapter's folder; {options.adapter} is none")
     problems = load_problems(dataset, "validation", data_dir=options.data_dir, limit=options.limit)
-    setting = load_setting(options, dataset)
+    setting, gates = load_setting(options, dataset), _gates(gates or KL_GATES)
     assert setting.adapter is not None
     folder = claim(setting.options)
-
-    def completer(gate: str) -> Complete:
-        return partial(
-            complete, generate=setting.generate(gate), decoding=setting.decoding, device=setting.model.device
-        )
-
     with Scorer(is_numeric(dataset, problems)) as score:
-        calibration = calibrate(gates, problems, completer, score, folder / "records", options.batch_size)
+        found = evaluate_gates(gates, problems, setting.completer, score, folder / "records", options.batch_size)
     if not part_ways():
         return
-    results = {**setting.provenance(), "dataset": dataset, "calibration": calibration.to_dict()}
-    write_json(folder / RESULTS_NAME, results)
+    best = best_gate(found)
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, "best": best, "gates": found})
     title = f"{dataset}, {len(problems)} validation problems, greedy; * is the best gate"
-    print_table(title, CALIBRATION_COLUMNS, calibration_rows(calibration))
+    print_table(title, GATE_COLUMNS, gate_rows(found, best))
     if save:
-        replace(setting.adapter, gate=calibration.best).save_pretrained(str(options.adapter))
+        replace(setting.adapter, gate=best).save_pretrained(str(options.adapter))
     print(f"results: {folder / RESULTS_NAME}")
+
+
+def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> None:
+    """Measures the divergence of always-on completions by position, and the accuracy of gates.
+
+    Args:
+        options: The command's settings, with an adapter.
+        dataset: A name `load_problems` knows.
+        gates: Gates, as text.
+    """
+    problems = load_problems(dataset, evaluation_split(dataset), data_dir=options.data_dir, limit=options.limit)
+    gates, setting = _gates(gates), load_setting(options, dataset)
+    folder = claim(setting.options)
+    records = folder / "records"
+    with Scorer(is_numeric(dataset, problems)) as score:
+        every_gate = ["off", *gates, "kl:inf"]
+        found = evaluate_gates(every_gate, problems, setting.completer, score, records, options.batch_size)
+    if not part_ways():
+        return
+    profile = kl_profile(list(RecordFile(gate_records(records, "kl:inf")).done.values()))
+    write_csv(folder / "kl_profile.csv", profile)
+    scores = ("correct", "total", "accuracy", "median_closing_position", "never_closed")
+    rows = [{"gate": gate, **{name: summary[name] for name in scores}} for gate, summary in found.items()]
+    write_csv(folder / "gates.csv", rows)
+    results = {"dataset": dataset, "gates": found, "kl_profile": profile}
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
+    levels = {"always on": found["kl:inf"]["accuracy"], "base": found["off"]["accuracy"]}
+    figure = kl_profile_figure(profile, {gate: found[gate] for gate in gates}, levels)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"kl_profile.{ending}", dpi=150)
+    title = f"{dataset}, {len(problems)} problems: D by position, always on, nats"
+    print_table(title, PROFILE_COLUMNS, [[f"{row[name]:.3g}" for name in PROFILE_COLUMNS] for row in profile])
+    print_table(f"{dataset}, {len(problems)} problems, greedy", GATE_COLUMNS, gate_rows(found))
+    print(f"figure: {folder / 'kl_profile.png'}, {folder / 'kl_profile.svg'}")
+
+
+def _gates(texts: Sequence[str]) -> list[str]:
+    """Gates in their usual spelling; a mistake shows before anything is loaded."""
+    return [str(parse_gate(text)) for text in texts]
 
 
 def _completer(setting: Setting, options: EvaluationOptions) -> Complete:

@@ -1,10 +1,9 @@
-"""Choosing a gate by accuracy on the validation split."""
+"""Accuracy against the gate, and the choice of a gate by it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,22 @@ from reft_math.evaluation import Score, evaluate, summarise
 # In nats. The interventions always draw the first token, which decides the path: under the base it often costs more
 # than all that follows, and without ``min=1`` a prompt on which it costs more than the threshold gets none of them.
 KL_GATES = tuple(f"kl:{nats},min=1" for nats in ("0.25", "0.5", "1", "2", "4", "8", "16"))
-CALIBRATION_COLUMNS = ("gate", "correct", "total", "accuracy", "95 % interval", "tokens", "closes at", "never")
+GATE_COLUMNS = ("gate", "correct", "total", "accuracy", "95 % interval", "tokens", "closes at", "never")
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Each candidate's summary on the validation split, and the best of them."""
-
-    summaries: dict[str, dict[str, Any]]
-    best: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "gates": self.summaries}
-
-
-def calibrate(
+def evaluate_gates(
     gates: Sequence[str],
     problems: Sequence[Problem],
     completer: Callable[[str], Complete],
     score: Score,
     folder: Path,
     batch_size: int,
-) -> Calibration:
-    """Evaluates gates and picks the most accurate; of several, the last: it closes no sooner than it must.
+) -> dict[str, dict[str, Any]]:
+    """Each gate's summary, with the median closing position and how many rows never closed.
 
     Args:
-        gates: Candidates, as text, in the order in which they close.
-        problems: The validation split.
+        gates: As text.
+        problems: What to solve.
         completer: From a gate to completions under it.
         score: As in `evaluate`.
         folder: Holds the records, a file a gate; finished rows in them are not done again.
@@ -49,27 +37,39 @@ def calibrate(
     """
     summaries = {}
     for gate in gates:
-        path = folder / f"{re.sub('[^a-z0-9.]+', '-', gate)}.jsonl"
+        path = gate_records(folder, gate)
         records = evaluate(problems, completer(gate), score, path, f"gate {gate}", batch_size=batch_size)
-        summaries[gate] = {**summarise(records), **closings(records)}
+        summaries[gate] = {**summarise(records), **_closings(records)}
+    return summaries
+
+
+def gate_records(folder: Path, gate: str) -> Path:
+    """Where `evaluate_gates` puts a gate's records."""
+    return folder / f"{re.sub('[^a-z0-9.]+', '-', gate)}.jsonl"
+
+
+def best_gate(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    """The most accurate gate; of several, the last: given in the order they close, it closes no sooner than it must."""
     most = max(summary["correct"] for summary in summaries.values())
-    return Calibration(summaries, [gate for gate in gates if summaries[gate]["correct"] == most][-1])
+    return [gate for gate, summary in summaries.items() if summary["correct"] == most][-1]
 
 
-def closings(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The median closing position, of the rows whose gate closed, and how many never closed."""
+def _closings(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """None for stock generation, where there is no gate that closes."""
+    if "closing_position" not in records[0]:
+        return {"median_closing_position": None, "never_closed": None}
     positions = sorted(row["closing_position"] for row in records if row["closing_position"] is not None)
     median = positions[(len(positions) - 1) // 2] if positions else None
     return {"median_closing_position": median, "never_closed": len(records) - len(positions)}
 
 
-def calibration_rows(calibration: Calibration) -> list[list[str]]:
-    """Table rows for `CALIBRATION_COLUMNS`; the best is marked."""
+def gate_rows(summaries: Mapping[str, Mapping[str, Any]], best: str | None = None) -> list[list[str]]:
+    """Table rows for `GATE_COLUMNS`; the best is marked."""
     rows = []
-    for gate, summary in calibration.summaries.items():
+    for gate, summary in summaries.items():
         low, high = summary["interval_95"]
-        median = summary["median_closing_position"]
-        row = [f"{gate} *" if gate == calibration.best else gate, str(summary["correct"]), str(summary["total"])]
+        closings = (summary["median_closing_position"], summary["never_closed"])
+        row = [f"{gate} *" if gate == best else gate, str(summary["correct"]), str(summary["total"])]
         row += [f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}", f"{summary['mean_tokens']:.0f}"]
-        rows.append([*row, "-" if median is None else str(median), str(summary["never_closed"])])
+        rows.append([*row, *("-" if count is None else str(count) for count in closings)])
     return rows

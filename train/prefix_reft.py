@@ -81,7 +81,7 @@ class PrefixReftOptions(TrainingOptions):
 
 def main(options: PrefixReftOptions) -> None:
     from interventions import PrefixReftConfig, get_prefix_reft_model
-    from reft_math.calibration import CALIBRATION_COLUMNS, calibration_rows
+    from reft_math.calibration import GATE_COLUMNS, best_gate, gate_rows
     from reft_math.command import print_table, versions
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.decoding.gate import AlwaysOn, parse_gate
@@ -131,8 +131,8 @@ def main(options: PrefixReftOptions) -> None:
     model.eval()
     calibration = None
     if calibrates:
-        calibration = jobs.calibrate_gate(job, model.generate, options.calibration_size)
-        model.prefix_config = replace(model.prefix_config, gate=calibration.best)
+        calibration = jobs.evaluate_kl_gates(job, model.generate, options.calibration_size)
+        model.prefix_config = replace(model.prefix_config, gate=best_gate(calibration))
         if process_state().is_main_process:
             model.prefix_config.save_pretrained(adapter)
     decoders = {"base": job.model.generate, "reft" if is_ordinary else "prefix": model.generate}
@@ -146,7 +146,7 @@ def main(options: PrefixReftOptions) -> None:
         "trainable_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_rows": len(dataset),
         "gate": model.gate,
-        "calibration": None if calibration is None else calibration.to_dict(),
+        "calibration": calibration,
         "bias_norm": {
             "target": options.target_norm,
             "achieved": norms[-1],
@@ -157,7 +157,7 @@ def main(options: PrefixReftOptions) -> None:
     }
     if calibration is not None:
         title = f"gates on {options.dataset}'s validation split; * is the adapter's default"
-        print_table(title, CALIBRATION_COLUMNS, calibration_rows(calibration))
+        print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
     jobs.report(job, evaluation, results)
     held = "not held" if controller.name == "none" else f"held by {controller.name}"
     print(f"bias norm {norms[-1]:.4f}, target {options.target_norm:g}, {held}")

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from reft_math.arithmetic.problems import OPENERS
-from reft_math.calibration import KL_GATES, Calibration, calibrate
+from reft_math.calibration import KL_GATES, evaluate_gates
 from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
 from reft_math.completion import Complete, Decoding, Generate, complete
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
@@ -179,8 +179,8 @@ def evaluate_all(job: Job, decoders: Mapping[str, Generate]) -> dict[str, dict[s
     return {name: summarise(rows, None if rows is first else first) for name, rows in records.items()}
 
 
-def calibrate_gate(job: Job, generate: Generate, size: int) -> Calibration:
-    """Chooses a KL gate's threshold on the first ``size`` problems of the validation split.
+def evaluate_kl_gates(job: Job, generate: Generate, size: int) -> dict[str, dict[str, Any]]:
+    """Evaluates KL gates on the first ``size`` problems of the validation split.
 
     Args:
         job: The training command's inputs.
@@ -197,7 +197,7 @@ def calibrate_gate(job: Job, generate: Generate, size: int) -> Calibration:
 
     with Scorer(is_numeric(options.dataset, problems)) as score:
         folder = Path(options.output_dir) / "calibration"
-        return calibrate(KL_GATES, problems, completer, score, folder, options.eval_batch_size)
+        return evaluate_gates(KL_GATES, problems, completer, score, folder, options.eval_batch_size)
 
 
 def report(job: Job, evaluation: Mapping[str, Any], results: Mapping[str, Any]) -> None:

@@ -1,0 +1,34 @@
+"""The divergence of the two models along completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+PROFILE_COLUMNS = ("position", "rows", "mean", "25 %", "median", "75 %", "95 %", "mean of C")
+
+
+def kl_profile(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Per position t: the rows that measured ``D_t``, its mean and quantiles over them, and the mean of ``C_t``, in nats.
+
+    Args:
+        records: Evaluation records with ``kl``.
+    """
+    longest = max(len(record["kl"]) for record in records)
+    table = np.full((len(records), longest), np.nan)
+    for row, record in zip(table, records, strict=True):
+        row[: len(record["kl"])] = record["kl"]
+    cumulative = np.nancumsum(table, axis=1)
+    return [
+        {
+            "position": position,
+            "rows": len(values),
+            "mean": values.mean(),
+            **dict(zip(("25 %", "median", "75 %", "95 %"), np.quantile(values, (0.25, 0.5, 0.75, 0.95)), strict=True)),
+            "mean of C": cumulative[~np.isnan(table[:, position]), position].mean(),
+        }
+        for position in range(longest)
+        for values in [table[~np.isnan(table[:, position]), position]]
+    ]
