@@ -10,6 +10,9 @@ a round, and its median and quartiles over the rounds are printed. Weights are r
     vs_two_generations     ours / two whole generations, base and intervened (pyvene's ``output_original_output=True``)
     vs_uncached            ours / a KL loop that reads both sequences anew at every step, over the open tokens only
     after_closing_vs_base  time a token once all gates have closed / the base's at the same positions
+
+and the bytes of the KV cache, ours / the base's at the same token: ``cache_while_open_vs_base`` (the most) and
+``cache_after_closing_vs_base``.
 """
 
 from __future__ import annotations
@@ -167,6 +170,17 @@ class Contenders:
             seconds[f"{name}_after_closing"] = clock.median_step(END_OF_OPEN + 1)
         return seconds
 
+    def cache(self) -> dict[str, float]:
+        """Bytes of our KV cache over the base's, after the forward pass that gives the same token."""
+        settings = {**self.prompt, "max_new_tokens": 2 * END_OF_OPEN}
+        base = _cache_bytes(self.base, lambda: self.base.generate(**settings))
+        ours = _cache_bytes(self.ours.model, lambda: self.ours.generate(gate=self.gate, **settings))
+        shares = [a / b for a, b in zip(ours, base, strict=True)]
+        return {
+            "cache_while_open_vs_base": max(shares[:END_OF_OPEN]),
+            "cache_after_closing_vs_base": max(shares[END_OF_OPEN:]),
+        }
+
     def uncached(self) -> torch.Tensor:
         """Both sequences from their start at every step, as a first draft of the method would."""
         import torch
@@ -225,6 +239,22 @@ def _prompts(options: DecodeOptions, model: PreTrainedModel) -> dict[str, Any]:
     return {"input_ids": ids.to(model.device), "attention_mask": attention.to(model.device)}
 
 
+def _cache_bytes(model: PreTrainedModel, generate: Callable[[], Any]) -> list[int]:
+    """Size of the cache after each forward pass of ``generate``."""
+    sizes: list[int] = []
+
+    def note(module: Any, args: Any, output: Any) -> None:
+        layers = output.past_key_values.layers
+        sizes.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
+
+    handle = model.register_forward_hook(note)
+    try:
+        generate()
+    finally:
+        handle.remove()
+    return sizes
+
+
 def _wait() -> None:
     import torch
 
@@ -259,7 +289,7 @@ def main(options: DecodeOptions) -> None:
     contenders = Contenders(options)
     contenders.round()  # warms up
     rounds = [contenders.round() for _ in tqdm(range(options.rounds), desc="rounds")]
-    found = ratios(rounds)
+    found, cache = ratios(rounds), contenders.cache()
     title = (
         f"{options.shape}, {options.dtype}, batch {options.batch_size}, prompts of {options.prompt_length},"
         f" {options.new_tokens} new tokens, gate {contenders.gate}"
@@ -268,11 +298,13 @@ def main(options: DecodeOptions) -> None:
         [name, f"{ratio['median']:.3f}", f"{ratio['lower_quartile']:.3f} - {ratio['upper_quartile']:.3f}"]
         for name, ratio in found.items()
     ]
-    print_table(title, ("ours against", "median", "quartiles"), rows)
+    rows += [[name, f"{share:.3f}", "-"] for name, share in cache.items()]
+    print_table(title, ("ratio", "median", "quartiles"), rows)
     if options.json is not None:
         seconds = {name: spread([row[name] for row in rounds]) for name in rounds[0]}
         medians = {name: value["median"] for name, value in found.items()}
-        report = {**provenance(options), **medians, "gate": str(contenders.gate), "ratios": found, "seconds": seconds}
+        report = {**provenance(options), **medians, **cache, "gate": str(contenders.gate)}
+        report |= {"ratios": found, "seconds": seconds}
         path = Path(options.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, report)

@@ -11,7 +11,7 @@ PROFILE_COLUMNS = ("position", "rows", "mean", "25 %", "median", "75 %", "95 %",
 
 
 def kl_profile(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Per position t: the rows that measured ``D_t``, its mean and quantiles over them, and the mean of ``C_t``, in nats.
+    """Per position t: the rows that measured ``D_t``, its mean and quantiles over them, the mean of ``C_t``; in nats.
 
     Args:
         records: Evaluation records with ``kl``.

@@ -25,6 +25,8 @@ def kl_profile_figure(
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         divergence, thresholds, tokens = figure.subplots(1, 3)
+    # Where few rows are left the lines would be noise.
+    profile = [row for row in profile if row["rows"] >= 0.1 * profile[0]["rows"]]
     positions = [row["position"] for row in profile]
     divergence.plot(positions, [row["mean"] for row in profile], color=PALETTE[0], label="mean")
     quartiles = ([row[name] for row in profile] for name in ("25 %", "75 %"))
@@ -44,6 +46,7 @@ def kl_profile_figure(
         for style, (name, level) in zip(("--", ":", "-."), levels.items(), strict=False):
             axes.axhline(level, color="0.4", linestyle=style, linewidth=1, label=name)
         axes.set(xlabel=label, ylabel="accuracy", xscale="log", ylim=(0, 1.02))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.legend(frameon=False, fontsize=8)
     return figure
 

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from reft_math.figures.kl_profile import kl_profile_figure
+from reft_math.kl_profile import PROFILE_COLUMNS, kl_profile
+
+
+def test_a_profile_by_hand() -> None:
+    """Rows end at different places; C counts a row's own past."""
+    records = [{"kl": [1.0, 0.0, 3.0]}, {"kl": [2.0, 1.0]}, {"kl": [6.0, 5.0]}]
+    first, second, third = kl_profile(records)
+    assert list(first) == list(PROFILE_COLUMNS)
+    assert (first["rows"], first["mean"], first["median"], first["mean of C"]) == (3, 3.0, 2.0, 3.0)
+    assert (second["rows"], second["mean"], second["mean of C"]) == (3, 2.0, pytest.approx((1 + 3 + 11) / 3))
+    assert (third["position"], third["rows"], third["mean"], third["mean of C"]) == (2, 1, 3.0, 4.0)
+
+
+def test_the_figure_has_a_line_for_each_family_of_gates() -> None:
+    summary = {"accuracy": 0.5, "interval_95": [0.4, 0.6]}
+    gates = dict.fromkeys(["kl:1", "kl:2", "kl:1,min=1", "kl:2,min=1", "tokens:4", "tokens:2"], summary)
+    figure = kl_profile_figure(kl_profile([{"kl": [1.0, 0.5]}]), gates, {"base": 0.1})
+    divergence, thresholds, tokens = figure.axes
+    assert divergence.lines[0].get_ydata().tolist() == [1.0, 0.5]
+    assert [line.get_label() for line in thresholds.lines] == ["C ≤ threshold", "C ≤ threshold, min=1", "base"]
+    assert list(tokens.lines[0].get_xdata()) == [2, 4]
