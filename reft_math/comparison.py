@@ -49,7 +49,10 @@ class Run:
         path = self.folder / "records" / f"{decoder}.jsonl"
         if not path.is_file():
             raise UserError(f"{self.folder} has no decoder {decoder!r}; it has {', '.join(self.results['evaluation'])}")
-        return {name: bool(record["correct"]) for name, record in RecordFile(path).done.items()}
+        records = RecordFile(path).done
+        if any("problem" in record for record in records.values()):
+            raise UserError(f"a paired test needs one completion a problem; {self.folder} ({decoder}) holds samples")
+        return {name: bool(record["correct"]) for name, record in records.items()}
 
 
 def paired_test(run: Run, decoder: str, reference: dict[str, bool]) -> McNemar:

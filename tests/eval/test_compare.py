@@ -48,6 +48,7 @@ def test_pairs_runs_by_problem(call: Callable[[str], None], tmp_path: Path, capf
         ("--runs {folder}/nothing", "a run is an output folder with a readable results.json"),
         ("--runs {folder}/one --against {folder}/one:lora", "has no decoder 'lora'; it has base"),
         ("--runs {folder}/one {folder}/other", "a paired test needs the same problems"),
+        ("--runs {folder}/one {folder}/sampled", "a paired test needs one completion a problem"),
         ("", "--runs must be at least one output folder"),
     ],
 )
@@ -56,6 +57,9 @@ def test_a_mistake_is_one_line(
 ) -> None:
     write_run(tmp_path / "one", {"base": "+-"})
     write_run(tmp_path / "other", {"base": "+--"})
+    write_run(tmp_path / "sampled", {"base": "+-"})
+    samples = [{"id": f"p0#{sample}", "problem": "p0", "correct": True} for sample in range(2)]
+    (tmp_path / "sampled" / "records" / "base.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     with pytest.raises(SystemExit) as stopped:
         call(f"eval/compare.py {arguments.format(folder=tmp_path)}")
     assert stopped.value.code == 2
