@@ -111,6 +111,7 @@ class PrefixReftModel(pyreft.ReftModel):
     @contextmanager
     def intervening(self, mask: torch.Tensor | None) -> Iterator[None]:
         """Within it interventions act where ``mask: (batch or 1, position or 1)`` is true."""
+        self._attach()
         before, self._mask = self._mask, mask
         try:
             yield
