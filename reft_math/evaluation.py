@@ -216,9 +216,15 @@ def _answer(record: Mapping[str, Any]) -> str | None:
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over problems and its 95 % percentile bootstrap interval."""
-    found = bootstrap((np.asarray(values),), np.mean, method="percentile", rng=np.random.default_rng(0))
-    low, high = found.confidence_interval
+    """Mean over problems and its 95 % interval: percentile bootstrap, or Wilson's where every value is 0 or 1.
+
+    The bootstrap of equal values would have no width.
+    """
+    if set(values) <= {0.0, 1.0}:
+        low, high = wilson_interval(round(sum(values)), len(values))
+    else:
+        found = bootstrap((np.asarray(values),), np.mean, method="percentile", rng=np.random.default_rng(0))
+        low, high = found.confidence_interval
     return {"value": float(np.mean(values)), "interval_95": [float(low), float(high)]}
 
 
