@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -74,31 +71,22 @@ def generate_with_gate(
         until_closed=until_closed,
         streamer=streamer,  # stock generate hands neither this nor the tokenizer on to a custom loop
     )
-    with _stop_strings_as_criterion(model, kwargs):
-        return model.generate(inputs, custom_generate=loop, **kwargs)
+    _make_stop_strings_a_criterion(model, kwargs)
+    return model.generate(inputs, custom_generate=loop, **kwargs)
 
 
-@contextmanager
-def _stop_strings_as_criterion(model: PreTrainedModel, kwargs: dict[str, Any]) -> Iterator[None]:
+def _make_stop_strings_a_criterion(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
     """Moves ``stop_strings`` from ``kwargs``, or the configuration they fall back on, to ``stopping_criteria``."""
-    config: GenerationConfig | None = kwargs.get("generation_config")
-    own, tokenizer = model.generation_config.stop_strings, kwargs.pop("tokenizer", None)
-    given = kwargs.pop("stop_strings", None) or (config.stop_strings if config is not None else None)
-    if (strings := given or own) is None:
-        yield
+    tokenizer = kwargs.pop("tokenizer", None)
+    config: GenerationConfig = kwargs.get("generation_config") or model.generation_config
+    strings = kwargs.get("stop_strings", config.stop_strings or model.generation_config.stop_strings)
+    if strings is None:
         return
     if tokenizer is None:
         raise UserError("stop_strings are found in text: pass the tokenizer too, generate(…, tokenizer=tokenizer)")
     criterion = StopStringCriteria(stop_strings=strings, tokenizer=tokenizer)
     kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or []), criterion])
-    if config is not None:
-        kwargs["generation_config"] = config = copy.deepcopy(config)
-        config.stop_strings = None
-    model.generation_config.stop_strings = None
-    try:
-        yield
-    finally:
-        model.generation_config.stop_strings = own
+    kwargs["stop_strings"] = None  # wins over both configurations
 
 
 @torch.no_grad()

@@ -112,10 +112,7 @@ class Pairs:
             if streamer is not None:
                 streamer.put(tokens.cpu())
             self.closing_positions[self.open_rows[~stays_open]] = self.step
-            # Where nothing pads, stock sampling writes on in rows that have ended until all have.
-            if self.pad_token is not None or self.ended.all():
-                stays_open &= ~self.ended[self.open_rows]
-            self._leave(stays_open)
+            self._leave(stays_open & ~self.ended[self.open_rows])
             self.step += 1
         if len(self.open_rows):  # closed by count
             self.closing_positions[self.open_rows] = self.step

@@ -565,14 +565,29 @@ def test_the_gate_sees_raw_logits_whatever_the_tokens_are_sampled_by(
 
 
 def test_rows_that_end_where_nothing_pads_go_on_as_in_stock_generate(tiny_model: TinyModel) -> None:
-    """A criterion has ended them, and without an end token stock ``generate`` writes on until all rows have ended."""
+    """A criterion has ended them, and without an end token stock ``generate`` writes on until all rows have ended.
+
+    What is written after the end, the base writes: the gate's work is done.
+    """
     model = tiny_model()
     reft_model = randomised(model)
     settings = {**batch(), **ENDLESS, "stopping_criteria": [lambda ids, scores, **kwargs: ids[:, -1] % 3 == 0]}
     stock = model.generate(**settings)
-    always = reft_model.generate(gate="always", **settings)
     assert torch.equal(reft_model.generate(gate="kl:0", **settings), stock)
-    assert torch.equal(reft_model.generate(gate="kl:inf", **settings), always)
+
+
+@pytest.mark.parametrize("gate", ["tokens:4", "kl:1", "kl:inf"])
+def test_a_gate_sees_a_row_up_to_its_end_padded_or_not(tiny_model: TinyModel, gate: str) -> None:
+    reft_model = randomised(tiny_model().double())
+    last = watched(reft_model, gate).sequences[0, WIDTH + 1]
+    criteria = [lambda ids, scores, **kwargs: ids[:, -1] == last]
+    padded, unpadded = (
+        watched(reft_model, gate, stopping_criteria=criteria, eos_token_id=end) for end in (UNDRAWN, None)
+    )
+    assert padded.closing_positions[0] == -1
+    assert torch.equal(unpadded.closing_positions, padded.closing_positions)
+    torch.testing.assert_close(unpadded.cumulative_kl, padded.cumulative_kl)
+    torch.testing.assert_close(unpadded.kl, padded.kl, equal_nan=True)
 
 
 def test_processors_act_on_what_is_drawn_not_on_what_is_measured(tiny_model: TinyModel) -> None:
@@ -818,6 +833,15 @@ def test_stop_strings_are_found_where_stock_generate_finds_them(
     expected = reft_model.generate(**batch(), gate=stock, **options)
     assert expected.shape[1] <= WIDTH + 4
     assert torch.equal(reft_model.generate(**batch(), gate=gate, **options), expected)
+
+
+@pytest.mark.parametrize(("gate", "stock"), [("kl:0", "off"), ("kl:inf", "always")])
+def test_none_in_the_call_puts_the_models_own_stop_strings_aside(tiny_model: TinyModel, gate: str, stock: str) -> None:
+    model = tiny_model()
+    reft_model = randomised(model)
+    model.generation_config.stop_strings = list(string.ascii_letters)
+    expected = reft_model.generate(**batch(), gate=stock, stop_strings=None, **ENDLESS)
+    assert torch.equal(reft_model.generate(**batch(), gate=gate, stop_strings=None, **ENDLESS), expected)
 
 
 # --- memory ------------------------------------------------------------------------------------------------------
