@@ -46,7 +46,7 @@ def test_a_profile_writes_tables_figure_and_records(
     with (folder / "kl_profile.csv").open() as file:
         profile = list(csv.DictReader(file))
     assert profile[0]["rows"] == "5"
-    assert max(float(row["mean"]) for row in profile) < 1e-9, "rows of one batch may differ by rounding"
+    assert max(float(row["mean"]) for row in profile) < 1e-6, "rows of one batch may differ by float32 rounding"
     with (folder / "gates.csv").open() as file:
         gates = {row["gate"]: row for row in csv.DictReader(file)}
     assert list(gates) == ["off", "kl:1", "tokens:2", "kl:inf"]
