@@ -20,11 +20,13 @@ ALLOWED = {
     "reft_math/arithmetic": {"reft_math.data"},
     "reft_math/scoring": {"reft_math.errors"},
     "reft_math/decoding": {"reft_math.data", "reft_math.errors"},
+    "reft_math/regression": {"reft_math.errors"},
     "reft_math/figures": {"reft_math"},
     "reft_math": {"reft_math"},
     "interventions": {"interventions", "reft_math"},
     "train": {"interventions", "reft_math"},
     "eval": {"interventions", "reft_math"},
+    "benchmarks": {"interventions", "reft_math"},
 }
 OWN = ("reft_math", "interventions", "train", "eval", "benchmarks")
 
@@ -52,7 +54,7 @@ def test_imports_run_one_way(package: str) -> None:
         assert [module for module in own if not is_within(module, allowed)] == [], path
 
 
-@pytest.mark.parametrize("package", ["data", "arithmetic", "scoring", "decoding", "training"])
+@pytest.mark.parametrize("package", ["data", "arithmetic", "scoring", "decoding", "regression", "training"])
 def test_figures_come_last(package: str) -> None:
     """What computes does not know what draws or compares."""
     for path in (ROOT / "reft_math" / package).rglob("*.py"):
@@ -71,7 +73,7 @@ def test_no_script_bears_the_name_of_an_importable_module(path: Path) -> None:
     assert importlib.util.find_spec(path.stem) is None
 
 
-@pytest.mark.parametrize("folder", ["train", "eval"])
+@pytest.mark.parametrize("folder", ["train", "eval", "benchmarks"])
 def test_script_folders_are_no_packages(folder: str) -> None:
     assert not (ROOT / folder / "__init__.py").exists()
 

@@ -1,0 +1,230 @@
+"""Number grids: from numbers to the token strings a tokenizer writes them as.
+
+    grid = make_grid(tokenizer, number_texts(evenly_spaced(0, 5, "0.1")), prompt_suffix="Answer:")
+    grid = make_grid(tokenizer, {1: "January", 2: "February"}, prompt_suffix="Answer:")
+
+How many tokens a number takes is the tokenizer's business: one a digit, one for three digits, or one a byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from reft_math.errors import UserError
+
+Number = int | float | str | Decimal
+Tokens = tuple[int, ...]
+AnyNumber = TypeVar("AnyNumber", bound=Number)
+
+
+@dataclass(frozen=True, eq=False)
+class Trie:
+    """The distinct beginnings of a grid's token strings, each a node: what strings share is there once.
+
+    Nodes that others follow come first: only these ``inner`` ones have to be read by a model.
+
+    Attributes:
+        tokens: Each node's last token, ``(nodes,)`` int64.
+        parents: Where that token is predicted, ``(nodes,)`` int64: 0 at the prompt's end, ``j + 1`` at node j.
+        depths: Tokens before it in the string, ``(nodes,)`` int64.
+        follows: Boolean ``(inner, inner)``: whether node i is node j or continues it.
+        paths: The nodes on each string's way, ``(strings, longest)`` int64, filled up with the number of nodes.
+    """
+
+    tokens: torch.Tensor
+    parents: torch.Tensor
+    depths: torch.Tensor
+    follows: torch.Tensor
+    paths: torch.Tensor
+
+    @property
+    def num_inner(self) -> int:
+        return len(self.follows)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Numbers and their token strings.
+
+    Attributes:
+        values: ``y``, ``(numbers,)`` float64.
+        texts: What each is written as, without the space before it.
+        token_ids: ``str(y)``: its tokens as they follow the prompt, with the terminator if there is one.
+    """
+
+    values: torch.Tensor
+    texts: tuple[str, ...]
+    token_ids: tuple[Tokens, ...]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @cached_property
+    def trie(self) -> Trie:
+        """The token strings by their common beginnings."""
+        beginnings = _beginnings(string[:-1] for string in self.token_ids)
+        inner = sorted(beginnings)
+        nodes = inner + sorted(_beginnings(self.token_ids) - beginnings)
+        index = {node: place for place, node in enumerate(nodes)}
+        longest = max(map(len, self.token_ids))
+        return Trie(
+            tokens=torch.tensor([node[-1] for node in nodes]),
+            parents=torch.tensor([index[node[:-1]] + 1 if node[:-1] else 0 for node in nodes]),
+            depths=torch.tensor([len(node) - 1 for node in nodes]),
+            follows=torch.tensor(
+                [[node[: len(other)] == other for other in inner] for node in inner], dtype=torch.bool
+            ),
+            paths=torch.tensor(
+                [
+                    [index[string[: depth + 1]] if depth < len(string) else len(nodes) for depth in range(longest)]
+                    for string in self.token_ids
+                ]
+            ),
+        )
+
+
+def evenly_spaced(lower: Number, upper: Number, resolution: Number) -> list[Decimal]:
+    """``lower, lower + resolution, …, upper`` in decimal arithmetic, so that no float drifts.
+
+    Raises:
+        UserError: The steps do not lead from one bound to the other.
+    """
+    first, last, step = map(_decimal, (lower, upper, resolution))
+    if step <= 0 or last < first or (last - first) % step:
+        raise UserError(
+            "a grid goes from its lower to its upper bound in whole steps of a positive resolution;"
+            f" got {lower} to {upper} by {resolution}"
+        )
+    return [first + step * index for index in range(int((last - first) / step) + 1)]
+
+
+def number_texts(numbers: Iterable[Number]) -> dict[Decimal, str]:
+    """Each number with its text, all with as many decimals as the one that needs most: 1 and 2.5 as "1.0" and "2.5".
+
+    Raises:
+        UserError: One of them is not a finite number.
+    """
+    decimals = list(map(_decimal, numbers))
+    places = max((max(0, -int(number.normalize().as_tuple().exponent)) for number in decimals), default=0)
+    return {number: f"{number:.{places}f}" for number in decimals}
+
+
+def make_grid(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[AnyNumber, str],
+    prompt_suffix: str,
+    leading_space: bool | None = None,
+    terminator: int | None = None,
+) -> Grid:
+    """The grid of these numbers as the tokenizer writes them after a prompt.
+
+    A string that begins another ("1" and "15" one digit a token) is scored all the same, as the product of its own
+    tokens' probabilities; the longer one's probability is then part of the shorter one's, and the grid's probabilities
+    can sum to more than 1. A terminator says that the number has ended there and sets the two apart.
+
+    Args:
+        tokenizer: Any.
+        texts: Number to text; `number_texts` writes them as decimals.
+        prompt_suffix: The text right before the number, the prompt's end or all of it. A text is tokenised together
+            with it where that leaves its tokens alone (so that no tokenizer puts a word boundary of its own at the
+            seam), and on its own otherwise.
+        leading_space: Whether a space stands before the number. By default one does unless the suffix is empty, ends
+            in white space, or is tokenised otherwise before a space. Where the space is a token of its own (as before
+            digits for Llama 3, Qwen and Gemma), it is the first of every string: single digits as single tokens then
+            need a prompt that ends in white space, or False.
+        terminator: Token appended to every string, such as the end of a sequence.
+
+    Raises:
+        UserError: No numbers, one that the tokenizer cannot write, or two that it writes alike.
+    """
+    if not texts:
+        raise UserError("a grid needs at least one number; got none")
+    strings = _encode_after(tokenizer, prompt_suffix, list(texts.values()), leading_space)
+    end = () if terminator is None else (terminator,)
+    numbers: dict[Tokens, Number] = {}
+    for (number, text), string in zip(texts.items(), strings, strict=True):
+        tokens = tokenizer.convert_ids_to_tokens(list(string))
+        read = tokenizer.decode(list(string), clean_up_tokenization_spaces=False)
+        if not text.strip() or _letters(read) != _letters(text):
+            raise UserError(
+                f"the tokenizer cannot write the number {number}: its text {text!r} becomes the tokens {tokens},"
+                f" which read {read!r}; give the number a text that the tokenizer knows"
+            )
+        if string in numbers:
+            raise UserError(
+                f"numbers need token strings of their own; {numbers[string]} and {number} both become {tokens}"
+            )
+        numbers[string] = number
+    return Grid(
+        values=torch.tensor([float(_decimal(number)) for number in texts], dtype=torch.float64),
+        texts=tuple(texts.values()),
+        token_ids=tuple(string + end for string in strings),
+    )
+
+
+def number_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens that are numbers of their own: one to three digits, with or without a space before them.
+
+    Returns:
+        Their ids, ascending, ``(tokens,)`` int64, and values, ``(tokens,)`` float64. A value can occur more than once
+        ("7", " 7", "007").
+
+    Raises:
+        UserError: The tokenizer has none.
+    """
+    values: dict[int, float] = {}
+    for token, token_id in tokenizer.get_vocab().items():
+        digits = re.search(r"[0-9]{1,3}$", token)  # not "<0x37>", the byte that stands in for an unknown character
+        if digits and re.fullmatch(f" ?{digits[0]}", tokenizer.decode([token_id])):
+            values[token_id] = float(digits[0])
+    if not values:
+        raise UserError("a loss on number tokens needs some; the tokenizer has no token of one to three digits alone")
+    ids = sorted(values)
+    return torch.tensor(ids), torch.tensor([values[token_id] for token_id in ids], dtype=torch.float64)
+
+
+def _encode_after(
+    tokenizer: PreTrainedTokenizerBase, suffix: str, texts: Sequence[str], leading_space: bool | None
+) -> list[Tokens]:
+    """Each text's tokens as they follow the suffix."""
+
+    def encode(text: str) -> Tokens:
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+    if leading_space is None:
+        spaces = [" ", ""] if suffix and not suffix[-1].isspace() else [""]
+    else:
+        spaces = [" " if leading_space else ""]
+    before = encode(suffix)
+    for space in spaces:
+        wholes = [encode(suffix + space + text) for text in texts]
+        if all(whole[: len(before)] == before for whole in wholes):
+            return [whole[len(before) :] for whole in wholes]
+    return [encode(spaces[-1] + text) for text in texts]
+
+
+def _letters(text: str) -> str:
+    """What a tokenizer has to keep of a text: neither white space nor case."""
+    return "".join(text.split()).casefold()
+
+
+def _beginnings(strings: Iterable[Tokens]) -> set[Tokens]:
+    return {string[:length] for string in strings for length in range(1, len(string) + 1)}
+
+
+def _decimal(number: Number) -> Decimal:
+    try:
+        value = Decimal(str(number)) + 0  # minus zero is zero
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not value.is_finite():
+        raise UserError(f"a grid is made of numbers such as 3 or 0.25; got {number!r}")
+    return value
