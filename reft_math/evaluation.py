@@ -179,6 +179,11 @@ def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
     for name in ("strict", "flexible", "timed_out"):
         if name in records[0]:
             summary[name] = sum(record[name] for record in records)
+    if "last_number" in records[0]:
+        errors = [
+            abs(float(row["last_number"]) - float(row["gold"])) for row in records if row["last_number"] is not None
+        ]
+        summary |= {"unanswered": total - len(errors), "mean_absolute_error": sum(errors) / max(len(errors), 1)}
     if is_sampled:
         summary |= _summarise_samples(records)
     elif base is not None:

@@ -43,6 +43,12 @@ class PrefixReftOptions(TrainingOptions):
     target_scale_norm: float | None = field(
         default=None, metadata={"help": "Hold the mean over layers of ‖s − 1‖₂ at or under this (RED)."}
     )
+    numeric_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the regression loss on number tokens, so that near misses cost less than far ones."
+        },
+    )
     intervention: Literal["red", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     site: str | None = field(
         default=None,
@@ -76,6 +82,7 @@ class PrefixReftOptions(TrainingOptions):
         require(self, "calibration_size", lambda value: value >= 1, "at least 1")
         require(self, "full_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
         require(self, "target_norm", lambda value: 0 < value < math.inf, "positive")
+        require(self, "numeric_weight", lambda value: 0 <= value < math.inf, "0 or more")
         require(self, "target_scale_norm", lambda value: value is None or 0 < value < math.inf, "positive")
 
 
@@ -86,9 +93,10 @@ def main(options: PrefixReftOptions) -> None:
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.decoding.gate import AlwaysOn, parse_gate
     from reft_math.processes import claim, part_ways, process_state
+    from reft_math.regression.grid import number_tokens
     from reft_math.training import job as jobs
     from reft_math.training.norm_control import make_controller, tracking_error
-    from reft_math.training.trainer import NormControl
+    from reft_math.training.trainer import NormControl, NumberLoss
 
     usual_site = "block" if options.intervention == "loreft" else "ffn_up"
     options = replace(jobs.resolve(options), site=options.site or usual_site)
@@ -116,6 +124,9 @@ def main(options: PrefixReftOptions) -> None:
     )
     controller = make_controller(options.norm_control, options.target_norm, len(dataset))
     control = NormControl(model, controller, options.target_scale_norm)
+    number_loss = None
+    if options.numeric_weight > 0:
+        number_loss = NumberLoss(options.numeric_weight, *number_tokens(job.tokenizer))
     folder = claim(options)
 
     adapter = folder / "adapter"
@@ -124,7 +135,7 @@ def main(options: PrefixReftOptions) -> None:
         control.load(adapter)
     else:
         collator = PrefixCollator(int(job.tokenizer.pad_token_id), options.positions)
-        trainer = jobs.train(job, model, dataset, collator, control)
+        trainer = jobs.train(job, model, dataset, collator, control, number_loss)
         if trainer.is_world_process_zero():
             jobs.save_once(adapter, trainer.save_model)
 

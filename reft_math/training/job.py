@@ -32,7 +32,7 @@ from reft_math.evaluation import (
 )
 from reft_math.models import end_token_ids, load_model, load_tokenizer
 from reft_math.training.options import TrainingOptions
-from reft_math.training.trainer import NormControl, PrefixTrainer
+from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
 
 Options = TypeVar("Options", bound=TrainingOptions)
 
@@ -90,7 +90,12 @@ def prepare(options: TrainingOptions) -> Job:
 
 
 def train(
-    job: Job, model: nn.Module, dataset: PrefixDataset, collator: PrefixCollator, control: NormControl | None
+    job: Job,
+    model: nn.Module,
+    dataset: PrefixDataset,
+    collator: PrefixCollator,
+    control: NormControl | None,
+    number_loss: NumberLoss | None = None,
 ) -> PrefixTrainer:
     """Trains ``model`` in the output folder, from its last checkpoint where the run is resumed."""
     checkpoints = Path(job.options.output_dir) / "checkpoints"
@@ -100,6 +105,7 @@ def train(
         train_dataset=dataset,
         data_collator=collator,
         norm_control=control,
+        number_loss=number_loss,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
     return trainer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from accelerate.utils import reduce
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from reft_math.regression.losses import number_token_loss
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import NormController, mean_norm, project_mean_norm
 
@@ -37,16 +39,21 @@ class NormControl(TrainerCallback):
 
     Attributes:
         trace: One list per column, one entry per optimiser step: ``step``, ``norm`` (mean ‖b_l‖₂), ``scale_norm`` (mean
-            ‖s_l − 1‖₂), ``scale_max`` (max |s − 1|), ``loss_weight``, ``step_scale``, ``cross_entropy``.
+            ‖s_l − 1‖₂), ``scale_max`` (max |s − 1|), ``loss_weight``, ``step_scale``, and the losses before weights,
+            ``cross_entropy`` and, where numbers are learnt as such, ``number_loss``.
     """
 
     def __init__(self, model: InterventionModel, controller: NormController, target_scale_norm: float | None) -> None:
         self.model = model
         self.controller = controller
         self.target_scale_norm = target_scale_norm
-        self.cross_entropy = torch.zeros(())
+        self.losses: dict[str, torch.Tensor] = {}
         self.trace: dict[str, list[float]] = {}
         self._learning_rates: list[float] = []
+
+    def note(self, name: str, loss: torch.Tensor) -> None:
+        """Adds a batch's share to the step's loss of that name: summed on the device, and read once a step."""
+        self.losses[name] = self.losses.get(name, torch.zeros_like(loss)) + loss.detach()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -73,9 +80,9 @@ class NormControl(TrainerCallback):
                 "scale_norm": float(mean_norm(shifts)),
                 "scale_max": max((float(shift.abs().max()) for shift in shifts), default=0.0),
                 **applied,
-                "cross_entropy": float(reduce(self.cross_entropy, "mean")),
+                **{name: float(reduce(loss, "mean")) for name, loss in self.losses.items()},
             }
-        self.cross_entropy = torch.zeros(())
+        self.losses = {}
         for name, value in entry.items():
             self.trace.setdefault(name, []).append(value)
 
@@ -98,8 +105,22 @@ class NormControl(TrainerCallback):
         self.trace = state["trace"]
 
 
+@dataclass(frozen=True)
+class NumberLoss:
+    """``λ · mean_i N_i``, N_i a row's `number_token_loss`: near misses of digits cost less than far ones.
+
+    Attributes:
+        weight: λ.
+        ids, values: The tokens that are numbers, from `reft_math.regression.grid.number_tokens`.
+    """
+
+    weight: float
+    ids: torch.Tensor
+    values: torch.Tensor
+
+
 class PrefixTrainer(Trainer):
-    """``L = w_t · mean_i CE_i + penalty``, the mean over all sequences of an optimiser step.
+    """``L = w_t · mean_i CE_i + λ · mean_i N_i + penalty``, means over all sequences of an optimiser step.
 
     A step's sequences are counted over its accumulated batches and all processes, so any split of a batch gives the
     same gradient. (Over several processes accelerate fills the epoch's last batch up with rows seen before.) Without
@@ -109,9 +130,15 @@ class PrefixTrainer(Trainer):
     # Losses are divided by the number of sequences of the whole step already.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, norm_control: NormControl | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        norm_control: NormControl | None = None,
+        number_loss: NumberLoss | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.norm_control = norm_control
+        self.norm_control, self.number_loss = norm_control, number_loss
         if norm_control is not None:
             self.add_callback(norm_control)
 
@@ -132,18 +159,24 @@ class PrefixTrainer(Trainer):
         losses = sequence_cross_entropy(outputs.logits, targets)
         assert num_items_in_batch is not None  # get_batch_samples
         # Gradients are averaged over processes, each of which holds its own share of the sequences.
-        loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
+        share = self.accelerator.num_processes / num_items_in_batch
+        loss = losses.sum() * share
         if self.norm_control is not None:
             loss = self._controlled(loss)
+        if self.number_loss is not None:
+            rows = number_token_loss(
+                outputs.logits, targets, self.number_loss.ids, self.number_loss.values, reduction="none"
+            )
+            numbers = rows.sum() * share
+            if self.norm_control is not None:
+                self.norm_control.note("number_loss", numbers)
+            loss = loss + self.number_loss.weight * numbers
         return (loss, outputs) if return_outputs else loss
 
     def _controlled(self, cross_entropy: torch.Tensor) -> torch.Tensor:
         assert self.norm_control is not None
         controller = self.norm_control.controller
-        # Summed on the device, and read once a step.
-        self.norm_control.cross_entropy = (
-            self.norm_control.cross_entropy.to(cross_entropy.device) + cross_entropy.detach()
-        )
+        self.norm_control.note("cross_entropy", cross_entropy)
         penalty = controller.penalty(list(self.norm_control.model.biases().values()))
         # The penalty is the step's, not a batch's: each of its batches brings its share.
         penalty = penalty / self.current_gradient_accumulation_steps

@@ -203,6 +203,12 @@ def test_scores_that_the_records_hold_are_counted() -> None:
     assert "strict" not in summary
 
 
+def test_the_error_of_numeric_answers_is_over_those_there_are() -> None:
+    answers = [("7", "7"), ("10", "4.5"), (None, "3")]
+    summary = summarise([{**record(False), "last_number": answer, "gold": gold} for answer, gold in answers])
+    assert (summary["mean_absolute_error"], summary["unanswered"]) == (2.75, 1)
+
+
 def test_the_comparison_with_the_base_by_hand() -> None:
     this = [record(outcome) for outcome in (True, True, True, True, False, True, False)]
     base = [record(outcome) for outcome in (False, False, False, False, True, True, False)]
@@ -224,7 +230,7 @@ def test_samples_are_summarised_over_problems_by_hand() -> None:
     """Of 4 samples, 2 and 0 are right: pass@1 1/4, pass@2 (1 - 1/6)/2, pass@4 1/2; "7" has the first one's majority."""
     outcomes = {"a": [("7", True), ("7", True), ("8", False), (None, False)], "b": [("1", False)] * 4}
     records = [
-        {**record(correct), "problem": problem, "last_number": answer}
+        {**record(correct), "problem": problem, "last_number": answer, "gold": "7"}
         for problem, samples in outcomes.items()
         for answer, correct in samples
     ]

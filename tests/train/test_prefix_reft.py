@@ -167,6 +167,28 @@ def test_a_run_stopped_in_training_goes_on_from_its_last_checkpoint(
     assert whole.read_bytes() == resumed.read_bytes()
 
 
+def test_a_weight_of_zero_on_numbers_changes_no_bit_and_any_other_has_a_curve(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str
+) -> None:
+    line = (
+        f"train/prefix_reft.py --model {tiny_base} {SMALL} --full-fraction 0.5 --gate tokens:2 --output-dir {tmp_path}"
+    )
+    call(f"{line}/without")
+    call(f"{line}/zero --numeric-weight 0")
+    call(f"{line}/some --numeric-weight 0.5")
+    weights = [
+        (tmp_path / run / "adapter" / "reft_model.safetensors").read_bytes() for run in ("without", "zero", "some")
+    ]
+    assert weights[0] == weights[1] != weights[2]
+    traces = [read(tmp_path / run / "results.json")["bias_norm"]["trace"] for run in ("zero", "some")]
+    assert "number_loss" not in traces[0]
+    assert len(traces[1]["number_loss"]) == len(traces[1]["step"])
+    assert min(traces[1]["number_loss"]) > 0
+    evaluation = read(tmp_path / "some" / "results.json")["evaluation"]["prefix"]
+    assert evaluation["unanswered"] <= evaluation["total"]
+    assert evaluation["mean_absolute_error"] >= 0
+
+
 def test_ordinary_reft_is_a_full_fraction_of_one(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
     call(
         "train/prefix_reft.py --full-fraction 1 --norm-control none --intervention loreft --rank 2"

@@ -170,6 +170,15 @@ def test_number_token_loss_by_hand() -> None:
     torch.testing.assert_close(loss, torch.tensor(((4 - 3) ** 2 + (5 - 10) ** 2) / 2).double())
 
 
+def test_number_token_loss_by_row_is_each_rows_own() -> None:
+    logits = random_logits(3, 4, 9)
+    targets = torch.tensor([[5, 1, 7, 7], [1, -100, 8, 0], [-100, -100, -100, 2]])
+    by_row = number_token_loss(logits, targets, NUMBER_IDS, NUMBER_VALUES, reduction="none")
+    alone = [number_token_loss(logits[[row]], targets[[row]], NUMBER_IDS, NUMBER_VALUES) for row in range(3)]
+    torch.testing.assert_close(by_row, torch.stack(alone))
+    assert by_row[1] == 0
+
+
 def test_near_misses_cost_less_than_far_ones() -> None:
     targets = torch.tensor([[3]])
     ids, values = torch.arange(10), torch.arange(10).double()

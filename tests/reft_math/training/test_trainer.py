@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
 from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator
+from reft_math.regression.losses import number_token_loss
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import CONTROLLERS, make_controller
-from reft_math.training.trainer import NormControl, PrefixTrainer
+from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
 
 
 def rows(count: int) -> list[dict[str, list[int]]]:
@@ -37,6 +38,7 @@ def make_trainer(
     controller: str = "projection",
     target_scale_norm: float | None = None,
     intervention: str = "red",
+    number_loss: NumberLoss | None = None,
     **arguments: Any,
 ) -> tuple[PrefixTrainer, PrefixReftModel]:
     torch.manual_seed(0)
@@ -63,6 +65,7 @@ def make_trainer(
         train_dataset=data,
         data_collator=PrefixCollator(0, "all"),
         norm_control=NormControl(reft_model, make_controller(controller, 0.3, len(data)), target_scale_norm),
+        number_loss=number_loss,
     )
     return trainer, reft_model
 
@@ -99,15 +102,24 @@ def test_a_stopped_run_ends_at_the_same_weights_and_trace_to_the_last_bit(
         assert torch.equal(parameter, dict(again.named_parameters())[name]), name
 
 
+NUMBERS = torch.arange(3, 40), torch.arange(3, 40) / 10.0  # most tokens, so that some rows have several, some none
+
+
+@pytest.mark.parametrize("number_loss", [None, NumberLoss(0.3, *NUMBERS)], ids=["cross-entropy", "numbers too"])
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (2, 4), (3, 3)])
 def test_any_split_of_a_step_has_the_gradient_of_the_mean_over_its_sequences(
-    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, batch_size: int, accumulation: int
+    tiny_model: Callable[..., PreTrainedModel],
+    tmp_path: Path,
+    batch_size: int,
+    accumulation: int,
+    number_loss: NumberLoss | None,
 ) -> None:
     """One SGD step over 8 sequences, also where the last of its batches is short (3 + 3 + 2)."""
     trainer, reft_model = make_trainer(
         tiny_model(),
         tmp_path,
         "none",
+        number_loss=number_loss,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         max_steps=1,
@@ -120,13 +132,23 @@ def test_any_split_of_a_step_has_the_gradient_of_the_mean_over_its_sequences(
     data = rows(8)
     trainer.train_dataset = data
     reference = get_prefix_reft_model(tiny_model(), PrefixReftConfig())
-    losses = []
+    losses, numbers = [], []
     for row in data:  # one sequence at a time, no padding, all logits
         tokens = torch.tensor([row["prompt_ids"] + row["target_ids"][:-1]])
         logits = reference(tokens).logits[:, -len(row["target_ids"]) :]
-        losses.append(sequence_cross_entropy(logits, torch.tensor([row["target_ids"]])))
-    torch.cat(losses).mean().backward()
+        targets = torch.tensor([row["target_ids"]])
+        losses.append(sequence_cross_entropy(logits, targets))
+        if number_loss is not None:
+            numbers.append(number_token_loss(logits, targets, *NUMBERS))
+    total = torch.cat(losses).mean()
+    if numbers:
+        assert 0 in numbers
+        total = total + 0.3 * torch.stack(numbers).mean()
+    total.backward()
     trainer.train()
+    if numbers:
+        noted = trainer.norm_control.trace["number_loss"]
+        assert noted == pytest.approx([torch.stack(numbers).mean().item()])
     for moved, parameter in zip(reft_model.parameters(), reference.parameters(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(moved, parameter - parameter.grad, rtol=1e-5, atol=1e-6)
