@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,9 @@ import torch
 from reft_math.errors import UserError
 
 Direction = Literal["mod||base", "base||mod"]
+
+
+_NUMBER = re.compile(r"-?(inf|nan|[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?)")  # float() itself takes spaces and underscores
 
 
 class Gate:
@@ -144,8 +148,10 @@ def parse_gate(text: str) -> Gate:
         if kind == "tokens":
             return TokenGate(_count(rest))
         if kind == "kl":
-            threshold, *options = rest.split(",")
-            return KLGate(float(threshold), **dict(_kl_option(option) for option in options))
+            threshold, *parts = rest.split(",")
+            options = dict(map(_kl_option, parts))
+            if len(options) == len(parts) and _NUMBER.fullmatch(threshold):
+                return KLGate(float(threshold), **options)
     except UserError:
         raise
     except ValueError:

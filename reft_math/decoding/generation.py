@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import (
@@ -52,6 +52,7 @@ def generate_with_gate(
     Raises:
         UserError: An option that a gate cannot go with.
     """
+    _check_handoff(handoff)
     never_pairs = gate == TokenGate(0) or isinstance(gate, AlwaysOn | PromptOnly)
     if never_pairs and until_closed:
         raise UserError(f"until_closed needs a gate that closes while tokens are drawn; got {gate}")
@@ -134,7 +135,8 @@ def gated_generate(
     """
     if not isinstance(gate, Gate):
         gate = parse_gate(gate or interventions.gate)
-    _check(generation_config, model_kwargs, handoff)
+    _check_handoff(handoff)
+    _check(generation_config, model_kwargs)
     if streamer is not None:
         streamer.put(input_ids.cpu())
 
@@ -175,14 +177,17 @@ def _acting_positions(gate: Gate, interventions: Interventions) -> Positions:
     return "prompt"
 
 
-def _check(config: GenerationConfig, model_kwargs: dict[str, Any], handoff: str) -> None:
-    if handoff not in ("base", "keep"):
+def _check_handoff(handoff: str) -> None:
+    if handoff not in get_args(Handoff):
         raise UserError(f"handoff is 'base' or 'keep'; got {handoff!r}")
+
+
+def _check(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise UserError(
             f"a gate goes with greedy decoding and sampling; got {mode.value.replace('_', ' ')}."
-            " Other modes need gate='always' or 'off'"
+            " PrefixReftModel.generate takes other modes with gate='always' or 'off'"
         )
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name):

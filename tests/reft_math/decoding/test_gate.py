@@ -167,6 +167,9 @@ def test_a_threshold_comes_back_to_the_last_bit() -> None:
 WRONG_KINDS = ("", "on", "Off", " off", "off:", "off:1", "always:3", "prompt:1", "tokens", "kl", "KL:2", "kl=2")
 WRONG_COUNTS = ("tokens:", "tokens:-1", "tokens:+1", "tokens:1.5", "tokens: 1", "tokens:1:2", "tokens:²", "tokens:1,2")
 WRONG_OPTIONS = (
+    "kl:1,min=2,min=3",
+    "kl: 1",
+    "kl:1_0",
     "kl:",
     "kl:two",
     "kl:,min=1",

@@ -576,6 +576,21 @@ def test_rows_that_end_where_nothing_pads_go_on_as_in_stock_generate(tiny_model:
     assert torch.equal(reft_model.generate(gate="kl:0", **settings), stock)
 
 
+@pytest.mark.parametrize(("gate", "stock"), [("kl:0", "off"), ("kl:inf", "always")])
+def test_criteria_see_the_scores_as_in_stock_generate(tiny_model: TinyModel, gate: str, stock: str) -> None:
+    reft_model = randomised(tiny_model())
+    seen: list[torch.Tensor] = []
+
+    def record(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(scores[-1].clone())
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    for name in (stock, gate):
+        watched(reft_model, name, stopping_criteria=[record], output_scores=True)
+    expected, found = seen[:BUDGET], seen[BUDGET:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("gate", ["tokens:4", "kl:1", "kl:inf"])
 def test_a_gate_sees_a_row_up_to_its_end_padded_or_not(tiny_model: TinyModel, gate: str) -> None:
     reft_model = randomised(tiny_model().double())
@@ -833,6 +848,18 @@ def test_stop_strings_are_found_where_stock_generate_finds_them(
     expected = reft_model.generate(**batch(), gate=stock, **options)
     assert expected.shape[1] <= WIDTH + 4
     assert torch.equal(reft_model.generate(**batch(), gate=gate, **options), expected)
+
+
+def test_stop_strings_stand_beside_other_criteria(tiny_model: TinyModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    reft_model = randomised(tiny_model())
+    settings: dict[str, Any] = {**ENDLESS, "eos_token_id": UNDRAWN, "gate": "kl:1"}
+    endless = reft_model.generate(**batch(), **settings)
+    stop = tokenizer.decode(endless[0, WIDTH + 1 : WIDTH + 3])
+    criteria = [lambda ids, scores, **kwargs: (ids[:, 0] == PAD) & (ids.shape[1] == WIDTH + 6)]
+    found = reft_model.generate(
+        **batch(), **settings, stop_strings=stop, tokenizer=tokenizer, stopping_criteria=criteria
+    )
+    assert (found[:, WIDTH:] != PAD).sum(dim=1).tolist() == [3, 6, 6]
 
 
 @pytest.mark.parametrize(("gate", "stock"), [("kl:0", "off"), ("kl:inf", "always")])
