@@ -99,6 +99,8 @@ class EvaluationOptions(RunOptions):
         needs += ["samples"] if self.samples > 1 else []
         if needs and self.temperature is None:
             raise UserError(f"--{needs[0].replace('_', '-')} is for sampling; pass --temperature too, such as 0.7")
+        if self.engine is not None and "@" in self.engine:
+            raise UserError("--engine is recorded with the results; put the key in OPENAI_API_KEY, not in the address")
         if self.engine is not None and self.handoff != "base":
             raise UserError("--engine goes on as the base would; leave --handoff keep out, or --engine")
 
