@@ -35,10 +35,10 @@ class CalibrationOptions(RunOptions):
 
 
 def main(options: CalibrationOptions) -> None:
-    from interventions.evaluate import run_calibration
-
     if options.gate is not None:
         raise UserError("--gates names the candidates; leave --gate out")
+    from interventions.evaluate import run_calibration
+
     run_calibration(options, options.dataset, options.gates, options.save)
 
 

@@ -37,6 +37,8 @@ class KLProfileOptions(RunOptions):
 
 
 def main(options: KLProfileOptions) -> None:
+    if options.gate is not None:
+        raise UserError("--gates names the gates to try; leave --gate out")
     from interventions.evaluate import run_kl_profile
 
     run_kl_profile(options, options.dataset, options.gates)

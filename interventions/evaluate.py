@@ -38,7 +38,7 @@ from reft_math.evaluation import (
 )
 from reft_math.evaluation_options import EvaluationOptions, ModelOptions, RunOptions
 from reft_math.figures.kl_profile import kl_profile_figure
-from reft_math.kl_profile import PROFILE_COLUMNS, kl_profile
+from reft_math.kl_profile import kl_profile
 from reft_math.models import EMBEDDED_MODEL, end_token_ids, load_model, load_tokenizer
 from reft_math.processes import claim, part_ways
 from reft_math.scoring.records import RecordFile
@@ -178,6 +178,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     print_table(title, GATE_COLUMNS, gate_rows(found, best))
     if save:
         replace(setting.adapter, gate=best).save_pretrained(str(options.adapter))
+        print(f"{options.adapter}: the default gate is {best} now, it was {setting.adapter.gate}")
     print(f"results: {folder / RESULTS_NAME}")
 
 
@@ -209,10 +210,8 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     figure = kl_profile_figure(profile, {gate: found[gate] for gate in gates}, levels)
     for ending in ("png", "svg"):
         figure.savefig(folder / f"kl_profile.{ending}", dpi=150)
-    title = f"{dataset}, {len(problems)} problems: D by position, always on, nats"
-    print_table(title, PROFILE_COLUMNS, [[f"{row[name]:.3g}" for name in PROFILE_COLUMNS] for row in profile])
     print_table(f"{dataset}, {len(problems)} problems, greedy", GATE_COLUMNS, gate_rows(found))
-    print(f"figure: {folder / 'kl_profile.png'}, {folder / 'kl_profile.svg'}")
+    print(f"divergence by position: {folder / 'kl_profile.csv'}, kl_profile.png, kl_profile.svg")
 
 
 def _gates(texts: Sequence[str]) -> list[str]:
@@ -242,6 +241,8 @@ def _resolve(options: Options, adapter: PrefixReftConfig | None, dataset: str) -
     """Takes base, gate and prompt template from the adapter unless told otherwise."""
     if adapter is None and options.gate not in (None, "off"):
         raise UserError(f"--gate {options.gate} opens an adapter's interventions; pass --adapter, or leave --gate out")
+    if adapter is None and options.handoff != "base":
+        raise UserError(f"--handoff {options.handoff} is what follows a gate; pass --adapter, or leave --handoff out")
     base, revision, template, gate = EMBEDDED_MODEL, None, "auto", "off"
     if adapter is not None:
         base, revision, gate = adapter.base_model or EMBEDDED_MODEL, adapter.base_revision, adapter.gate

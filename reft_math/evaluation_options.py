@@ -26,7 +26,7 @@ class ModelOptions:
         default=None, metadata={"help": "Adapter: folder or hub id (none: the base on its own)."}
     )
     gate: str | None = field(
-        default=None, metadata={"help": "kl:NATS, tokens:N, always, prompt or off (the adapter's own)."}
+        default=None, metadata={"help": "kl:NATS[,min=N][,max=N], tokens:N, always, prompt or off (the adapter's own)."}
     )
     handoff: Literal["base", "keep"] = field(
         default="base",

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-PROFILE_COLUMNS = ("position", "rows", "mean", "25 %", "median", "75 %", "95 %", "mean of C")
-
 
 def kl_profile(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Per position t: the rows that measured ``D_t``, its mean and quantiles over them, the mean of ``C_t``; in nats.

@@ -152,6 +152,11 @@ class Engine:
     def _only_model(self) -> str:
         try:
             names = [model.id for model in self._client.models.list()]
+        except self._openai.APIStatusError as error:
+            raise UserError(
+                f"engine {self._url} does not list its models ({_reason(error)});"
+                " say with --engine-model which is the base"
+            ) from None
         except (self._openai.OpenAIError, ValueError) as error:
             raise self._failed(error) from None
         if len(names) != 1:
@@ -161,8 +166,18 @@ class Engine:
         return names[0]
 
     def _failed(self, error: Exception) -> UserError:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        """One line; what a server refuses is not tried again, what it fails at is."""
+        status = getattr(error, "status_code", None)
+        is_refusal = status is not None and status < 500 and status not in (408, 409, 429)
+        happened = "refused" if is_refusal else f"failed after {MAX_RETRIES} retries"
         return UserError(
-            f"engine {self._url} failed after {MAX_RETRIES} retries ({reason}); rows recorded so far are kept:"
-            " --resume goes on"
+            f"engine {self._url} {happened} ({_reason(error)}); what is recorded is kept,"
+            " and --resume goes on from there"
         )
+
+
+def _reason(error: Exception) -> str:
+    """What the server said, or what became of the connection."""
+    response = getattr(error, "response", None)
+    said = f"{error} {response.text}" if response is not None and response.text not in str(error) else str(error)
+    return " ".join(said.split())[:200] or type(error).__name__

@@ -99,6 +99,7 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
         ("--adapter {folder}", "holds no reft_config.json"),
         ("--gate tokens:3", "opens an adapter's interventions; pass --adapter"),
         ("--adapter {adapter} --gate half", "a gate is 'off', 'always', 'prompt', 'tokens:N' or 'kl:NATS'"),
+        ("--handoff keep", "is what follows a gate; pass --adapter, or leave --handoff out"),
         ("--samples 4", "--samples is for sampling; pass --temperature too, such as 0.7"),
         ("--top-p 0.9", "--top-p is for sampling; pass --temperature too"),
         ("--temperature 0", "--temperature must be positive; got 0"),

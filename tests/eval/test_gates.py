@@ -72,6 +72,7 @@ def test_a_profile_writes_tables_figure_and_records(
             "calibrate_gate.py --adapter no/where --save",
             "--save writes into the adapter's folder; no/where is none",
         ),
+        ("kl_profile.py --adapter {adapter} --gate kl:1", "--gates names the gates to try; leave --gate out"),
         ("kl_profile.py", "--adapter names whose divergence to measure"),
     ],
 )

@@ -29,11 +29,15 @@ class Server:
         self.keys: list[str | None] = []
         self.replies: list[tuple[int, Any]] = [(200, None)]
         self.models = ["base"]
+        self.lists_models = True
         self._lock = threading.Lock()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if not outer.lists_models:
+                    self._send(500, {"detail": "no cache"})
+                    return
                 names = [{"id": name, "object": "model", "created": 0, "owned_by": "us"} for name in outer.models]
                 self._send(200, {"object": "list", "data": names})
 
@@ -140,7 +144,8 @@ def test_what_goes_wrong_for_a_while_is_tried_again(server: Server) -> None:
     ("reply", "message"),
     [
         ((500, {"error": {"message": "out of memory"}}), "failed after 2 retries .*out of memory.*--resume goes on"),
-        ((401, {"error": {"message": "no key"}}), "no key"),
+        ((401, {"error": {"message": "no key"}}), r"refused \(.*no key"),
+        ((404, {"detail": "no such model"}), r"refused \(.*no such model"),
         ((200, b"<html>busy</html>"), "answered what is no completion|failed after"),
         ((200, {"choices": []}), "answered what is no completion"),
         ((200, answer([1], reason="content_filter")), "answered what is no completion"),
@@ -157,6 +162,16 @@ def test_a_server_that_is_not_there_is_one_clear_line(server: Server) -> None:
     server.close()
     with pytest.raises(UserError, match=r"engine http://127.0.0.1:\d+/v1 failed after 2 retries \(Connection error"):
         Engine(server.url, TOKENIZER)
+
+
+def test_a_server_that_does_not_list_its_models_must_be_told(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "models", None)  # the handler fails on it, and the connection drops
+    with pytest.raises(UserError, match="failed after 2 retries"):
+        Engine(server.url, TOKENIZER)
+    server.lists_models = False
+    with pytest.raises(UserError, match=r"does not list its models .*; say with --engine-model which is the base"):
+        Engine(server.url, TOKENIZER)
+    assert len(ask(Engine(server.url, TOKENIZER, model="base"))) == 3
 
 
 def test_among_several_models_the_base_must_be_named(server: Server) -> None:
