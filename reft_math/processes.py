@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,20 @@ def part_ways() -> bool:
     ``torchrun`` would take the rest of the run down with it.
     """
     state = process_state()
-    state.wait_for_everyone()
     if torch.distributed.is_initialized():
+        _meet()
         torch.distributed.destroy_process_group()
     return bool(state.is_main_process)
+
+
+def _meet() -> None:
+    """Waits until every process has left its last collective operation, the barrier here among them.
+
+    They count themselves in the store through which they found each other. A barrier alone does not do: gloo lets one
+    process out while another is still in it, and taking the group down then aborts the other.
+    """
+    torch.distributed.barrier()
+    store = torch.distributed.distributed_c10d._get_default_store()
+    store.add("reft_math/parted", 1)
+    while store.add("reft_math/parted", 0) < torch.distributed.get_world_size():
+        time.sleep(0.01)
