@@ -10,6 +10,7 @@ default in the adapter's ``reft_config.json``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from reft_math.command import run
 from reft_math.errors import UserError
@@ -18,6 +19,8 @@ from reft_math.evaluation_options import RunOptions
 
 @dataclass(frozen=True)
 class CalibrationOptions(RunOptions):
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = RunOptions.FREE_ON_RESUME | {"save", "gate"}
+
     dataset: str = field(
         default="arithmetic", metadata={"help": "Data set, or .json/.jsonl file, with a validation split."}
     )

@@ -43,12 +43,12 @@ def main(options: TokenViewOptions) -> None:
     from tqdm import tqdm
 
     from interventions.evaluate import load_setting
-    from reft_math.data.registry import evaluation_split, load_problems
+    from reft_math.data.registry import held_out_problems
     from reft_math.decoding.gate import KLGate, parse_gate
     from reft_math.evaluation import Scorer, is_numeric
     from reft_math.figures.token_view import AnsweredProblem, token_view
 
-    problems = load_problems(options.dataset, evaluation_split(options.dataset), data_dir=options.data_dir)
+    _, problems = held_out_problems(options.dataset, options.data_dir)
     setting = load_setting(options, options.dataset)
     path = _output_path(options.output)
     gate = parse_gate(str(setting.options.gate))

@@ -31,7 +31,7 @@ class PrefixReftConfig:
         width: Width of the site; filled in when the adapter is made and checked when it is loaded.
         k: Tokens of each solution it was trained on; None for whole solutions.
         target_norm: The bias norm held in training; None where it was free.
-        gate: Default gate in decoding: ``always``, ``off`` or ``tokens:N``.
+        gate: Default gate in decoding: as text, such as ``kl:2,min=1``, ``tokens:N`` or ``always``.
         base_model, base_revision: Hub id or folder of the base, and its commit where known.
         template: Name and version of the prompt template, e.g. ``chat/1``.
         versions: Versions of the packages that wrote the adapter.

@@ -19,7 +19,7 @@ from interventions.model import PrefixReftModel
 from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
 from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
-from reft_math.data.registry import evaluation_split, load_problems
+from reft_math.data.registry import held_out_problems
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.decoding.engine import Engine
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, parse_gate
@@ -123,7 +123,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
         dataset: A name `load_problems` knows.
         opener: Text that every completion is made to start with.
     """
-    problems = load_problems(dataset, evaluation_split(dataset), data_dir=options.data_dir, limit=options.limit)
+    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
     setting = load_setting(options, dataset, opener)
     complete_rows = _completer(setting, options)
     folder = claim(setting.options)
@@ -164,7 +164,9 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     """
     if save and not Path(str(options.adapter)).is_dir():
         raise UserError(f"--save writes into the adapter's folder; {options.adapter} is none")
-    problems = load_problems(dataset, "validation", data_dir=options.data_dir, limit=options.limit)
+    problems = held_out_problems(dataset, options.data_dir)[0][: options.limit]
+    if not problems:
+        raise UserError(f"{dataset} has no validation problems to choose a gate by; take another --dataset")
     setting, gates = load_setting(options, dataset), _gates(gates or KL_GATES)
     assert setting.adapter is not None
     folder = claim(setting.options)
@@ -190,7 +192,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
         dataset: A name `load_problems` knows.
         gates: Gates, as text.
     """
-    problems = load_problems(dataset, evaluation_split(dataset), data_dir=options.data_dir, limit=options.limit)
+    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
     gates, setting = _gates(gates), load_setting(options, dataset)
     folder = claim(setting.options)
     records = folder / "records"

@@ -195,7 +195,7 @@ class PrefixReftModel(pyreft.ReftModel):
         if prompts is None or (inputs is not None and input_ids is not None):
             raise UserError("generate needs prompts, as inputs or as input_ids; got none, or both")
         if not isinstance(gate, Gate):
-            gate = parse_gate(gate or self.gate)
+            gate = parse_gate(self.gate if gate is None else gate)
         with parametrize.cached():  # LoReFT's R once a generation
             return generate_with_gate(self.model, prompts, self, gate, handoff, **kwargs)
 
@@ -217,7 +217,7 @@ class PrefixReftModel(pyreft.ReftModel):
         def set_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             cache = kwargs.get("past_key_values")
             first = 0 if cache is None else int(cache.get_seq_length())
-            tokens = kwargs.get("input_ids")
+            tokens = args[0] if args else kwargs.get("input_ids")
             tokens = kwargs["inputs_embeds"] if tokens is None else tokens
             columns = torch.arange(first, first + tokens.shape[1], device=tokens.device)
             self._mask = intervention_mask(columns[None] >= prompt_length, positions)

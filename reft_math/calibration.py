@@ -45,7 +45,7 @@ def evaluate_gates(
 
 def gate_records(folder: Path, gate: str) -> Path:
     """Where `evaluate_gates` puts a gate's records."""
-    return folder / f"{re.sub('[^a-z0-9.]+', '-', gate)}.jsonl"
+    return folder / f"{re.sub('[^a-z0-9.+-]+', '-', gate)}.jsonl"
 
 
 def best_gate(summaries: Mapping[str, Mapping[str, Any]]) -> str:

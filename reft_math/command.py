@@ -46,8 +46,8 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
             check_output_dir(config)  # again when it is claimed; here so that nobody waits for a model first
         main(config)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # under torchrun every process comes here
-            print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # torchrun's; a mistake shows in every process, a fault perhaps in one
+        print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -183,7 +183,10 @@ def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
         errors = [
             abs(float(row["last_number"]) - float(row["gold"])) for row in records if row["last_number"] is not None
         ]
-        summary |= {"unanswered": total - len(errors), "mean_absolute_error": sum(errors) / max(len(errors), 1)}
+        summary |= {
+            "unanswered": total - len(errors),
+            "mean_absolute_error": sum(errors) / len(errors) if errors else None,
+        }
     if is_sampled:
         summary |= _summarise_samples(records)
     elif base is not None:
@@ -223,8 +226,10 @@ def _answer(record: Mapping[str, Any]) -> str | None:
 def _mean(values: Sequence[float]) -> dict[str, Any]:
     """Mean over problems and its 95 % interval: percentile bootstrap, or Wilson's where every value is 0 or 1.
 
-    The bootstrap of equal values would have no width.
+    The bootstrap of equal values would have no width; then there is none.
     """
+    if len(set(values)) == 1 and not set(values) <= {0.0, 1.0}:
+        return {"value": values[0], "interval_95": None}
     if set(values) <= {0.0, 1.0}:
         low, high = wilson_interval(round(sum(values)), len(values))
     else:
@@ -259,5 +264,7 @@ def sampling_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _interval(estimate: Mapping[str, Any]) -> str:
+    if estimate["interval_95"] is None:
+        return "-"
     low, high = estimate["interval_95"]
     return f"{low:.1%} - {high:.1%}"

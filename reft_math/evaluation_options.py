@@ -69,8 +69,6 @@ class RunOptions(ModelOptions):
 class EvaluationOptions(RunOptions):
     """What `RunOptions` has, sampling, and the engine."""
 
-    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"batch_size", "engine", "engine_model", "engine_concurrency"})
-
     samples: int = field(
         default=1, metadata={"help": "Completions a problem; from 2 on pass@k and the majority's vote are reported."}
     )
@@ -99,10 +97,18 @@ class EvaluationOptions(RunOptions):
         needs += ["samples"] if self.samples > 1 else []
         if needs and self.temperature is None:
             raise UserError(f"--{needs[0].replace('_', '-')} is for sampling; pass --temperature too, such as 0.7")
-        if self.engine is not None and "@" in self.engine:
+        if self.engine is None and self.engine_model is not None:
+            raise UserError("--engine-model names the base on an engine; pass --engine too, or leave it out")
+        if self.engine is not None and ("@" in self.engine or "?" in self.engine):
             raise UserError("--engine is recorded with the results; put the key in OPENAI_API_KEY, not in the address")
         if self.engine is not None and self.handoff != "base":
             raise UserError("--engine goes on as the base would; leave --handoff keep out, or --engine")
+
+    @property
+    def FREE_ON_RESUME(self) -> frozenset[str]:  # type: ignore[override]
+        """Samples depend on who draws them in which batches; greedy completions do not."""
+        free = frozenset({"engine_concurrency"})
+        return free if self.sampling else free | {"batch_size", "engine", "engine_model"}
 
     @property
     def sampling(self) -> dict[str, float | int]:

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Literal
 
 from reft_math.command import run
-from reft_math.errors import require
+from reft_math.errors import UserError, require
 from reft_math.training.options import TrainingOptions
 
 
@@ -104,6 +104,8 @@ def main(options: PrefixReftOptions) -> None:
     gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
     calibrates = options.calibrate_gate and options.gate is None and not is_ordinary
     job = jobs.prepare(options)
+    if calibrates and not job.validation_problems:
+        raise UserError(f"{options.dataset} is too small to choose a gate on; name one with --gate, such as {gate}")
     config = PrefixReftConfig(
         intervention=options.intervention,
         site=options.site or usual_site,

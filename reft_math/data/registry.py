@@ -26,6 +26,20 @@ def evaluation_split(dataset: str) -> Split:
     return "test" if "test" in _splits(dataset) else "validation"
 
 
+def held_out_problems(dataset: str, data_dir: str | None = None) -> tuple[list[Problem], list[Problem]]:
+    """Problems to choose by, and problems to report on: the validation and the test split.
+
+    Where there is no test split, one half of the validation split each. Where there is nothing to train on, there is
+    nothing to choose by either: the first list is empty.
+    """
+    splits = _splits(dataset)
+    validation = load_problems(dataset, "validation", data_dir=data_dir) if "validation" in splits else []
+    if "test" in splits:
+        return validation, load_problems(dataset, "test", data_dir=data_dir)
+    half = -(-len(validation) // 2)
+    return validation[half:], validation[:half]
+
+
 def load_problems(
     dataset: str,
     split: Split,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,8 @@ class Engine:
     """A server with the base model, such as vLLM, SGLang or ``transformers serve``.
 
     Prompts go as token ids. A server that refuses them (``transformers serve``) gets text instead, once it is certain
-    that the tokenizer reads the same ids from it; such a server ends at the end tokens of the model's own
-    ``generation_config``.
+    that the tokenizer reads the same ids from it, and its own ``generation_config``, without which it would decode
+    greedily, with the checkpoint's penalties.
 
     Args:
         url: Where the protocol starts, such as ``http://localhost:8000/v1``.
@@ -120,7 +121,8 @@ class Engine:
                         raise
                     self._takes_ids = False
             text = self._as_text(prompt)
-            return self._read(self._client.completions.create(prompt=text, extra_body=beyond_openai, **settings))
+            extra = {"generation_config": _generation_config(end_token_ids, sampling)}
+            return self._read(self._client.completions.create(prompt=text, extra_body=extra, **settings))
         except UserError:
             raise
         except (self._openai.OpenAIError, ValueError) as error:
@@ -174,6 +176,12 @@ class Engine:
             f"engine {self._url} {happened} ({_reason(error)}); what is recorded is kept,"
             " and --resume goes on from there"
         )
+
+
+def _generation_config(end_token_ids: list[int], sampling: dict[str, Any]) -> str:
+    """What ``transformers serve`` takes in place of the checkpoint's habits, as JSON."""
+    how = {"do_sample": True, **sampling} if sampling else {"do_sample": False}
+    return json.dumps({"eos_token_id": end_token_ids, **how})
 
 
 def _reason(error: Exception) -> str:

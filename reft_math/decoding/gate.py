@@ -116,7 +116,8 @@ def kl_divergence(
 ) -> torch.Tensor:
     """``D = Σ_v p(v) (log p(v) − log q(v))`` over the vocabulary, in nats; p is the first of ``direction``.
 
-    Exactly 0 for equal logits, infinite where q excludes a token that p allows, never below 0 by rounding.
+    Exactly 0 for equal logits, infinite where q excludes a token that p allows, never below 0 by rounding; NaN where
+    logits are, which closes every gate.
 
     Args:
         mod_logits, base_logits: Raw logits ``(rows, vocabulary)``; read in float32, or float64 if they are.
@@ -129,7 +130,7 @@ def kl_divergence(
     mod, base = (logits.to(dtype).log_softmax(dim=-1) for logits in (mod_logits, base_logits))
     log_p, log_q = (mod, base) if direction == "mod||base" else (base, mod)
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0).sum(dim=-1).clamp(min=0)
+    return torch.where(p == 0, 0, p * (log_p - log_q)).sum(dim=-1).clamp(min=0)
 
 
 def parse_gate(text: str) -> Gate:
@@ -140,6 +141,8 @@ def parse_gate(text: str) -> Gate:
     Raises:
         UserError: Anything else.
     """
+    if not isinstance(text, str):
+        raise UserError(f"a gate is a Gate or its text; got {text!r}")
     simple: dict[str, Gate] = {"off": TokenGate(0), "always": AlwaysOn(), "prompt": PromptOnly()}
     kind, _, rest = text.partition(":")
     try:

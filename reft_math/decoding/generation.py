@@ -53,8 +53,7 @@ def generate_with_gate(
         UserError: An option that a gate cannot go with.
     """
     _check_handoff(handoff)
-    never_pairs = gate == TokenGate(0) or isinstance(gate, AlwaysOn | PromptOnly)
-    if never_pairs and until_closed:
+    if until_closed and (gate == TokenGate(0) or isinstance(gate, AlwaysOn | PromptOnly)):
         raise UserError(f"until_closed needs a gate that closes while tokens are drawn; got {gate}")
     if gate == TokenGate(0):
         return model.generate(inputs, streamer=streamer, **kwargs)
@@ -134,7 +133,9 @@ def gated_generate(
         UserError: An option that a gate cannot go with.
     """
     if not isinstance(gate, Gate):
-        gate = parse_gate(gate or interventions.gate)
+        gate = parse_gate(interventions.gate if gate is None else gate)
+    if getattr(interventions, "model", model) is not model:
+        raise UserError("interventions act on the model they were put on; got another one's")
     _check_handoff(handoff)
     _check(generation_config, model_kwargs)
     if streamer is not None:
@@ -151,6 +152,8 @@ def gated_generate(
         )
 
     if isinstance(gate, AlwaysOn | PromptOnly):
+        if until_closed:
+            raise UserError(f"until_closed needs a gate that closes; got {gate}")
         with interventions.decoding(input_ids.shape[1], _acting_positions(gate, interventions)):
             return go_on(input_ids, logits_processor, stopping_criteria, **model_kwargs)
     # As in stock sampling, rows that ended are padded where there is an end token at all.

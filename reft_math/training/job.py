@@ -18,7 +18,7 @@ from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
 from reft_math.completion import Complete, Decoding, Generate, complete
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
-from reft_math.data.registry import evaluation_split, load_problems
+from reft_math.data.registry import held_out_problems, load_problems
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.evaluation import (
     EVALUATION_COLUMNS,
@@ -76,17 +76,15 @@ def prepare(options: TrainingOptions) -> Job:
     set_seed(options.seed)
     tokenizer = load_tokenizer(options.model, options.revision)
     template = get_template(options.template, tokenizer)
-    load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=options.seed)
+    # The seed draws arithmetic's training problems. It does not move other sets' validation rows: evaluation commands
+    # must find the same ones.
+    seed = options.seed if options.dataset == "arithmetic" else 0
+    load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=seed)
     train = load("train", limit=options.train_size, noise=options.noise or 0.0)
-    validation, test = load("validation"), []
-    if evaluation_split(options.dataset) == "test":
-        test = load("test", limit=options.eval_size)
-    else:  # choices are made on one half, results reported on the other
-        half = -(-len(validation) // 2)
-        test, validation = validation[:half][: options.eval_size], validation[half:]
+    validation, test = held_out_problems(options.dataset, options.data_dir)
     model = load_model(options.model, options.revision, options.dtype)
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
-    return Job(options, model, tokenizer, template, train, validation, test)
+    return Job(options, model, tokenizer, template, train, validation, test[: options.eval_size])
 
 
 def train(

@@ -58,9 +58,7 @@ class TrainingOptions:
     )
     seed: int = field(
         default=0,
-        metadata={
-            "help": "Draws the data's order, its validation split, arithmetic's problems and noise, LoReFT's start."
-        },
+        metadata={"help": "Draws the data's order, arithmetic's problems and noise, LoReFT's start."},
     )
     save_steps: int = field(default=200, metadata={"help": "Optimiser steps between checkpoints."})
     report_to: Literal["none", "tensorboard", "wandb"] = field(

@@ -243,3 +243,10 @@ def test_samples_are_summarised_over_problems_by_hand() -> None:
     assert "mcnemar_vs_base" not in summarise(records, records)
     low, high = wilson_interval(1, 2)  # each problem's vote is right or wrong
     assert sampling_rows(summary)[-1] == ["majority of 4", "50.0%", f"{low:.1%} - {high:.1%}"]
+
+
+def test_equal_rates_that_are_neither_0_nor_1_have_no_interval() -> None:
+    half = [{**record(correct), "problem": "a", "last_number": "7", "gold": "7"} for correct in (True, False)]
+    summary = summarise(half)
+    assert (summary["accuracy"], summary["interval_95"]) == (0.5, None)
+    assert sampling_rows(summary)[0] == ["pass@1", "50.0%", "-"]

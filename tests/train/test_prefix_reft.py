@@ -189,6 +189,23 @@ def test_a_weight_of_zero_on_numbers_changes_no_bit_and_any_other_has_a_curve(
     assert evaluation["mean_absolute_error"] >= 0
 
 
+def test_a_file_too_small_to_choose_a_gate_on_says_so_before_anything_is_written(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.dumps({"question": f"{n}+1?", "solution": f"#### {n + 1}", "answer": f"{n + 1}"}) for n in range(6)]
+    (tmp_path / "own.jsonl").write_text("\n".join(rows))
+    line = (
+        f"train/prefix_reft.py --model {tiny_base} {SMALL} --dataset {tmp_path}/own.jsonl --output-dir {tmp_path}/run"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        call(line)
+    assert stopped.value.code == 2
+    assert "too small to choose a gate on; name one with --gate, such as tokens:10" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+    call(f"{line} --gate tokens:10 --max-new-tokens 5")
+    assert read(tmp_path / "run" / "results.json")["evaluation"]["prefix"]["total"] == 1
+
+
 def test_ordinary_reft_is_a_full_fraction_of_one(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
     call(
         "train/prefix_reft.py --full-fraction 1 --norm-control none --intervention loreft --rank 2"

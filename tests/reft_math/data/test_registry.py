@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 
-from reft_math.data.registry import dataset_names, load_problems
+from reft_math.data.registry import dataset_names, held_out_problems, load_problems
 from reft_math.data.rows import Split
 from reft_math.errors import UserError
 
@@ -180,3 +180,17 @@ def test_every_row_of_the_real_files(dataset: str, split: Split, rows: int) -> N
         assert all(problem.solution.replace(",", "").endswith(f"\n#### {problem.answer}") for problem in problems)
     if dataset in ("gsm8k", "svamp", "mawps"):
         assert all(problem.answer == str(float(problem.answer)).removesuffix(".0") for problem in problems)
+
+
+def test_what_is_chosen_by_is_not_what_is_reported_on(tmp_path: Path) -> None:
+    """A file of one's own has no test split: its validation rows are halved."""
+    lines = [json.dumps({"question": f"{n}+1?", "solution": f"#### {n + 1}", "answer": f"{n + 1}"}) for n in range(40)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(lines))
+    choosing, reporting = held_out_problems(str(path))
+    train = load_problems(str(path), "train")
+    names = [{problem.id for problem in problems} for problems in (choosing, reporting, train)]
+    assert [len(group) for group in names] == [4, 4, 32]
+    assert len(set.union(*names)) == 40
+    choosing, reporting = held_out_problems("arithmetic")
+    assert (len(choosing), len(reporting)) == (200, 500)

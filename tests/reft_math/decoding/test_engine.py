@@ -123,6 +123,10 @@ def test_a_server_that_refuses_token_ids_gets_the_text_they_stand_for(server: Se
     assert len(texts) == 6, "it is asked once whether it takes token ids"
     assert {tuple(TOKENIZER(text).input_ids) for text in texts} == {tuple(prompt) for prompt in PROMPTS}
     assert "stop_token_ids" not in server.requests[1]
+    assert json.loads(server.requests[1]["generation_config"]) == {"eos_token_id": [2, 5], "do_sample": False}
+    ask(engine, {"temperature": 0.7, "top_k": 0})
+    config = json.loads(server.requests[-1]["generation_config"])
+    assert config == {"eos_token_id": [2, 5], "do_sample": True, "temperature": 0.7, "top_k": 0}
 
 
 def test_a_prompt_that_no_text_stands_for_is_not_sent_as_text(server: Server) -> None:

@@ -214,3 +214,18 @@ def test_gates_made_in_code_are_checked_too() -> None:
         KLGate(1, min_tokens=-1)
     with pytest.raises(UserError, match=re.escape("direction is mod||base or base||mod; got 'mod|base'")):
         KLGate(1, "mod|base")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("direction", ["mod||base", "base||mod"])
+def test_logits_that_are_no_numbers_close_the_gate(direction: Direction) -> None:
+    """An intervention that overflows must not go on drawing."""
+    broken, fine = torch.full((1, 5), math.nan), torch.zeros(1, 5)
+    divergence = kl_divergence(broken, fine, direction)
+    assert divergence.isnan().all()
+    assert not KLGate(math.inf).stays_open(0, divergence).any()
+
+
+@pytest.mark.parametrize("gate", [3, None, ["kl:1"]])
+def test_what_is_no_text_is_no_gate(gate: object) -> None:
+    with pytest.raises(UserError, match="a gate is a Gate or its text; got"):
+        parse_gate(gate)  # type: ignore[arg-type]

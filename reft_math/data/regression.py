@@ -1,0 +1,170 @@
+"""Rows of text with a number to predict, by the name of their data set."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reft_math.data import original1, stsb
+from reft_math.data.rows import Row, Split, file_rows, hub_rows
+from reft_math.errors import UserError
+
+NAMES = (stsb.NAME, original1.NAME)
+VALIDATION_SIZE = 500  # rows of one's own file, at most a fifth of them
+
+
+@dataclass(frozen=True)
+class RegressionRow:
+    """One text with its number.
+
+    Attributes:
+        id: Stable name of the row within its data set and split, e.g. ``"stsb/test/17"``.
+        text: What the prompt says, without a prompt template's frame.
+        target: ``y*``, finite, on the data set's own scale.
+    """
+
+    id: str
+    text: str
+    target: float
+
+
+def load_regression(
+    name: str, split: Split, data_dir: str | None = None, limit: int | None = None, seed: int = 0
+) -> list[RegressionRow]:
+    """The rows of a data set's split, in the source's order.
+
+    One's own file has the columns (of a ``.csv`` file with a first line of names) or fields (of a ``.jsonl`` file)
+    ``text`` and ``target``, and ``id`` where rows have names of their own. It has no test split: ``validation`` is a
+    sample of it and ``train`` is the rest, and both keep the ids they have in the file, e.g. ``"mine/train/17"``.
+
+    Args:
+        name: One of `NAMES`, or the path of a ``.csv`` or ``.jsonl`` file.
+        split: Which split.
+        data_dir: The folder that holds ``stsb/train.csv`` and so on; without one the Hugging Face hub is asked.
+        limit: Only the first so many rows.
+        seed: Draws original1's training rows, and the validation sample of one's own file.
+
+    Raises:
+        UserError: If the name is unknown, the set has no such split, the limit is no count, the rows cannot be had or
+            one is malformed.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"the limit must be at least 1, got {limit}; without one, all rows are taken")
+    _check_split(name, split)
+    if name == original1.NAME:
+        return _original1_rows(split, data_dir, seed)[:limit]
+    if name == stsb.NAME:
+        return _stsb_rows(split, data_dir)[:limit]
+    rest, sample = _carve(_own_rows(Path(name)), seed)
+    if split == "validation" and not sample:
+        raise UserError(
+            f'the validation split of "{name}" is a fifth of its rows: it needs at least 5, got {len(rest)}'
+        )
+    return (rest if split == "train" else sample)[:limit]
+
+
+def _check_split(name: str, split: Split) -> None:
+    is_file = Path(name).suffix.lower() in (".csv", ".jsonl")
+    if name not in NAMES and not is_file:
+        raise UserError(
+            f'unknown data set "{name}": expected one of {", ".join(NAMES)}, or the path of a .csv or .jsonl file'
+        )
+    available = ["train", "validation"] if is_file else ["train", "validation", "test"]
+    if split not in available:
+        raise UserError(f'"{name}" has no {split} split, only {", ".join(available)}: ask for one of them')
+
+
+def _original1_rows(split: Split, data_dir: str | None, seed: int) -> list[RegressionRow]:
+    if data_dir is not None:
+        raise UserError(f'"{original1.NAME}" is made, not read: leave the data folder {data_dir} out')
+    key = f"{split}/{seed if split == 'train' else 0}"  # runs over several seeds are scored on the same rows
+    examples = map(original1.example, original1.inputs(split, seed))
+    return [
+        RegressionRow(f"{original1.NAME}/{key}/{index}", text, target) for index, (text, target) in enumerate(examples)
+    ]
+
+
+def _stsb_rows(split: Split, data_dir: str | None) -> list[RegressionRow]:
+    if data_dir is None:
+        rows = hub_rows(stsb.HUB, split)
+    else:
+        rows = _csv_rows(Path(data_dir) / stsb.NAME / stsb.FILES[split], stsb.COLUMNS)
+    return [RegressionRow(f"{stsb.NAME}/{split}/{row.index}", *stsb.parse(row)) for row in rows]
+
+
+def _own_rows(path: Path) -> list[RegressionRow]:
+    places: dict[str, str] = {}
+    rows = []
+    for row in file_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path):
+        key = row.text("id") if "id" in row.fields else str(row.index)
+        if key in places:
+            raise row.error(f'every row needs an id of its own, got "{key}", which is also that of {places[key]}')
+        places[key] = row.place
+        rows.append(RegressionRow(f"{path.stem}/train/{key}", row.text("text"), _target(row)))
+    return rows
+
+
+def _target(row: Row) -> float:
+    """The field ``target``, where a comma could be a decimal one: it is not dropped, as in the answers of problems."""
+    text = row.answer("target")
+    if "," in text:
+        raise row.error(f'field "target" must be a number without commas (1234.5), got {text!r}')
+    return float(row.checked_number("target", text))
+
+
+def _carve(rows: list[RegressionRow], seed: int) -> tuple[list[RegressionRow], list[RegressionRow]]:
+    """``rows`` without a sample of them, and the sample; the indices that `load_problems` draws."""
+    indices = set(random.Random(seed).sample(range(len(rows)), min(VALIDATION_SIZE, len(rows) // 5)))
+    rest = [row for index, row in enumerate(rows) if index not in indices]
+    return rest, [row for index, row in enumerate(rows) if index in indices]
+
+
+def _csv_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
+    """The rows of a comma-separated file, their columns named here or by the first line; empty lines skipped.
+
+    Raises:
+        UserError: If the file cannot be read, holds no rows, is not UTF-8 text, or a line has a cell too many or few.
+    """
+    records = _csv_records(path)
+    if columns is None:
+        _, cells = next(records, ("", []))
+        columns = [cell.strip() for cell in cells]
+        if len(set(columns)) < len(columns):
+            raise UserError(f"{path}: its first line must name each column once, got {', '.join(columns)}")
+    rows = []
+    for index, (place, cells) in enumerate(records):
+        if len(cells) != len(columns):
+            raise UserError(f"{place}: must have {len(columns)} cells ({', '.join(columns)}), got {len(cells)}")
+        rows.append(Row(place, index, dict(zip(columns, cells, strict=True))))
+    if not rows:
+        raise UserError(f"{path} must hold at least one row, but has none")
+    return rows
+
+
+def _csv_records(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each record's place, by the line it starts on, and its cells."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    line = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield f"{path}, line {line}", cells
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: must be comma-separated text, got: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the data folder or the file's path") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise UserError(f"{path}, line {line}: must be UTF-8 text, got byte 0x{content[error.start]:02x}") from error
