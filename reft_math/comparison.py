@@ -80,8 +80,9 @@ def comparison_rows(runs: Sequence[Run], reference: dict[str, bool]) -> list[lis
         tracking = None if norm is None else norm["tracking_error"]
         about.append("-" if tracking is None else f"{tracking:.1%}")
         for decoder, summary in run.results["evaluation"].items():
-            low, high = summary["interval_95"]
+            # First, for it refuses samples, which may lack an interval.
             p_value = paired_test(run, decoder, reference).p_value
+            low, high = summary["interval_95"]
             score = [
                 f"{summary['correct']}/{summary['total']}",
                 f"{summary['accuracy']:.1%}",

@@ -58,6 +58,9 @@ def test_a_mistake_is_one_line(
     write_run(tmp_path / "one", {"base": "+-"})
     write_run(tmp_path / "other", {"base": "+--"})
     write_run(tmp_path / "sampled", {"base": "+-"})
+    results = json.loads((tmp_path / "sampled" / "results.json").read_text())
+    results["evaluation"]["base"]["interval_95"] = None  # of equal rates
+    (tmp_path / "sampled" / "results.json").write_text(json.dumps(results))
     samples = [{"id": f"p0#{sample}", "problem": "p0", "correct": True} for sample in range(2)]
     (tmp_path / "sampled" / "records" / "base.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     with pytest.raises(SystemExit) as stopped:
