@@ -39,8 +39,8 @@ def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:
         raise UserError(f"{path} does not hold this adapter's parameters: {reason}") from None
 
 
-def fetch(source: str | Path, revision: str | None = None) -> Path:
-    """The local folder of an adapter named by a folder or a hub id.
+def fetch(source: str | Path, revision: str | None = None, config_name: str = CONFIG_NAME) -> Path:
+    """The local folder of an adapter, known by its config file, that is named by a folder or a hub id.
 
     Raises:
         UserError: Neither a folder with an adapter nor a hub repository that can be reached.
@@ -55,8 +55,8 @@ def fetch(source: str | Path, revision: str | None = None) -> Path:
             raise UserError(
                 f"adapter {str(source)!r} is neither a folder nor a hub repository within reach ({reason})"
             ) from None
-    if not (folder / CONFIG_NAME).is_file():
-        raise UserError(f"adapter {str(source)!r} holds no {CONFIG_NAME}; was it saved by save_pretrained?")
+    if not (folder / config_name).is_file():
+        raise UserError(f"adapter {str(source)!r} holds no {config_name}; was it saved by save_pretrained?")
     return folder
 
 

@@ -12,19 +12,16 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
-from tqdm import tqdm
 
 from reft_math.completion import Complete
 from reft_math.data.problem import Problem
-from reft_math.processes import process_state
+from reft_math.recording import Record, record_rows
 from reft_math.scoring.math_equivalence import MathVerifier
 from reft_math.scoring.numeric import last_number, score_numeric
-from reft_math.scoring.records import RecordFile, gather_shards, shard_path
 from reft_math.scoring.sampling import majority_vote, pass_at_k
 from reft_math.scoring.statistics import mcnemar, wilson_interval
 
 Score = Callable[[Sequence[tuple[str, str]]], list[dict[str, Any]]]
-Record = dict[str, Any]
 
 
 def default_batch_size(dataset: str) -> int:
@@ -48,51 +45,33 @@ def evaluate(
     samples: int = 1,
     seed: int | None = None,
 ) -> list[Record]:
-    """Completes and scores every problem that has no record yet; under ``torchrun`` each process a share of them.
-
-    Batches are made from all problems before any is left out as done, and sampled as a whole: a stopped run that goes
-    on draws the samples that it would have drawn.
+    """Completes and scores every problem that has no record yet, as `record_rows`.
 
     Args:
         problems: What to solve.
         complete: From questions and a seed to dictionaries with at least ``completion``, ``num_tokens``, ``finished``.
         score: From ``(gold, completion)`` pairs to dictionaries with at least ``correct``.
-        records_path: JSONL file; finished rows in it are not done again. Each of several processes appends to a shard
-            of its own beside it, and the main process gathers them, those that a stopped run left behind as well.
+        records_path: JSONL file; finished rows in it are not done again.
         name: Shown by the progress bar.
-        batch_size: Completions at once.
+        batch_size: Completions at once. A batch is sampled as a whole: a stopped run that goes on draws the samples
+            that it would have drawn.
         samples: Completions of each problem.
         seed: Of the samples; None where decoding is greedy.
 
     Returns:
         One record per problem and sample, in the order of ``problems``; in every process.
     """
-    state = process_state()
-    records = _gathered(records_path)
+
+    def work(batch: Sequence[Row], missing: Sequence[Row]) -> list[Record]:
+        asked = missing if seed is None else batch
+        batch_seed = None if seed is None else zlib.crc32(f"{seed}/{batch[0].id}".encode())
+        completions = complete([row.problem.question for row in asked], batch_seed)
+        found = dict(zip((row.id for row in asked), completions, strict=True))
+        scores = score([(row.problem.answer, found[row.id]["completion"]) for row in missing])
+        return [{**row.record(), **found[row.id], **scored} for row, scored in zip(missing, scores, strict=True)]
+
     rows = [Row(problem, sample, samples) for problem in problems for sample in range(samples)]
-    # Longest first: batches hold prompts of like length, and memory runs out at once or never.
-    by_length = sorted(rows, key=lambda row: -len(row.problem.question))
-    size = min(batch_size, -(-len(rows) // state.num_processes))
-    batches = [by_length[start : start + size] for start in range(0, len(rows), size)]
-    mine = batches[state.process_index :: state.num_processes]
-    done = records.done.keys()
-    shard = RecordFile(shard_path(records_path, state.process_index)) if state.num_processes > 1 else records
-    with tqdm(total=sum(map(len, mine)), desc=name, unit="row", disable=not state.is_main_process) as progress:
-        for batch in mine:
-            missing = [row for row in batch if row.id not in done]
-            if missing:
-                asked = missing if seed is None else batch
-                batch_seed = None if seed is None else zlib.crc32(f"{seed}/{batch[0].id}".encode())
-                completions = complete([row.problem.question for row in asked], batch_seed)
-                found = dict(zip((row.id for row in asked), completions, strict=True))
-                scores = score([(row.problem.answer, found[row.id]["completion"]) for row in missing])
-                shard.append(
-                    {**row.record(), **found[row.id], **scored} for row, scored in zip(missing, scores, strict=True)
-                )
-            progress.update(len(batch))
-    state.wait_for_everyone()
-    records = _gathered(records_path)
-    return [records.done[row.id] for row in rows]
+    return record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, batch_size)
 
 
 @dataclass(frozen=True)
@@ -117,15 +96,6 @@ class Row:
             "gold": problem.answer,
             "metadata": dict(problem.metadata),
         }
-
-
-def _gathered(path: Path) -> RecordFile:
-    """The records of all processes."""
-    state = process_state()
-    if state.is_main_process:
-        gather_shards(path)
-    state.wait_for_everyone()
-    return RecordFile(path)
 
 
 def is_numeric(dataset: str, problems: Sequence[Problem]) -> bool:

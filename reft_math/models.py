@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.data.templates import PromptTemplate
@@ -28,18 +29,24 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
-def load_model(name: str, revision: str | None = None, dtype: Dtype = "auto") -> PreTrainedModel:
+def load_model(
+    name: str, revision: str | None = None, dtype: Dtype = "auto", random_seed: int | None = None
+) -> PreTrainedModel:
     """The model, frozen use in mind: in evaluation mode, on this process's device.
 
     Args:
         name: Hub id, folder, or ``arithmetic`` for the embedded model.
         revision: Branch, tag or commit on the hub.
         dtype: Of the weights; ``auto`` is the checkpoint's own.
+        random_seed: Draws weights anew, by the model's own initialisation; None for the checkpoint's.
 
     Raises:
         UserError: No such model within reach.
     """
     model = _from_pretrained(AutoModelForCausalLM, name, revision, dtype=dtype)
+    if random_seed is not None:
+        torch.manual_seed(random_seed)
+        model = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
     model = model.eval().to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
     return model

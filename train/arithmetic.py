@@ -38,7 +38,7 @@ def main(options: PretrainingOptions) -> None:
     from reft_math.arithmetic.pretraining import PretrainingDataset, build_model, pad_right
     from reft_math.arithmetic.tokenizer import build_tokenizer
     from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, write_json
-    from reft_math.training.job import last_checkpoint
+    from reft_math.training.arguments import last_checkpoint
 
     folder = claim_output_dir(options)
     tokenizer = build_tokenizer()

@@ -47,6 +47,7 @@ def main(options: LoraOptions) -> None:
     from reft_math.errors import UserError
     from reft_math.processes import claim, part_ways
     from reft_math.training import job as jobs
+    from reft_math.training.arguments import save_once
 
     options = jobs.resolve(options)
     job = jobs.prepare(options)
@@ -71,7 +72,7 @@ def main(options: LoraOptions) -> None:
         collator = PrefixCollator(int(job.tokenizer.pad_token_id), positions=None)
         trainer = jobs.train(job, model, dataset, collator, control=None)
         if trainer.is_world_process_zero():
-            jobs.save_once(adapter, model.save_pretrained)
+            save_once(adapter, model.save_pretrained)
 
     def base(inputs, **settings):  # type: ignore[no-untyped-def]
         with model.disable_adapter():

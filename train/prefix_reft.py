@@ -95,6 +95,7 @@ def main(options: PrefixReftOptions) -> None:
     from reft_math.processes import claim, part_ways, process_state
     from reft_math.regression.grid import number_tokens
     from reft_math.training import job as jobs
+    from reft_math.training.arguments import save_once
     from reft_math.training.norm_control import make_controller, tracking_error
     from reft_math.training.trainer import NormControl, NumberLoss
 
@@ -139,7 +140,7 @@ def main(options: PrefixReftOptions) -> None:
         collator = PrefixCollator(int(job.tokenizer.pad_token_id), options.positions)
         trainer = jobs.train(job, model, dataset, collator, control, number_loss)
         if trainer.is_world_process_zero():
-            jobs.save_once(adapter, trainer.save_model)
+            save_once(adapter, trainer.save_model)
 
     model.eval()
     calibration = None

@@ -7,14 +7,39 @@ import io
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from reft_math.data import original1, stsb
+from reft_math.data import amazon, movielens, original1, stsb
 from reft_math.data.rows import Row, Split, file_rows, hub_rows
 from reft_math.errors import UserError
 
-NAMES = (stsb.NAME, original1.NAME)
+NAMES = (stsb.NAME, original1.NAME, *amazon.FILES, movielens.NAME)
 VALIDATION_SIZE = 500  # rows of one's own file, at most a fifth of them
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where a set's targets lie, and the grids that suit them.
+
+    Attributes:
+        bounds: The least and the greatest target there can be.
+        grid: A coarse one: one digit a number.
+        fine_grid: One as fine as the targets, or about; what cross-entropy, which knows no number between two, needs.
+    """
+
+    bounds: tuple[float, float]
+    grid: str
+    fine_grid: str
+
+
+_STARS = Scale((1, 5), "1:5:1", "1:5:1")
+SCALES = {
+    stsb.NAME: Scale((0, 5), "1:5:1", "0:5:0.1"),
+    original1.NAME: Scale((0, 9), "0:9:1", "0:9:0.01"),
+    **dict.fromkeys((*amazon.FILES, movielens.NAME), _STARS),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +60,7 @@ class RegressionRow:
 def load_regression(
     name: str, split: Split, data_dir: str | None = None, limit: int | None = None, seed: int = 0
 ) -> list[RegressionRow]:
-    """The rows of a data set's split, in the source's order.
+    """The rows of a data set's split, in the source's order or, where they are drawn (amazon, movielens), in that.
 
     One's own file has the columns (of a ``.csv`` file with a first line of names) or fields (of a ``.jsonl`` file)
     ``text`` and ``target``, and ``id`` where rows have names of their own. It has no test split: ``validation`` is a
@@ -44,9 +69,10 @@ def load_regression(
     Args:
         name: One of `NAMES`, or the path of a ``.csv`` or ``.jsonl`` file.
         split: Which split.
-        data_dir: The folder that holds ``stsb/train.csv`` and so on; without one the Hugging Face hub is asked.
+        data_dir: The folder that holds ``stsb/train.csv`` and so on; without one the Hugging Face hub is asked for
+            stsb and the publisher for movielens. Amazon's reviews are only read from it.
         limit: Only the first so many rows.
-        seed: Draws original1's training rows, and the validation sample of one's own file.
+        seed: Draws original1's training rows, and the validation sample of one's own file; nothing else.
 
     Raises:
         UserError: If the name is unknown, the set has no such split, the limit is no count, the rows cannot be had or
@@ -59,12 +85,47 @@ def load_regression(
         return _original1_rows(split, data_dir, seed)[:limit]
     if name == stsb.NAME:
         return _stsb_rows(split, data_dir)[:limit]
+    if name in amazon.FILES:
+        return _amazon_rows(name, split, data_dir)[:limit]
+    if name == movielens.NAME:
+        return _movielens_rows(split, data_dir, limit)
     rest, sample = _carve(_own_rows(Path(name)), seed)
     if split == "validation" and not sample:
         raise UserError(
             f'the validation split of "{name}" is a fifth of its rows: it needs at least 5, got {len(rest)}'
         )
     return (rest if split == "train" else sample)[:limit]
+
+
+@dataclass(frozen=True)
+class RegressionSplits:
+    """Rows to train on, to choose a step by, and to report on."""
+
+    train: list[RegressionRow]
+    validation: list[RegressionRow]
+    test: list[RegressionRow]
+
+
+def load_splits(name: str, data_dir: str | None = None, seed: int = 0) -> RegressionSplits:
+    """All rows of a data set, as training needs them.
+
+    Of one's own file ``test`` is its validation sample, the one `load_regression` names, and ``validation`` is a sample
+    of the rest: nothing is chosen on what is reported.
+
+    Args:
+        name, data_dir: As for `load_regression`.
+        seed: Draws original1's training rows; nothing else.
+
+    Raises:
+        UserError: As `load_regression`, or if the file is too small.
+    """
+    if name in NAMES:
+        load = partial(load_regression, name, data_dir=data_dir)
+        return RegressionSplits(load("train", seed=seed), load("validation"), load("test"))
+    train, validation = _carve(load_regression(name, "train", data_dir), seed=1)
+    if not validation:
+        raise UserError(f'"{name}" must have rows to train on, to choose by and to report on: at least 7 in all')
+    return RegressionSplits(train, validation, load_regression(name, "validation", data_dir))
 
 
 def _check_split(name: str, split: Split) -> None:
@@ -94,6 +155,16 @@ def _stsb_rows(split: Split, data_dir: str | None) -> list[RegressionRow]:
     else:
         rows = _csv_rows(Path(data_dir) / stsb.NAME / stsb.FILES[split], stsb.COLUMNS)
     return [RegressionRow(f"{stsb.NAME}/{split}/{row.index}", *stsb.parse(row)) for row in rows]
+
+
+def _amazon_rows(name: str, split: Split, data_dir: str | None) -> list[RegressionRow]:
+    rows = amazon.rows(name, split, data_dir)
+    return [RegressionRow(f"{name}/{split}/{row.text(amazon.ID)}", *amazon.parse(row)) for row in rows]
+
+
+def _movielens_rows(split: Split, data_dir: str | None, limit: int | None) -> list[RegressionRow]:
+    examples = islice(movielens.examples(split, data_dir), limit)  # train has 800,000 texts, not to be made for a few
+    return [RegressionRow(f"{movielens.NAME}/{split}/{key}", text, target) for key, text, target in examples]
 
 
 def _own_rows(path: Path) -> list[RegressionRow]:

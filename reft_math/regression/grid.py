@@ -117,6 +117,20 @@ def number_texts(numbers: Iterable[Number]) -> dict[Decimal, str]:
     return {number: f"{number:.{places}f}" for number in decimals}
 
 
+def parse_numbers(text: str) -> list[Decimal]:
+    """A grid's numbers as one writes them: ``lower:upper:resolution`` (``0:5:0.1``), or a list (``1,9``).
+
+    Raises:
+        UserError: The text is neither, or the steps do not lead from one bound to the other.
+    """
+    if ":" not in text:
+        return list(map(_decimal, text.split(",")))
+    bounds = text.split(":")
+    if len(bounds) != 3:
+        raise UserError(f"a grid is written as lower:upper:resolution, such as 0:5:0.1, or as a list; got {text!r}")
+    return evenly_spaced(*bounds)
+
+
 def make_grid(
     tokenizer: PreTrainedTokenizerBase,
     texts: Mapping[AnyNumber, str],

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from reft_math.arithmetic.problems import OPENERS
 from reft_math.calibration import KL_GATES, evaluate_gates
@@ -31,6 +30,7 @@ from reft_math.evaluation import (
     summarise,
 )
 from reft_math.models import end_token_ids, load_model, load_tokenizer
+from reft_math.training.arguments import last_checkpoint, training_arguments
 from reft_math.training.options import TrainingOptions
 from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
 
@@ -99,7 +99,7 @@ def train(
     checkpoints = Path(job.options.output_dir) / "checkpoints"
     trainer = PrefixTrainer(
         model=model,
-        args=_training_arguments(job.options, checkpoints),
+        args=training_arguments(job.options, checkpoints, save_steps=job.options.save_steps),
         train_dataset=dataset,
         data_collator=collator,
         norm_control=control,
@@ -107,45 +107,6 @@ def train(
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
     return trainer
-
-
-def _training_arguments(options: TrainingOptions, folder: Path) -> TrainingArguments:
-    assert options.learning_rate is not None  # resolved
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=options.epochs,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=options.warmup_ratio,
-        # Decay would pull RED's scales to 0 and its biases off the held norm.
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.accumulation,
-        bf16=options.mixed_precision == "bf16",
-        fp16=options.mixed_precision == "fp16",
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=options.seed,
-        save_steps=options.save_steps,
-        save_total_limit=2,
-        logging_steps=20,
-        report_to=options.report_to,
-        remove_unused_columns=False,
-        # Renamed in transformers 5.23, which warns of the old name: passed only where asked for.
-        **({"gradient_checkpointing": True} if options.gradient_checkpointing else {}),
-    )
-    # One process, one device: the trainer would spread a single process over all visible GPUs by DataParallel, whose
-    # replicas the hooks do not follow. Several GPUs are torchrun's.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint: the trainer writes ``trainer_state.json`` last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)
 
 
 def decoding(job: Job) -> Decoding:
@@ -220,10 +181,3 @@ def report(job: Job, evaluation: Mapping[str, Any], results: Mapping[str, Any]) 
     if options.model == "arithmetic":
         print("The embedded model's figures say that the machinery works; they say nothing of a large language model.")
     print(f"results: {path}")
-
-
-def save_once(folder: Path, save: Callable[[Path], None]) -> None:
-    """Saves into ``folder`` whole or not at all: its presence says that training is done."""
-    partial = folder.with_name(folder.name + ".partial")
-    save(partial)
-    partial.rename(folder)

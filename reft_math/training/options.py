@@ -11,10 +11,10 @@ from reft_math.errors import UserError, require
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """Model, data, optimisation and evaluation.
+class FittingOptions:
+    """Model, optimisation and output folder, for whatever is trained.
 
-    Where a default depends on the data set, the field is None and `resolved` fills it in; the resolved value is what
+    Where a default depends on other settings, the field is None and the command fills it in; the resolved value is what
     runs and what is written beside the results.
     """
 
@@ -25,23 +25,14 @@ class TrainingOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."}
     )
-    dataset: str = field(
-        default="arithmetic",
-        metadata={"help": "arithmetic, gsm8k, math10k, or a .json/.jsonl file of one's own."},
-    )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
-    )
-    noise: float | None = field(
-        default=None,
-        metadata={"help": "Share of arithmetic's training solutions with one wrong step (0.5); for no other set."},
     )
     template: str = field(
         default="auto",
         metadata={"help": "Prompt: chat, plain, either with -step-by-step or -boxed; auto is chat if there is one."},
     )
     train_size: int | None = field(default=None, metadata={"help": "Training problems at most (all; arithmetic 2048)."})
-    eval_size: int = field(default=500, metadata={"help": "Held-out test problems at most."})
 
     epochs: float = field(default=3.0, metadata={"help": "Passes over the training problems."})
     learning_rate: float | None = field(
@@ -60,16 +51,8 @@ class TrainingOptions:
         default=0,
         metadata={"help": "Draws the data's order, arithmetic's problems and noise, LoReFT's start."},
     )
-    save_steps: int = field(default=200, metadata={"help": "Optimiser steps between checkpoints."})
     report_to: Literal["none", "tensorboard", "wandb"] = field(
         default="none", metadata={"help": "Where training curves go."}
-    )
-
-    eval_batch_size: int | None = field(
-        default=None, metadata={"help": "Problems a batch in evaluation (16; arithmetic 100)."}
-    )
-    max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Longest completion (512; arithmetic 80, math500 1024)."}
     )
 
     output_dir: str = field(default="results/run", metadata={"help": "Everything the run writes goes here."})
@@ -77,24 +60,43 @@ class TrainingOptions:
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
 
     def __post_init__(self) -> None:
-        for name in (
-            "train_size",
-            "eval_size",
-            "batch_size",
-            "accumulation",
-            "save_steps",
-            "eval_batch_size",
-            "max_new_tokens",
-        ):
+        for name in ("train_size", "batch_size", "accumulation"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
         for name in ("epochs", "learning_rate"):
             require(self, name, lambda value: value is None or 0 < value < math.inf, "positive")
-        require(self, "noise", lambda value: value is None or 0 <= value <= 1, "in [0, 1]")
         require(self, "warmup_ratio", lambda value: 0 <= value < 1, "in [0, 1)")
-        if self.noise is not None and self.dataset != "arithmetic":
-            raise UserError(f"--noise is put into arithmetic's solutions only; leave it out for {self.dataset}")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise UserError(
                 f"--report-to {self.report_to} needs the package {self.report_to}, which is not installed:"
                 f" uv sync --extra {self.report_to}"
             )
+
+
+@dataclass(frozen=True)
+class TrainingOptions(FittingOptions):
+    """What `FittingOptions` has, problems, and their evaluation."""
+
+    dataset: str = field(
+        default="arithmetic",
+        metadata={"help": "arithmetic, gsm8k, math10k, or a .json/.jsonl file of one's own."},
+    )
+    noise: float | None = field(
+        default=None,
+        metadata={"help": "Share of arithmetic's training solutions with one wrong step (0.5); for no other set."},
+    )
+    save_steps: int = field(default=200, metadata={"help": "Optimiser steps between checkpoints."})
+    eval_size: int = field(default=500, metadata={"help": "Held-out test problems at most."})
+    eval_batch_size: int | None = field(
+        default=None, metadata={"help": "Problems a batch in evaluation (16; arithmetic 100)."}
+    )
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest completion (512; arithmetic 80, math500 1024)."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("eval_size", "save_steps", "eval_batch_size", "max_new_tokens"):
+            require(self, name, lambda value: value is None or value >= 1, "at least 1")
+        require(self, "noise", lambda value: value is None or 0 <= value <= 1, "in [0, 1]")
+        if self.noise is not None and self.dataset != "arithmetic":
+            raise UserError(f"--noise is put into arithmetic's solutions only; leave it out for {self.dataset}")

@@ -119,16 +119,32 @@ class NumberLoss:
     values: torch.Tensor
 
 
-class PrefixTrainer(Trainer):
-    """``L = w_t · mean_i CE_i + λ · mean_i N_i + penalty``, means over all sequences of an optimiser step.
+class RowTrainer(Trainer):
+    """A trainer whose loss is a mean over the rows of an optimiser step.
 
-    A step's sequences are counted over its accumulated batches and all processes, so any split of a batch gives the
-    same gradient. (Over several processes accelerate fills the epoch's last batch up with rows seen before.) Without
-    ``norm_control`` it trains any causal language model on the same batches.
+    The rows of all its accumulated batches and processes are counted, so any split of a batch gives the same gradient.
+    (Over several processes accelerate fills the epoch's last batch up with rows seen before.)
     """
 
-    # Losses are divided by the number of sequences of the whole step already.
+    # Losses are divided by the number of rows of the whole step already.
     loss_is_scaled_for_ga = True
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        num_rows = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
+        return batches, self.accelerator.gather(num_rows).sum()
+
+    def share(self, num_rows: torch.Tensor | int) -> torch.Tensor | float:
+        """A row's weight: gradients are averaged over processes, each of which holds its own share of the rows."""
+        share: torch.Tensor | float = self.accelerator.num_processes / num_rows
+        return share
+
+
+class PrefixTrainer(RowTrainer):
+    """``L = w_t · mean_i CE_i + λ · mean_i N_i + penalty``, means over all sequences of an optimiser step.
+
+    Without ``norm_control`` it trains any causal language model on the same batches.
+    """
 
     def __init__(
         self,
@@ -142,11 +158,6 @@ class PrefixTrainer(Trainer):
         if norm_control is not None:
             self.add_callback(norm_control)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        num_sequences = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
-        return batches, self.accelerator.gather(num_sequences).sum()
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -158,8 +169,7 @@ class PrefixTrainer(Trainer):
         outputs = model(**inputs, logits_to_keep=targets.shape[1], use_cache=False)
         losses = sequence_cross_entropy(outputs.logits, targets)
         assert num_items_in_batch is not None  # get_batch_samples
-        # Gradients are averaged over processes, each of which holds its own share of the sequences.
-        share = self.accelerator.num_processes / num_items_in_batch
+        share = self.share(num_items_in_batch)
         loss = losses.sum() * share
         if self.norm_control is not None:
             loss = self._controlled(loss)

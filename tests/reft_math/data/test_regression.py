@@ -225,9 +225,9 @@ def test_the_row_that_has_an_id_already_is_named_too(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    assert 'unknown data set "stsc": expected one of stsb, original1, or the path of a .csv or .jsonl' in message_of(
-        "stsc"
-    )
+    known = "stsb, original1, amazon:wireless, amazon:personal_care, amazon:music, movielens"
+    for name in ("stsc", "amazon:books", "amazon"):
+        assert f'unknown data set "{name}": expected one of {known}, or the path of a .csv' in message_of(name)
 
 
 def test_a_split_that_a_set_lacks_is_an_error_before_anything_is_read() -> None:

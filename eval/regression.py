@@ -1,0 +1,104 @@
+"""Evaluate a model as a regressor: every predictor's RMSE and correlations, with bootstrap intervals.
+
+    uv run eval/regression.py --regressor results/raft/regressor --data original1 --output-dir results/regression
+    uv run eval/regression.py --model google/gemma-2-2b-it --data stsb --samples 32    # zero-shot
+
+With ``--regressor`` its base is evaluated beside it, over the same grid, so that the table shows what training changed:
+the errors, and the entropy of the grid's probabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from reft_math.command import run
+from reft_math.errors import UserError, require
+
+
+@dataclass(frozen=True)
+class RegressionEvaluationOptions:
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    regressor: str | None = field(default=None, metadata={"help": "What train/raft.py saved: folder or hub id."})
+    base: bool = field(default=True, metadata={"help": "Evaluate the regressor's base as well."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "A base on its own: hub id, folder, or arithmetic (arithmetic)."},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of either on the hub."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."}
+    )
+    grid: str | None = field(
+        default=None, metadata={"help": "A base's numbers, as in train/raft.py (the data set's own, coarse)."}
+    )
+    template: str | None = field(default=None, metadata={"help": "A base's prompt, as in train/raft.py (auto)."})
+    data: str = field(default="original1", metadata={"help": "As in train/raft.py."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with the data's files instead of the hub."})
+    split: Literal["validation", "test"] = field(default="test", metadata={"help": "Which rows."})
+    limit: int | None = field(default=None, metadata={"help": "Rows at most (all)."})
+    batch_size: int = field(default=32, metadata={"help": "Rows a batch."})
+    samples: int = field(default=0, metadata={"help": "Answers drawn a row for RAIL by samples; the paper draws 32."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
+    default: float = field(default=0.0, metadata={"help": "What an answer that is no number counts as."})
+    seed: int = field(default=0, metadata={"help": "Of the samples."})
+    output_dir: str = field(default="results/regression", metadata={"help": "Records and results go here."})
+    resume: bool = field(default=False, metadata={"help": "Go on where a stopped run left off."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_size"):
+            require(self, name, lambda value: value is None or value >= 1, "at least 1")
+        require(self, "samples", lambda value: value >= 0, "0 or more")
+        require(self, "temperature", lambda value: value > 0, "positive")
+        given = [name for name in ("model", "grid", "template") if getattr(self, name) is not None]
+        if self.regressor is not None and given:
+            raise UserError(f"--{given[0]} is for a base on its own; the regressor has one: leave one of the two out")
+
+
+def main(options: RegressionEvaluationOptions) -> None:
+    import dataclasses
+
+    from interventions.regression import load_base, load_regressor
+    from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
+    from reft_math.data.regression import load_splits
+    from reft_math.processes import claim, part_ways
+    from reft_math.regressor.config import RegressorConfig
+    from reft_math.regressor.evaluation import COLUMNS, Writing, evaluate_regressor, summarise, table_rows
+    from reft_math.training.regression_job import default_grid
+
+    rows = getattr(load_splits(options.data, options.data_dir), options.split)[: options.limit]
+    if options.regressor is None:
+        config = RegressorConfig(
+            grid=options.grid or default_grid(options.data),
+            template=options.template or "auto",
+            base_model=options.model or "arithmetic",
+            base_revision=options.revision,
+        )
+        name, regressor = "base", load_base(config, options.dtype)
+    else:
+        name, regressor = "tuned", load_regressor(options.regressor, options.revision, options.dtype)
+    config = regressor.regressor_config
+    folder = claim(options)
+    writing = Writing(options.samples, options.temperature, options.default, options.seed)
+    evaluation = {}
+    while True:
+        path = folder / "records" / f"{name}.jsonl"
+        evaluation[name] = summarise(evaluate_regressor(regressor, rows, path, name, options.batch_size, writing))
+        if name == "base" or not options.base:
+            break
+        del regressor  # two whole models may not fit
+        name, regressor = "base", load_base(config, options.dtype)
+    if not part_ways():
+        return
+    results = {"regressor": dataclasses.asdict(config), "predictor": config.predictor, "evaluation": evaluation}
+    write_json(folder / RESULTS_NAME, {**provenance(options), **results})
+    marked = "" if options.regressor is None else f"tuned/{config.predictor}"
+    title = f"{options.data}, {len(rows)} {options.split} rows" + ("; * is what was trained" if marked else "")
+    print_table(title, COLUMNS, table_rows(evaluation, marked))
+    print(f"results: {folder / RESULTS_NAME}")
+
+
+if __name__ == "__main__":
+    run(main, RegressionEvaluationOptions, __doc__)

@@ -1,0 +1,115 @@
+"""Regressors with something to train in them: interventions, LoRA, or the whole model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from interventions.checkpoint import fetch
+from interventions.config import PrefixReftConfig
+from interventions.model import PrefixReftModel, get_prefix_reft_model
+from reft_math.models import Dtype, load_model, load_tokenizer
+from reft_math.regressor.config import CONFIG_NAME, RegressorConfig
+from reft_math.regressor.model import ADAPTER_FOLDER, MODEL_FOLDER, Intervening, Regressor, make_template
+
+DEFAULT_SITES = {"red": "ffn_up", "loreft": "block"}
+DEFAULT_LORA_RANK = 8
+
+
+def make_regressor(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: RegressorConfig,
+    site: str | None = None,
+    layers: str = "all",
+    rank: int | None = None,
+) -> Regressor:
+    """A regressor whose ``config.tune`` is trainable and nothing else but its head.
+
+    Args:
+        model: The base; changed in place.
+        tokenizer: The base's; changed in place where tokens are added.
+        config: How outputs become numbers.
+        site, layers: Where RED and LoReFT act.
+        rank: LoReFT's or LoRA's (4, 8).
+
+    Raises:
+        UserError: The grid or the tuning does not fit the model.
+    """
+    template = make_template(config, tokenizer)
+    grid = config.make_grid(model, tokenizer, template)
+    model.requires_grad_(config.tune == "full")
+    adapter: nn.Module | None = None
+    if config.tune == "red" or config.tune == "loreft":
+        reft_config = PrefixReftConfig(
+            intervention=config.tune,
+            site=site or DEFAULT_SITES[config.tune],
+            layers=layers,
+            rank=rank,
+            base_model=config.base_model,
+            base_revision=config.base_revision,
+            template=config.template,
+            versions=config.versions,
+        )
+        adapter = get_prefix_reft_model(model, reft_config)
+    elif config.tune == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        rank = rank or DEFAULT_LORA_RANK
+        adapter = get_peft_model(
+            model, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        )
+    return Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
+
+
+def load_regressor(source: str | Path, revision: str | None = None, dtype: Dtype = "auto") -> Regressor:
+    """A regressor saved by its ``save_pretrained``, in evaluation mode.
+
+    Args:
+        source: Folder or hub id.
+        revision: Branch, tag or commit on the hub.
+        dtype: Of the base's weights.
+
+    Raises:
+        UserError: No regressor there, its base cannot be had, or the two do not fit.
+    """
+    folder = fetch(source, revision, CONFIG_NAME)
+    config = RegressorConfig.from_pretrained(folder)
+    is_whole = config.tune == "full"
+    base = str(folder / MODEL_FOLDER) if is_whole else str(config.base_model)
+    base_revision = None if is_whole else config.base_revision
+    tokenizer = load_tokenizer(base, base_revision)
+    model = load_model(base, base_revision, dtype, None if is_whole else config.random_seed)
+    template = make_template(config, tokenizer)
+    grid = config.make_grid(model, tokenizer, template)
+    adapter: nn.Module | None = None
+    if config.tune in ("red", "loreft"):
+        adapter = PrefixReftModel.from_pretrained(folder / ADAPTER_FOLDER, model)
+    elif config.tune == "lora":
+        from peft import PeftModel
+
+        adapter = PeftModel.from_pretrained(model, str(folder / ADAPTER_FOLDER))
+    regressor = Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
+    regressor.load_head(folder)
+    return regressor.eval()
+
+
+def load_base(config: RegressorConfig, dtype: Dtype = "auto") -> Regressor:
+    """The base of a regressor with nothing trained, over the same grid, in evaluation mode.
+
+    Raises:
+        UserError: The base cannot be had, or the grid does not fit it.
+    """
+    base = str(config.base_model)
+    tokenizer = load_tokenizer(base, config.base_revision)
+    model = load_model(base, config.base_revision, dtype, config.random_seed)
+    loss = "raft" if config.head is not None else config.loss
+    return make_regressor(model, tokenizer, replace(config, tune="none", loss=loss)).eval()
+
+
+def _intervening(adapter: nn.Module | None) -> Intervening | None:
+    """LoRA lives in the model's own layers; interventions act within a context."""
+    return adapter.decoding if isinstance(adapter, PrefixReftModel) else None

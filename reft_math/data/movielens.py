@@ -1,0 +1,157 @@
+"""MovieLens-1M: the stars a user gives a movie, from the user's ratings before it (Harper and Konstan 2015).
+
+1,000,209 ratings of 1 to 5 whole stars by 6,040 users, https://grouplens.org/datasets/movielens/1m/. The task is the
+RAFT paper's (Lukasik et al.), after Luo et al. 2024 (arXiv:2401.13870), who give a model the user's ratings as titles
+with stars, then the candidate's title.
+
+Known of the splits: the paper has 797,758 / 10,145 / 10,145 rows and does not say how they are made. They are not those
+of Luo et al., who hold out each user's last two ratings (6,040 each). 797,758 is what others report for the first 80 %
+of each user's ratings (and 99,692 / 102,759 for the next and the last 10 %); where 10,145 comes from is not known.
+
+Decided here: of a user's n ratings by time, the first ⌊0.8n⌋ are train's, validation's are drawn from those up to
+⌊0.9n⌋ and test's from the rest: 10,145 each. A row's history is the 10 ratings before it, whatever split they are in; a
+user's first rating stays in train, its history empty. Ratings of one second are taken in the file's order. Rows come in
+an order drawn once for all, so that the first few are of many users; no seed moves them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from reft_math.data.rows import Split
+from reft_math.errors import UserError
+
+NAME = "movielens"
+URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
+HELD_OUT = 10_145  # rows of validation, and of test
+HISTORY = 10
+STARS = ("1", "2", "3", "4", "5")
+
+PROMPT = (
+    "How many stars, from 1 (worst) to 5 (best), will this viewer give the next movie? "
+    "Answer with the number alone.\nRated before, the latest last:\n{history}\nNext movie: {title}"
+)
+
+
+class Rating(NamedTuple):
+    """A user's rating of a movie, and the line of the file it is on."""
+
+    time: int
+    movie: str
+    stars: str
+    line: int
+
+
+def examples(split: Split, data_dir: str | None) -> Iterator[tuple[str, str, float]]:
+    """Each row's key (``"user-movie"``), text and target; a text is made when it is asked for.
+
+    Raises:
+        UserError: If the files cannot be had, a line is malformed, or too few ratings are there for the split.
+    """
+    folder = _folder(data_dir)
+    titles = _titles(folder / "movies.dat")
+    users = _users(folder / "ratings.dat", titles)
+    pool = [(user, place) for user, ratings in users.items() for place in _places(split, len(ratings))]
+    size = len(pool) if split == "train" else HELD_OUT
+    if len(pool) < size:
+        raise UserError(
+            f"{folder / 'ratings.dat'}: {split} is {size} of the ratings held out, but only {len(pool)} are: "
+            "is the file MovieLens-1M's, all of it?"
+        )
+    for user, place in random.Random(f"{NAME}/{split}").sample(pool, size):
+        rating = users[user][place]
+        history = users[user][max(0, place - HISTORY) : place]
+        yield f"{user}-{rating.movie}", _text(titles, history, rating), float(rating.stars)
+
+
+def _places(split: Split, count: int) -> range:
+    """Which of a user's ``count`` ratings, by time, a split has or is drawn from."""
+    starts = {"train": 0, "validation": 8 * count // 10, "test": 9 * count // 10}
+    ends = {"train": starts["validation"], "validation": starts["test"], "test": count}
+    return range(starts[split], ends[split])
+
+
+def _text(titles: dict[str, str], history: Sequence[Rating], rating: Rating) -> str:
+    lines = [f"{titles[before.movie]}: {before.stars}" for before in history]
+    return PROMPT.format(history="\n".join(lines) or "(nothing yet)", title=titles[rating.movie])
+
+
+def _folder(data_dir: str | None) -> Path:
+    """Where the files are: in ``movielens``, in ``movielens/ml-1m`` or, without a data folder, where they are put."""
+    folder = _downloaded() if data_dir is None else Path(data_dir) / NAME
+    return folder / "ml-1m" if (folder / "ml-1m").is_dir() else folder
+
+
+def _downloaded() -> Path:
+    import datasets  # it takes a second that users of local files need not wait
+
+    try:
+        return Path(datasets.DownloadManager().download_and_extract(URL))
+    except Exception as error:  # the client's failures share no class of their own, and nothing else runs here
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"cannot download {URL}: {reason}; check the network, or unpack the archive in DIR/{NAME} and give "
+            "--data-dir DIR"
+        ) from error
+
+
+def _titles(path: Path) -> dict[str, str]:
+    titles: dict[str, str] = {}
+    for line, (movie, title, _) in _records(path, "MovieID::Title::Genres"):
+        if movie in titles:
+            raise UserError(f"{path}, line {line}: every movie needs an id of its own, got {movie!r} again")
+        if not title.strip():
+            raise UserError(f"{path}, line {line}: movie {movie} must have a title")
+        titles[movie] = title.strip()
+    return titles
+
+
+def _users(path: Path, titles: dict[str, str]) -> dict[str, list[Rating]]:
+    """Each user's ratings by time, the users in the file's order."""
+    users: dict[str, dict[str, Rating]] = {}
+    for line, (user, movie, stars, time) in _records(path, "UserID::MovieID::Rating::Timestamp"):
+        if not (user.isdecimal() and time.isdecimal()):
+            raise UserError(f"{path}, line {line}: user and time must be whole numbers, got {user!r} and {time!r}")
+        if movie not in titles:
+            raise UserError(f"{path}, line {line}: movie {movie!r} is not in movies.dat")
+        if stars not in STARS:
+            raise UserError(f"{path}, line {line}: the rating must be 1, 2, 3, 4 or 5, got {stars!r}")
+        ratings = users.setdefault(user, {})
+        if movie in ratings:  # its earlier stars would stand in the later one's history
+            raise UserError(
+                f"{path}, line {line}: user {user} rates movie {movie} again, after line {ratings[movie].line}"
+            )
+        ratings[movie] = Rating(int(time), movie, stars, line)
+    if not users:
+        raise UserError(f"{path} must hold at least one rating, but has none")
+    for user, ratings in users.items():
+        if len(ratings) == 1:
+            (only,) = ratings.values()
+            raise UserError(f"{path}, line {only.line}: user {user} has no other rating, so nothing to predict it from")
+    return {user: sorted(ratings.values(), key=lambda rating: rating.time) for user, ratings in users.items()}
+
+
+def _records(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
+    """Each line's number and its cells, blank lines skipped."""
+    count = len(columns.split("::"))
+    for number, line in enumerate(_decoded(path).split("\n"), start=1):
+        cells = line.rstrip("\r").split("::")
+        if len(cells) == count:
+            yield number, cells
+        elif line.strip():
+            raise UserError(f"{path}, line {number}: must be {columns} in Latin-1, got {len(cells)} cells")
+
+
+def _decoded(path: Path) -> str:
+    """The file's text: Latin-1, as published, unless a copy was saved as UTF-8, which Latin-1 would garble."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; it is one of the files in {URL}") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")

@@ -1,0 +1,261 @@
+"""A causal language model that predicts numbers, over a grid of token strings or by a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from reft_math.data.regression import RegressionRow
+from reft_math.data.templates import PromptTemplate, get_template
+from reft_math.errors import UserError
+from reft_math.regression import losses, predictors
+from reft_math.regression.grid import Grid
+from reft_math.regression.heads import Head, make_head
+from reft_math.regression.scores import NO_TOKEN, Reading, read, string_log_probs
+from reft_math.regressor.batches import RegressionCollator, encode_rows
+from reft_math.regressor.config import RegressorConfig
+
+HEAD_NAME = "head.safetensors"
+ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
+Intervening = Callable[[int], AbstractContextManager[None]]
+
+
+class Saved(Protocol):
+    """What is trained and saved apart from the base: an adapter."""
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None: ...
+
+
+class Regressor(nn.Module):
+    """``forward`` gives the loss of every row and the predictions that the loss is about.
+
+    Args:
+        model: The base, its own layers changed where an adapter lives in them.
+        tokenizer: The model's, with the grid's tokens.
+        template: Makes prompts of texts.
+        grid: From the config's `RegressorConfig.make_grid`.
+        config: How outputs become numbers.
+        adapter: What is trained and saved in place of the model; None for a model that is tuned whole, or not at all.
+        intervening: Given the prompts' length, a context in which forward passes of ``model`` are intervened on; for
+            adapters that act through hooks.
+
+    Attributes:
+        head: The head, if the loss is one's.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        template: PromptTemplate,
+        grid: Grid,
+        config: RegressorConfig,
+        adapter: nn.Module | None = None,
+        intervening: Intervening | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.grid, self.regressor_config, self.adapter = grid, config, adapter
+        self.intervening: Intervening = intervening or (lambda length: nullcontext())
+        self.head: Head | None = None
+        if config.head is not None:
+            embeddings = model.get_output_embeddings().weight
+            vocabulary, width = embeddings.shape
+            token = template.end_token_id(tokenizer)  # one that every tokenizer has, and no grid
+            self.head = make_head(config.head, grid, vocabulary, width, token).to(embeddings.device)
+        ended = [(*string, template.end_token_id(tokenizer)) for string in grid.token_ids]
+        longest = max(map(len, ended))
+        self._ended_strings = torch.tensor([[*ids, *[NO_TOKEN] * (longest - len(ids))] for ids in ended])
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, targets: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Loss and predictions of prompts with their targets.
+
+        In training, cross-entropy reads the target's string and no other, with the token that ends it; there are no
+        predictions then.
+
+        Args:
+            input_ids, attention_mask: ``(batch, L)``, padded on the left.
+            targets: ``y*``, ``(batch,)``, on the data's scale.
+
+        Returns:
+            ``loss``, ``(batch,)``, each row's, on the scale of the config's bounds; ``predictions``, ``(batch,)``, by
+            the config's predictor, on the data's scale.
+        """
+        if self.regressor_config.loss == "ce" and self.training:
+            return {"loss": self._string_cross_entropy(input_ids, attention_mask, targets)}
+        reading = self._read(input_ids, attention_mask)
+        with torch.autocast(reading.logits.device.type, enabled=False):
+            predictions = self._predictions(reading)[self.regressor_config.predictor]
+            return {"loss": self._loss(reading, self._scaled(targets)), "predictions": self._unscaled(predictions)}
+
+    def _string_cross_entropy(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        distances = (self._scaled(targets)[:, None] - self.grid.values.to(targets)).abs()
+        strings = self._ended_strings.to(targets.device)[distances.argmin(dim=1)]
+        strings = strings[:, (strings != NO_TOKEN).any(dim=0)]
+        with self.intervening(input_ids.shape[1]):
+            return -string_log_probs(
+                self.model, input_ids, attention_mask, strings, self.regressor_config.bidirectional
+            )
+
+    def _loss(self, reading: Reading, targets: torch.Tensor) -> torch.Tensor:
+        if self.head is not None:
+            return losses.squared_error(self.head(reading), targets, reduction="none")
+        assert reading.log_probs is not None
+        values = self.grid.values
+        if self.regressor_config.loss == "raft":
+            return losses.raft(reading.log_probs, values, targets, self.regressor_config.normalised, reduction="none")
+        if self.regressor_config.loss == "mbr":
+            return losses.mbr(reading.log_probs, values, targets, self.regressor_config.normalised, reduction="none")
+        if self.regressor_config.loss == "log":
+            return losses.log_loss(reading.log_probs[:, 0], targets, reduction="none")
+        return losses.string_cross_entropy(reading.log_probs, values, targets, reduction="none")
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """As the model's, or the adapter's, where that has to recompute under its interventions."""
+        owner: Any = self.model if self.adapter is None else self.adapter
+        settings = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if hasattr(owner, "activation_checkpointing_enable"):  # the method's name from transformers 5.23 on
+            owner.activation_checkpointing_enable(activation_checkpointing_kwargs=settings, **options)
+        else:
+            owner.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings, **options)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """`gradient_checkpointing_enable` under the name that transformers 5.23 and later call."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """By name; one that stands in two places under the first of its names."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    # --- predictions --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predictors(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every predictor's numbers, ``(batch,)`` each, on the data's scale, and the grid's ``entropy`` in nats.
+
+        Over a grid they are ``rail``, ``rail_normalised``, ``mode`` and ``median``, over one number ``rail`` alone; a
+        head has its own, ``head``.
+        """
+        reading = self._read(input_ids, attention_mask)
+        found = {name: self._unscaled(numbers) for name, numbers in self._predictions(reading).items()}
+        if reading.log_probs is not None:
+            found["entropy"] = predictors.entropy(reading.log_probs)
+        return found
+
+    @torch.no_grad()
+    def predict(self, texts: Sequence[str], batch_size: int = 16) -> list[float]:
+        """The number that belongs to each text, by the predictor that was trained."""
+        rows = [RegressionRow(str(index), text, 0.0) for index, text in enumerate(texts)]
+        encoded = encode_rows(rows, self.tokenizer, self.template)
+        collator = RegressionCollator(int(self.tokenizer.pad_token_id))
+        numbers = []
+        self.eval()
+        for start in tqdm(range(0, len(encoded), batch_size), desc="predict", disable=len(encoded) <= batch_size):
+            batch = collator(encoded[start : start + batch_size])
+            ids, mask = (batch[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+            numbers += self.predictors(ids, mask)[self.regressor_config.predictor].tolist()
+        return numbers
+
+    def _read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Reading:
+        grid = self.grid if self.head is None or self.head.needs_grid else None
+        hidden = self.head is not None and self.head.needs_hidden
+        with self.intervening(input_ids.shape[1]):
+            return read(self.model, input_ids, attention_mask, grid, self.regressor_config.bidirectional, hidden)
+
+    def _predictions(self, reading: Reading) -> dict[str, torch.Tensor]:
+        """On the loss's scale."""
+        if self.head is not None:
+            return {"head": self.head(reading)}
+        assert reading.log_probs is not None
+        log_probs, values = reading.log_probs, self.grid.values
+        rail = predictors.rail(log_probs, values)
+        if len(values) == 1:  # nothing to choose from
+            return {"rail": rail}
+        return {
+            "rail": rail,
+            "rail_normalised": predictors.rail(log_probs, values, normalised=True),
+            "mode": predictors.mode(log_probs, values),
+            "median": predictors.median(log_probs, values),
+        }
+
+    def _scaled(self, targets: torch.Tensor) -> torch.Tensor:
+        lower, upper = self.regressor_config.bounds or (0.0, 1.0)
+        return (targets - lower) / (upper - lower)
+
+    def _unscaled(self, predictions: torch.Tensor) -> torch.Tensor:
+        lower, upper = self.regressor_config.bounds or (0.0, 1.0)
+        return lower + (upper - lower) * predictions
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The least and the greatest number that averages over the grid can come to, on the data's scale."""
+        values = self.grid.values if self.regressor_config.normalised else torch.cat([self.grid.values, torch.zeros(1)])
+        lower, upper = self._unscaled(torch.stack([values.min(), values.max()])).tolist()
+        return lower, upper
+
+    # --- files --------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Writes the config, the head, and the adapter or, where it was tuned whole, the model with its tokenizer."""
+        folder = Path(folder)
+        self.regressor_config.save_pretrained(folder)
+        if self.head is not None:
+            tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.head.state_dict().items()}
+            save_file(tensors, folder / HEAD_NAME, metadata={"format": "pt"})
+        if self.adapter is not None:
+            self.adapter.save_pretrained(folder / ADAPTER_FOLDER)  # type: ignore[operator]
+        elif self.regressor_config.tune == "full":
+            self.model.save_pretrained(folder / MODEL_FOLDER)
+            self.tokenizer.save_pretrained(folder / MODEL_FOLDER)
+
+    def load_head(self, folder: str | Path) -> None:
+        """Reads the head's weights, if the config has a head.
+
+        Raises:
+            UserError: The file is missing or damaged, or its names or shapes are not the head's.
+        """
+        if self.head is None:
+            return
+        path = Path(folder) / HEAD_NAME
+        try:
+            self.head.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{path} does not hold the weights of head {self.regressor_config.head}: {reason}"
+            ) from None
+
+
+def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
+    """The config's prompt template.
+
+    Raises:
+        UserError: Its wording has changed since the regressor was trained.
+    """
+    name, _, version = config.template.partition("/")
+    template = get_template(name, tokenizer)
+    if version and str(template) != config.template:
+        raise UserError(
+            f"the regressor was trained with prompt template {config.template}, this version has {template};"
+            " use the version of reft-math that trained it"
+        )
+    return template

@@ -1,0 +1,58 @@
+"""What goes to `transformers.Trainer`, and what it left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from reft_math.training.options import FittingOptions
+
+
+def training_arguments(options: FittingOptions, folder: Path, **settings: Any) -> TrainingArguments:
+    """The options, one device a process, no weight decay; ``settings`` come on top."""
+    assert options.learning_rate is not None  # resolved
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup_ratio,
+        # Decay would pull RED's scales to 0 and its biases off the held norm.
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulation,
+        bf16=options.mixed_precision == "bf16",
+        fp16=options.mixed_precision == "fp16",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=options.seed,
+        save_total_limit=2,
+        logging_steps=20,
+        report_to=options.report_to,
+        remove_unused_columns=False,
+        # Renamed in transformers 5.23, which warns of the old name: passed only where asked for.
+        **({"gradient_checkpointing": True} if options.gradient_checkpointing else {}),
+        **{"lr_scheduler_type": "cosine", **settings},
+    )
+    # One process, one device: the trainer would spread a single process over all visible GPUs by DataParallel, whose
+    # replicas the hooks do not follow. Several GPUs are torchrun's.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint: the trainer writes ``trainer_state.json`` last."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
+
+
+def save_once(folder: Path, save: Callable[[Path], None]) -> None:
+    """Saves into ``folder`` whole or not at all: its presence says that training is done."""
+    partial = folder.with_name(folder.name + ".partial")
+    save(partial)
+    partial.rename(folder)

@@ -1,0 +1,172 @@
+"""What `train/raft.py` does around training: settings resolved, results written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from reft_math.command import RESULTS_NAME, print_table, provenance, versions, write_json
+from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits
+from reft_math.errors import UserError
+from reft_math.models import EMBEDDED_MODEL
+from reft_math.regression.metrics import rmse
+from reft_math.regressor.config import RegressorConfig
+from reft_math.regressor.evaluation import COLUMNS, table_rows
+from reft_math.regressor.model import Regressor
+from reft_math.training.regression import TRACE_NAME
+from reft_math.training.regression_options import RegressionOptions
+
+LEARNING_RATES = {"red": 2e-4, "loreft": 2e-4, "lora": 2e-4, "full": 1e-5}
+EMBEDDED_LEARNING_RATES = {"red": 5e-3, "loreft": 5e-3, "lora": 5e-3, "full": 1e-3}
+
+
+def resolve(options: RegressionOptions) -> RegressionOptions:
+    """Fills in the settings whose default depends on others.
+
+    Raises:
+        UserError: One's own data without a grid, or without bounds where they are needed.
+    """
+    rates = EMBEDDED_LEARNING_RATES if options.model == EMBEDDED_MODEL else LEARNING_RATES
+    scale = SCALES.get(options.data)
+    is_log = options.loss == "log"
+    scales_targets = options.scale_targets or is_log
+    grid, bounds = options.grid, options.bounds
+    if is_log:
+        if grid not in (None, "1"):
+            raise UserError(f"the log loss is that of one token, which stands for 1; got --grid {grid}: leave it out")
+        grid = "1"
+    elif grid is None:
+        grid = default_grid(options.data, is_fine=options.loss == "ce")
+    if not scales_targets and bounds is not None:
+        raise UserError(f"--bounds {bounds} is for scaled targets; pass --scale-targets too, or leave it out")
+    if scales_targets and bounds is None:
+        if scale is None:
+            raise UserError(
+                "rows of one's own are scaled by bounds of their own; pass --bounds, such as --bounds 0,100"
+            )
+        bounds = f"{scale.bounds[0]:g},{scale.bounds[1]:g}"
+    return replace(
+        options,
+        learning_rate=options.learning_rate or rates[options.tune],
+        grid=grid,
+        bounds=bounds,
+        scale_targets=scales_targets,
+    )
+
+
+def default_grid(data: str, is_fine: bool = False) -> str:
+    """The grid that suits a data set.
+
+    Raises:
+        UserError: One's own data.
+    """
+    if data not in SCALES:
+        raise UserError(
+            f"rows of one's own need a grid that reaches their targets; pass --grid for {data}, such as 1:5:1 or 0:100:10"
+        )
+    return SCALES[data].fine_grid if is_fine else SCALES[data].grid
+
+
+def regressor_config(options: RegressionOptions) -> RegressorConfig:
+    """The regressor that resolved options ask for."""
+    assert options.grid is not None  # resolved
+    return RegressorConfig(
+        loss=options.loss,
+        grid=options.grid,
+        texts=None if options.grid_texts is None else tuple(options.grid_texts.split(",")),
+        normalised=options.normalised,
+        bounds=None if options.bounds is None else _bounds(options.bounds),
+        bidirectional=options.bidirectional,
+        added_tokens=options.added_tokens,
+        tune=options.tune,
+        template=options.template,
+        base_model=options.model,
+        random_seed=options.seed if options.random_start else None,
+        versions=versions(),
+    )
+
+
+def _bounds(text: str) -> tuple[float, float]:
+    try:
+        lower, upper = map(float, text.split(","))
+    except ValueError:
+        raise UserError(f"--bounds takes two numbers, such as 0,5; got {text!r}") from None
+    return lower, upper
+
+
+def cut(splits: RegressionSplits, options: RegressionOptions) -> RegressionSplits:
+    """The first rows of each split, as many as are asked for."""
+    return RegressionSplits(
+        splits.train[: options.train_size],
+        splits.validation[: options.validation_size],
+        splits.test[: options.test_size],
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Python's, numpy's and torch's random states."""
+    set_seed(seed)
+
+
+def check_reach(regressor: Regressor, rows: Sequence[RegressionRow]) -> None:
+    """Warns of targets that no probabilities over the grid can be averaged to."""
+    if regressor.head is not None:
+        return
+    lower, upper = regressor.reach
+    outside = [row.target for row in rows if not lower <= row.target <= upper]
+    if outside:
+        warnings.warn(
+            f"{len(outside)} of {len(rows)} training targets (from {min(outside):g} to {max(outside):g}) lie outside"
+            f" {lower:g} to {upper:g}, which is all that the grid's predictor can reach",
+            stacklevel=2,
+        )
+
+
+def report(
+    options: RegressionOptions,
+    config: RegressorConfig,
+    splits: RegressionSplits,
+    saved: Path,
+    evaluation: Mapping[str, Any],
+) -> None:
+    """Writes ``results.json`` and prints the table.
+
+    Args:
+        options: Resolved.
+        config: The trained regressor's.
+        splits: What it was trained and evaluated on.
+        saved: The regressor's folder.
+        evaluation: Summaries on the test rows: ``start``, before any training, and ``tuned``.
+    """
+    trace = json.loads((saved / TRACE_NAME).read_text(encoding="utf-8"))
+    mean = math.fsum(row.target for row in splits.train) / len(splits.train)
+    constant = rmse([mean] * len(splits.test), [row.target for row in splits.test])
+    path = Path(options.output_dir) / RESULTS_NAME
+    results = {
+        **provenance(options),
+        "regressor": dataclasses.asdict(config),
+        "rows": {name: len(rows) for name, rows in vars(splits).items()},
+        "training": trace,
+        "rmse_of_training_mean": constant,
+        "predictor": config.predictor,
+        "evaluation": evaluation,
+    }
+    write_json(path, results)
+    title = f"{options.data}, {len(splits.test)} test rows; * is what --loss {options.loss} trains"
+    print_table(title, COLUMNS, table_rows(evaluation, f"tuned/{config.predictor}"))
+    before, after = (evaluation[name]["entropy"] for name in ("start", "tuned"))
+    if before is not None and after is not None:
+        print(f"entropy over the grid, mean over rows: {before['mean']:.2f} nats before, {after['mean']:.2f} after")
+    print(f"the training targets' mean as every prediction: RMSE {constant:.3f}")
+    print(f"best of {trace['steps'][-1]} steps by RMSE on validation rows: {trace['best_step']}")
+    if options.model == EMBEDDED_MODEL:
+        print("The embedded model's figures say that the machinery works; they say nothing of a large language model.")
+    print(f"results: {path}")

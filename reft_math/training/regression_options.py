@@ -1,0 +1,97 @@
+"""Settings of `train/raft.py`. Light to import: ``--help`` waits for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from reft_math.errors import UserError, require
+from reft_math.training.options import FittingOptions
+
+
+@dataclass(frozen=True)
+class RegressionOptions(FittingOptions):
+    """Options of regression, after those that everything trained has."""
+
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"eval_batch_size"})
+
+    output_dir: str = field(default="results/raft", metadata={"help": "Regressor, records and results go here."})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak, AdamW (2e-4, full 1e-5; on the embedded model 5e-3, full 1e-3).",
+        },
+    )
+    train_size: int | None = field(default=None, metadata={"help": "Training rows at most (all)."})
+    seed: int = field(
+        default=0,
+        metadata={"help": "Draws the data's order, original1's training rows, and weights that start random."},
+    )
+    data: str = field(
+        default="original1",
+        metadata={
+            "help": "original1, stsb, amazon:wireless, amazon:personal_care, amazon:music, movielens, or a .csv or"
+            " .jsonl file with text and target."
+        },
+    )
+    loss: str = field(default="raft", metadata={"help": "raft, mbr, ce, log, or head:NAME; see above."})
+    tune: Literal["red", "loreft", "lora", "full"] = field(default="red", metadata={"help": "What is trained."})
+    grid: str | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers: lower:upper:resolution or a list such as 1,9 (1:5:1; original1 0:9:1; for ce 0:5:0.1 on"
+            " stsb, 0:9:0.01 on original1)."
+        },
+    )
+    grid_texts: str | None = field(
+        default=None, metadata={"help": "What the grid's numbers are written as, such as a,b,c,d,e (decimals)."}
+    )
+    added_tokens: Literal["zero", "first", "average"] | None = field(
+        default=None, metadata={"help": "Give every number of the grid a token of its own, with this start (no)."}
+    )
+    normalised: bool = field(default=False, metadata={"help": "Divide probabilities by their sum over the grid."})
+    bounds: str | None = field(
+        default=None, metadata={"help": "Least and greatest target, such as 0,5 (the data set's own)."}
+    )
+    scale_targets: bool = field(
+        default=False, metadata={"help": "Let the loss see the bounds as 0 and 1; always so for the log loss."}
+    )
+    bidirectional: bool = field(
+        default=False, metadata={"help": "Let the prompt's tokens see each other in both directions."}
+    )
+    random_start: bool = field(default=False, metadata={"help": "Draw the base's weights anew."})
+    site: str | None = field(
+        default=None,
+        metadata={"help": "Where RED and LoReFT act, as in train/prefix_reft.py (ffn_up; block for loreft)."},
+    )
+    layers: str = field(default="all", metadata={"help": "RED and LoReFT: all, or such as 0,2,8-11."})
+    rank: int | None = field(default=None, metadata={"help": "LoReFT's (4) or LoRA's (8)."})
+    schedule: Literal["constant", "cosine"] = field(
+        default="constant", metadata={"help": "Of the learning rate, after its warm-up."}
+    )
+    head_learning_rate: float | None = field(default=None, metadata={"help": "The head's (that of the rest)."})
+    eval_steps: int = field(default=100, metadata={"help": "Optimiser steps between evaluations, and checkpoints."})
+    patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better RMSE (never)."}
+    )
+    validation_size: int | None = field(default=None, metadata={"help": "Validation rows at most (all)."})
+    test_size: int | None = field(default=None, metadata={"help": "Test rows at most (all)."})
+    eval_batch_size: int = field(default=32, metadata={"help": "Rows a batch in evaluation."})
+    samples: int = field(default=0, metadata={"help": "Answers drawn a row for RAIL by samples; the paper draws 32."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
+    default: float = field(default=0.0, metadata={"help": "What an answer that is no number counts as."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rank", "eval_steps", "patience", "validation_size", "test_size", "eval_batch_size"):
+            require(self, name, lambda value: value is None or value >= 1, "at least 1")
+        require(self, "samples", lambda value: value >= 0, "0 or more")
+        for name in ("temperature", "head_learning_rate"):
+            require(self, name, lambda value: value is None or 0 < value < math.inf, "positive")
+        if self.head_learning_rate is not None and not self.loss.startswith("head:"):
+            raise UserError(f"--head-learning-rate is a head's; --loss {self.loss} has none: leave it out")
+        if self.rank is not None and self.tune not in ("loreft", "lora"):
+            raise UserError(f"--rank is LoReFT's or LoRA's; leave it out for --tune {self.tune}")
+        if self.tune not in ("red", "loreft") and (self.site is not None or self.layers != "all"):
+            raise UserError(f"--site and --layers are RED's and LoReFT's; leave them out for --tune {self.tune}")
