@@ -70,7 +70,7 @@ def default_grid(data: str, is_fine: bool = False) -> str:
     """
     if data not in SCALES:
         raise UserError(
-            f"rows of one's own need a grid that reaches their targets; pass --grid for {data}, such as 1:5:1 or 0:100:10"
+            f"rows of one's own need a grid that reaches their targets; pass --grid for {data}, such as 0:100:10"
         )
     return SCALES[data].fine_grid if is_fine else SCALES[data].grid
 
