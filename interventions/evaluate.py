@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from interventions.checkpoint import fetch
-from interventions.config import PrefixReftConfig
+from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
 from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
 from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json
@@ -38,6 +37,7 @@ from reft_math.evaluation import (
 )
 from reft_math.evaluation_options import EvaluationOptions, ModelOptions, RunOptions
 from reft_math.figures.kl_profile import kl_profile_figure
+from reft_math.hub import fetch
 from reft_math.kl_profile import kl_profile
 from reft_math.models import EMBEDDED_MODEL, end_token_ids, load_model, load_tokenizer
 from reft_math.processes import claim, part_ways
@@ -94,7 +94,7 @@ def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setti
         dataset: A name `load_problems` knows.
         opener: Text that every completion is made to start with.
     """
-    adapter = None if options.adapter is None else PrefixReftConfig.from_pretrained(fetch(options.adapter))
+    adapter = None if options.adapter is None else PrefixReftConfig.from_pretrained(fetch(options.adapter, CONFIG_NAME))
     options = _resolve(options, adapter, dataset)
     assert options.model is not None  # resolved
     assert options.max_new_tokens is not None

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from interventions import checkpoint
-from interventions.config import PrefixReftConfig
+from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.loreft import DEFAULT_RANK, LoreftIntervention
 from interventions.red import RedIntervention
 from interventions.sites import check_site, num_layers, parse_layers, site_module, site_width
@@ -27,6 +27,7 @@ from reft_math.data.positions import Positions, intervention_mask
 from reft_math.decoding.gate import Gate, parse_gate
 from reft_math.decoding.generation import Handoff, generate_with_gate
 from reft_math.errors import UserError
+from reft_math.hub import fetch, push
 
 _CLASSES = {"red": RedIntervention, "loreft": LoreftIntervention}
 
@@ -294,11 +295,11 @@ class PrefixReftModel(pyreft.ReftModel):
         Raises:
             UserError: No adapter there, or one that does not fit the model.
         """
-        folder = checkpoint.fetch(source, revision)
+        folder = fetch(source, CONFIG_NAME, revision)
         reft_model = get_prefix_reft_model(model, PrefixReftConfig.from_pretrained(folder))
         reft_model.load_weights(folder)
         return reft_model
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Saves to the hub; keyword arguments as in `checkpoint.push`."""
-        return checkpoint.push(self.save_pretrained, repo_id, **kwargs)
+        """Saves to the hub; keyword arguments as in `reft_math.hub.push`."""
+        return push(self.save_pretrained, repo_id, **kwargs)

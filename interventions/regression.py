@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from interventions.checkpoint import fetch
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
+from reft_math.hub import fetch
 from reft_math.models import Dtype, load_model, load_tokenizer
 from reft_math.regressor.config import CONFIG_NAME, RegressorConfig
 from reft_math.regressor.model import ADAPTER_FOLDER, MODEL_FOLDER, Intervening, Regressor, make_template
@@ -76,7 +76,7 @@ def load_regressor(source: str | Path, revision: str | None = None, dtype: Dtype
     Raises:
         UserError: No regressor there, its base cannot be had, or the two do not fit.
     """
-    folder = fetch(source, revision, CONFIG_NAME)
+    folder = fetch(source, CONFIG_NAME, revision)
     config = RegressorConfig.from_pretrained(folder)
     is_whole = config.tune == "full"
     base = str(folder / MODEL_FOLDER) if is_whole else str(config.base_model)

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from reft_math.data.regression import RegressionRow
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.errors import UserError
+from reft_math.hub import push
 from reft_math.regression import losses, predictors
 from reft_math.regression.grid import Grid
 from reft_math.regression.heads import Head, make_head
@@ -226,6 +227,10 @@ class Regressor(nn.Module):
         elif self.regressor_config.tune == "full":
             self.model.save_pretrained(folder / MODEL_FOLDER)
             self.tokenizer.save_pretrained(folder / MODEL_FOLDER)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Saves to the hub; keyword arguments as in `reft_math.hub.push`."""
+        return push(self.save_pretrained, repo_id, **kwargs)
 
     def load_head(self, folder: str | Path) -> None:
         """Reads the head's weights, if the config has a head.

@@ -92,7 +92,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(
             shutil.copytree(folder_path, tmp_path / "hub")
             return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
-    monkeypatch.setattr("interventions.checkpoint.HfApi", FakeApi)
+    monkeypatch.setattr("reft_math.hub.HfApi", FakeApi)
     reft_model = randomised(tiny_model())
     assert reft_model.push_to_hub("me/adapter", token="secret") == "https://hub/me/adapter/commit/1"
     assert FakeApi.created == ["me/adapter"]
