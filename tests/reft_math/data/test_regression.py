@@ -124,6 +124,11 @@ def test_no_x_of_one_split_is_in_another_and_none_is_tested_twice() -> None:
         assert not train & {*validation, *test}
 
 
+def test_the_one_x_of_three_digits_is_left_to_train() -> None:
+    for split in ("validation", "test"):
+        assert "100.00" not in {x_of(row) for row in load_regression("original1", split)}
+
+
 def test_x_is_uniform() -> None:
     for split in ("train", "validation", "test"):
         x = [float(x_of(row)) for row in load_regression("original1", split)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reft_math.errors import UserError
-from reft_math.regression.metrics import pearson, regression_metrics, rmse, spearman
+from reft_math.regression.metrics import pearson, regression_metrics, rmse, rmse_difference, spearman
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +117,15 @@ def test_what_has_no_metrics_is_an_error(
 ) -> None:
     with pytest.raises(UserError, match=expected):
         metric(predictions, targets)
+
+
+def test_the_difference_of_two_predictors_is_taken_on_the_same_resamples() -> None:
+    """Twice the error on every row: each resample's difference is that of its rows, as numpy draws them."""
+    targets = np.linspace(0, 5, 30)
+    errors = np.sin(np.arange(30.0))
+    found = rmse_difference(targets + 2 * errors, targets + errors, targets, seed=3)
+    rng = np.random.default_rng(3)
+    drawn = [np.sqrt(np.mean(errors[rng.integers(30, size=30)] ** 2)) for _ in range(2000)]
+    assert found["value"] == pytest.approx(np.sqrt(np.mean(errors**2)))
+    assert found["interval_95"] == pytest.approx(list(np.percentile(drawn, [2.5, 97.5])))
+    assert rmse_difference(targets, targets + 1, targets)["interval_95"] == pytest.approx([-1, -1])

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reft_math.scoring.records import RecordFile
+
+TARGETS = [1.0, 2.0, 4.0, 5.0]
+
+
+def write_run(folder: Path, predictions: list[float], loss: str = "raft", **regressor: Any) -> Path:
+    """A run of train/raft.py, as far as this command reads it."""
+    RecordFile(folder / "records" / "tuned.jsonl").append(
+        {"id": f"r{index}", "target": target, "predictions": {"rail": prediction}}
+        for index, (target, prediction) in enumerate(zip(TARGETS, predictions, strict=True))
+    )
+    rmse = float(np.sqrt(np.mean(np.square(np.subtract(predictions, TARGETS)))))
+    results = {
+        "regressor": {"random_seed": None, "tune": "red", "loss": loss, **regressor},
+        "training": {"steps": [0, 10, 20], "rmse": [3.0, 1.0, 2.0], "best_step": 10, "trained_parameters": 3072},
+        "predictor": "rail",
+        "rmse_of_training_mean": 1.6,
+        "evaluation": {"tuned": {"predictors": {"rail": {"rmse": {"value": rmse, "interval_95": [0.1, 0.9]}}}}},
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_writes_the_table_with_differences_from_the_first_run_and_the_figure(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The second run errs by 1 everywhere, the first by 0.5: the difference is 0.5 whichever rows are drawn."""
+    first = write_run(tmp_path / "first", [target + 0.5 for target in TARGETS])
+    second = write_run(tmp_path / "second", [target - 1 for target in TARGETS], loss="mbr", random_seed=0)
+    call(f"eval/compare_regression.py --runs {first} {second} --output-dir {tmp_path}/out")
+    with (tmp_path / "out" / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == ["first", "second"]
+    assert [(row["base"], row["loss"], float(row["RMSE"])) for row in rows] == [
+        ("pre-trained", "raft", 0.5),
+        ("random", "mbr", 1.0),
+    ]
+    assert rows[0]["difference"] == ""
+    assert float(rows[1]["difference"]) == pytest.approx(0.5)
+    assert json.loads(rows[1]["difference_interval"]) == pytest.approx([0.5, 0.5])
+    assert "second" in capfd.readouterr().out
+    assert (tmp_path / "out" / "table.md").read_text().count("\n") == 4
+    for ending in ("png", "svg"):
+        assert (tmp_path / "out" / f"convergence.{ending}").stat().st_size > 1000
+
+
+def test_runs_over_different_rows_are_not_compared(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (write_run(tmp_path / name, TARGETS) for name in ("first", "second"))
+    RecordFile(second / "records" / "tuned.jsonl").append([{"id": "more", "target": 1, "predictions": {"rail": 1}}])
+    with pytest.raises(SystemExit) as stopped:
+        call(f"eval/compare_regression.py --runs {first} {second} --output-dir {tmp_path}/out")
+    assert stopped.value.code == 2
+    assert "has 5, " in (error := capfd.readouterr().err)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_another_command_is_refused(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text('{"evaluation": {}}')
+    with pytest.raises(SystemExit) as stopped:
+        call(f"eval/compare_regression.py --runs {tmp_path} --output-dir {tmp_path}/out")
+    assert stopped.value.code == 2
+    assert capfd.readouterr().err == f"error: {tmp_path} is no run of train/raft.py\n"
