@@ -40,6 +40,7 @@ def make_regressor(
         UserError: The grid or the tuning does not fit the model.
     """
     template = make_template(config, tokenizer)
+    config = replace(config, template=str(template))
     grid = config.make_grid(model, tokenizer, template)
     model.requires_grad_(config.tune == "full")
     adapter: nn.Module | None = None

@@ -40,8 +40,8 @@ def inputs(split: Split, seed: int) -> list[float]:
     """The x of a split; no x of one split is in another.
 
     Test and validation hold 1,000 different x each, whatever the seed. Train's are independent draws, by the seed,
-    from what is left: 10,000 draws from 8,001 values, so that some come more than once. 100.00 is left to train: as text
-    it is like no other x, and one row that every model gets wrong by the whole range would be most of a test's error.
+    from what is left: 10,000 draws from 8,001 values, so that some come more than once. 100.00 is left to train: as a
+    text it is like no other x, and one row that models get wrong by the whole range would be most of a test's error.
     """
     held_out = random.Random("original1/held out").sample(range(10_000), SIZES["test"] + SIZES["validation"])
     if split == "test":

@@ -121,10 +121,13 @@ def parse_numbers(text: str) -> list[Decimal]:
     """A grid's numbers as one writes them: ``lower:upper:resolution`` (``0:5:0.1``), or a list (``1,9``).
 
     Raises:
-        UserError: The text is neither, or the steps do not lead from one bound to the other.
+        UserError: The text is neither, a number is there twice, or the steps do not lead from one bound to the other.
     """
     if ":" not in text:
-        return list(map(_decimal, text.split(",")))
+        numbers = list(map(_decimal, text.split(",")))
+        if len(set(numbers)) < len(numbers):
+            raise UserError(f"a grid names each number once; got {text!r}")
+        return numbers
     bounds = text.split(":")
     if len(bounds) != 3:
         raise UserError(f"a grid is written as lower:upper:resolution, such as 0:5:0.1, or as a list; got {text!r}")

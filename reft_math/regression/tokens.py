@@ -69,8 +69,9 @@ def add_number_tokens(
     ids = list(tokenizer.convert_tokens_to_ids(names))
     for name, token_id, tokens in zip(names, ids, grid.token_ids, strict=True):
         if name not in known:
+            pieces = [token for token in tokens if tokenizer.decode([token]).strip()]  # not the space some put first
             for weight in embeddings:
-                weight[token_id] = _start(weight[list(tokens)], start)
+                weight[token_id] = _start(weight[pieces or list(tokens)], start)
     return replace(grid, token_ids=tuple((int(token_id),) for token_id in ids))
 
 

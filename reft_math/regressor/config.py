@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +24,11 @@ CONFIG_NAME = "regressor_config.json"
 GRID_LOSSES = ("raft", "mbr", "ce", "log")
 LOSSES = (*GRID_LOSSES, *(f"head:{name}" for name in HEADS))
 Tune = Literal["none", "red", "loreft", "lora", "full"]
+
+
+def _are_bounds(bounds: Sequence[object]) -> bool:
+    are_numbers = len(bounds) == 2 and all(isinstance(bound, int | float) for bound in bounds)
+    return are_numbers and -math.inf < bounds[0] < bounds[1] < math.inf  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -67,13 +74,17 @@ class RegressorConfig:
         numbers = parse_numbers(self.grid)
         if self.texts is not None and len(self.texts) != len(numbers):
             raise UserError(f"every number needs a text; got {len(self.texts)} texts for {len(numbers)} numbers")
-        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
-            raise UserError(f"bounds are two numbers, the lower one first; got {self.bounds[0]} and {self.bounds[1]}")
+        if self.bounds is not None and not _are_bounds(self.bounds):
+            raise UserError(f"bounds are two finite numbers, the lower one first; got {self.bounds}")
         if self.loss == "log" and (self.bounds is None or len(numbers) != 1 or numbers[0] != 1):
             raise UserError(
                 f"the log loss is that of one token's probability, which stands for 1: it needs bounds and the grid"
                 f" of 1 alone; got bounds {self.bounds} and grid {self.grid}"
             )
+
+        if len(numbers) == 1 and (self.normalised or self.loss == "ce"):
+            what = "normalised probabilities" if self.normalised else "loss ce"
+            raise UserError(f"{what} over one number always predict it; got grid {self.grid}: take two numbers or more")
 
     @property
     def head(self) -> HeadName | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 
 import pytest
 import torch
@@ -9,7 +10,15 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from reft_math.arithmetic.tokenizer import build_tokenizer
 from reft_math.errors import UserError
-from reft_math.regression.grid import Grid, Number, evenly_spaced, make_grid, number_texts, number_tokens
+from reft_math.regression.grid import (
+    Grid,
+    Number,
+    evenly_spaced,
+    make_grid,
+    number_texts,
+    number_tokens,
+    parse_numbers,
+)
 
 TokenizerOfKind = Callable[[str], PreTrainedTokenizerBase]
 KINDS = (
@@ -72,6 +81,43 @@ def test_bounds_that_steps_do_not_join_are_refused(bounds: tuple[float, float, f
 def test_what_is_no_finite_number_is_refused_by_name(number: Number) -> None:
     with pytest.raises(UserError, match=f"got {number!r}"):
         number_texts([1, number])
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("0:5:1", [0, 1, 2, 3, 4, 5]),
+        ("-1:1:0.5", ["-1", "-0.5", "0", "0.5", "1"]),
+        (" 0 : 0.3 : 0.1 ", ["0", "0.1", "0.2", "0.3"]),
+        ("5:5:1", [5]),
+        ("1,9", [1, 9]),
+        ("9, -1.5,1e2", ["9", "-1.5", "100"]),
+        ("1", [1]),
+    ],
+)
+def test_a_grid_is_written_as_bounds_and_steps_or_as_a_list(text: str, numbers: list[Number]) -> None:
+    assert parse_numbers(text) == [Decimal(number) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0:5", "lower:upper:resolution, such as 0:5:0.1, or as a list; got '0:5'"),
+        ("0:5:1:2", "got '0:5:1:2'"),
+        ("0:5:0.3", "got 0 to 5 by 0.3"),
+        ("5:0:1", "got 5 to 0 by 1"),
+        ("0:5:", "got ''"),
+        ("0:5:1,9", "got '1,9'"),
+        ("", "got ''"),
+        ("1,,2", "got ''"),
+        ("1,banana", "got 'banana'"),
+        ("0:inf:1", "got 'inf'"),
+    ],
+)
+def test_a_grid_written_otherwise_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse_numbers(text)
+    assert "\n" not in str(caught.value)
 
 
 # --- token strings ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.errors import UserError
 from reft_math.regression.grid import Grid, evenly_spaced, make_grid, number_texts
-from reft_math.regression.scores import grid_log_probs
+from reft_math.regression.scores import NO_TOKEN, grid_log_probs, read, string_log_probs
 
 TinyModel = Callable[..., PreTrainedModel]
 TokenizerOfKind = Callable[[str], PreTrainedTokenizerBase]
@@ -32,6 +32,11 @@ def pad_left(prompts: Sequence[Sequence[int]], extra: int = 0) -> tuple[torch.Te
     input_ids = torch.tensor([[0] * (length - len(prompt)) + list(prompt) for prompt in prompts])
     attention_mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     return input_ids, attention_mask
+
+
+def fill_right(strings: Sequence[Sequence[int]]) -> torch.Tensor:
+    longest = max(map(len, strings))
+    return torch.tensor([[*string, *[NO_TOKEN] * (longest - len(string))] for string in strings])
 
 
 def brute_force(model: PreTrainedModel, prompts: Sequence[Sequence[int]], grid: Grid) -> torch.Tensor:
@@ -170,6 +175,166 @@ def test_a_terminator_takes_the_longer_numbers_out_of_the_shorter_ones(
     torch.testing.assert_close(scores[tokenizer.eos_token_id], torch.stack([2 * one, 3 * one])[None])
 
 
+# --- one string a row -------------------------------------------------------------------------------------------------
+
+CHOSEN = [2, 0, 5]  # a number for each prompt: "0.00", "-7" and "123.50", of five, two and four tokens
+
+
+@pytest.mark.parametrize(("family", "changes"), MODELS)
+@torch.no_grad()
+def test_a_strings_score_is_its_column_of_the_grid(
+    tiny_model: TinyModel, prompts: list[list[int]], grid: Grid, family: str, changes: dict[str, Any]
+) -> None:
+    model = tiny_model(family, vocab_size=VOCABULARY, attn_implementation="sdpa", **changes).double()
+    chosen = [grid.token_ids[number] for number in CHOSEN]
+    assert len(set(map(len, chosen))) == len(chosen)
+    scores = string_log_probs(model, *pad_left(prompts, extra=2), fill_right(chosen))
+    expected = brute_force(model, prompts, grid)[[0, 1, 2], CHOSEN]
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-9)
+    columns = grid_log_probs(model, *pad_left(prompts), grid)[[0, 1, 2], CHOSEN]
+    torch.testing.assert_close(scores, columns, rtol=0, atol=1e-9)
+
+
+def test_a_strings_gradient_is_that_of_its_own_pass(
+    tiny_model: TinyModel, prompts: list[list[int]], grid: Grid
+) -> None:
+    model = tiny_model("Llama", vocab_size=VOCABULARY).double()
+    strings, weights = fill_right([grid.token_ids[number] for number in CHOSEN]), torch.tensor([1.0, 2.0, 3.0]).double()
+    parameters = list(model.parameters())
+    scored = torch.autograd.grad(string_log_probs(model, *pad_left(prompts), strings) @ weights, parameters)
+    expected = torch.autograd.grad(brute_force(model, prompts, grid)[[0, 1, 2], CHOSEN] @ weights, parameters)
+    for ours, theirs in zip(scored, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)  # norms have float32 inside
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@torch.no_grad()
+def test_later_tokens_of_a_string_are_not_seen_before_they_come(
+    tiny_model: TinyModel, prompts: list[list[int]], bidirectional: bool
+) -> None:
+    """Two strings that share their first two tokens, after one prompt: what predicts the third has seen no other."""
+    model = tiny_model("Llama", vocab_size=VOCABULARY).double()
+    logits: list[torch.Tensor] = []
+    model.register_forward_hook(lambda module, args, output: logits.append(output.logits))
+    strings = torch.tensor([[11, 12, 13, 14, 15], [11, 12, 23, 24, NO_TOKEN]])
+    string_log_probs(model, *pad_left([prompts[0]] * 2), strings, bidirectional)
+    first, second = logits[0]
+    torch.testing.assert_close(first[:3], second[:3], rtol=0, atol=1e-12)
+    assert (first[3:4] - second[3:4]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_string_costs_its_own_tokens_but_the_last(tiny_model: TinyModel, prompts: list[list[int]]) -> None:
+    model = tiny_model("Llama", vocab_size=VOCABULARY)
+    input_ids, attention_mask = pad_left(prompts[:1])
+    strings = torch.tensor([[11, 12, 13]])
+    (call,) = read_by(model, lambda: string_log_probs(model, input_ids, attention_mask, strings))
+    assert torch.equal(call, torch.cat([input_ids, strings[:, :2]], dim=1))
+
+
+# --- what else is read ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers", [None, "single tokens", "strings"])
+@pytest.mark.parametrize(("family", "changes"), MODELS)
+@torch.no_grad()
+def test_logits_and_hidden_states_are_those_of_a_plain_pass(
+    tiny_model: TinyModel,
+    prompts: list[list[int]],
+    grid: Grid,
+    digits: Grid,
+    family: str,
+    changes: dict[str, Any],
+    numbers: str | None,
+) -> None:
+    """Whatever is scored beside them: numbers stand behind the prompt, and the prompt does not see them."""
+    model = tiny_model(family, vocab_size=VOCABULARY, **changes).double()
+    scored = {None: None, "single tokens": digits, "strings": grid}[numbers]
+    input_ids, attention_mask = pad_left(prompts, extra=1)
+    reading = read(model, input_ids, attention_mask, scored, hidden=True)
+    assert reading.hidden is not None
+    assert reading.hidden.shape == (*input_ids.shape, 32)
+    for row, prompt in enumerate(prompts):
+        plain = model(input_ids=torch.tensor([prompt]), output_hidden_states=True, use_cache=False)
+        torch.testing.assert_close(reading.logits[row], plain.logits[0, -1], rtol=0, atol=1e-9)
+        hidden = reading.hidden[row, -len(prompt) :]
+        torch.testing.assert_close(hidden, plain.hidden_states[-1][0], rtol=0, atol=1e-9)
+    torch.testing.assert_close(model.lm_head(reading.hidden[:, -1]), reading.logits, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_what_was_not_asked_for_is_not_there(tiny_model: TinyModel, prompts: list[list[int]]) -> None:
+    reading = read(tiny_model("Llama", vocab_size=VOCABULARY), *pad_left(prompts))
+    assert reading.hidden is None
+    assert reading.log_probs is None
+
+
+# --- prompts read in both directions ----------------------------------------------------------------------------------
+
+
+def both_ways(
+    model: PreTrainedModel, prompt: Sequence[int], string: Sequence[int], window: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A string's score and the prompt's hidden states by one pass, its mask set entry by entry."""
+    tokens = [*prompt, *string[:-1]]
+    mask = torch.full((1, 1, len(tokens), len(tokens)), torch.finfo(model.dtype).min, dtype=model.dtype)
+    for query in range(len(tokens)):
+        for key in range(len(tokens)):
+            within_the_prompt = query < len(prompt) and key < len(prompt)
+            if (within_the_prompt or key <= query) and abs(query - key) < window:
+                mask[0, 0, query, key] = 0
+    outputs = model(input_ids=torch.tensor([tokens]), attention_mask=mask, use_cache=False, output_hidden_states=True)
+    steps = outputs.logits[0, len(prompt) - 1 :].log_softmax(dim=-1)
+    return steps.gather(1, torch.tensor(string)[:, None]).sum(), outputs.hidden_states[-1][0, : len(prompt)]
+
+
+@pytest.mark.parametrize(("attention", "tolerance"), [("sdpa", 1e-9), ("eager", 1e-5)])
+@pytest.mark.parametrize(("family", "changes", "window"), [("Llama", {}, 1000), ("Mistral", SLIDING, 6)])
+@torch.no_grad()
+def test_bidirectional_scores_are_those_of_a_mask_set_by_hand(
+    tiny_model: TinyModel,
+    prompts: list[list[int]],
+    grid: Grid,
+    digits: Grid,
+    family: str,
+    changes: dict[str, Any],
+    window: int,
+    attention: str,
+    tolerance: float,
+) -> None:
+    """Of a grid of strings, of single tokens, and of a string a row."""
+    model = tiny_model(family, vocab_size=VOCABULARY, attn_implementation=attention, **changes).double()
+    inputs = pad_left(prompts, extra=2)
+    for numbers in (grid, digits):
+        reading = read(model, *inputs, numbers, bidirectional=True, hidden=True)
+        assert reading.hidden is not None
+        assert reading.log_probs is not None
+        for row, prompt in enumerate(prompts):
+            found = [both_ways(model, prompt, string, window) for string in numbers.token_ids]
+            expected = torch.stack([score for score, _ in found])
+            torch.testing.assert_close(reading.log_probs[row], expected, rtol=0, atol=tolerance)
+            hidden = reading.hidden[row, -len(prompt) :]
+            torch.testing.assert_close(hidden, found[0][1], rtol=0, atol=tolerance)
+    strings = [grid.token_ids[number] for number in CHOSEN]
+    scores = string_log_probs(model, *inputs, fill_right(strings), bidirectional=True)
+    expected = torch.stack([both_ways(model, *pair, window)[0] for pair in zip(prompts, strings, strict=True)])
+    torch.testing.assert_close(scores, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@torch.no_grad()
+def test_the_first_token_sees_the_last_where_prompts_are_bidirectional(
+    tiny_model: TinyModel, prompts: list[list[int]], bidirectional: bool
+) -> None:
+    model = tiny_model("Llama", vocab_size=VOCABULARY).double()
+    first_states = []
+    for last in (20, 30):
+        reading = read(model, *pad_left([[*prompts[0], last]]), bidirectional=bidirectional, hidden=True)
+        assert reading.hidden is not None
+        first_states.append(reading.hidden[0, 0])
+    assert ((first_states[0] - first_states[1]).abs().max() > 1e-3) == bidirectional
+
+
 # --- what it costs ------------------------------------------------------------------------------------------------
 
 
@@ -277,3 +442,16 @@ def test_a_model_whose_mask_cannot_be_set_is_refused_for_strings_of_several_toke
         setattr(model.config, name, value)
     with pytest.raises(UserError, match="take a grid of single tokens"):
         grid_log_probs(model, *pad_left(prompts), grid)
+
+
+def test_strings_are_held_to_the_same_rules(tiny_model: TinyModel, prompts: list[list[int]], digits: Grid) -> None:
+    model = tiny_model("Llama", vocab_size=VOCABULARY)
+    with pytest.raises(UserError, match="padded on the left"):
+        string_log_probs(model, torch.tensor([[5, 6, 0]]), torch.tensor([[1, 1, 0]]), torch.tensor([[7]]))
+    with pytest.raises(UserError, match=r"it has 1300, .* up to token 1300; resize"):
+        string_log_probs(model, *pad_left(prompts), torch.tensor([[7, NO_TOKEN], [7, 1300], [7, 8]]))
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(UserError, match="causal prompts"):
+        string_log_probs(model, *pad_left(prompts), torch.tensor([[7], [7], [7]]), bidirectional=True)
+    with pytest.raises(UserError, match="causal prompts"):
+        read(model, *pad_left(prompts), digits, bidirectional=True)
