@@ -1,0 +1,115 @@
+"""Let the first k tokens of an answer come from the base, the adapter always on, or the adapter under its gate, and
+the base go on alone: accuracy against k.
+
+    uv run eval/handoff.py --adapter results/prefix-reft/adapter --batch-size 100
+    uv run eval/handoff.py --adapter results/prefix-reft/adapter --reft results/reft-free/adapter
+
+On all problems, on those that always-on gets wrong, and on those that the base gets wrong: whoever is tried again on
+another's mistakes does better on them than on all, the base as well. Writes ``handoff.csv``, ``handoff.md``, the figure
+(PNG and SVG), every record, and ``results.json``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from reft_math.command import run
+from reft_math.errors import UserError
+from reft_math.evaluation_options import RunOptions
+
+if TYPE_CHECKING:
+    from interventions import PrefixReftModel
+    from interventions.evaluate import Setting
+
+
+@dataclass(frozen=True)
+class HandoffOptions(RunOptions):
+    dataset: str = field(default="arithmetic", metadata={"help": "Data set, or .json/.jsonl file."})
+    reft: str | None = field(
+        default=None,
+        metadata={"help": "Another adapter for always_on, such as ordinary ReFT: folder or hub id (the same adapter)."},
+    )
+    limit: int | None = field(default=200, metadata={"help": "First problems only."})
+    output_dir: str = field(default="results/handoff", metadata={"help": "Everything goes here."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter is None:
+            raise UserError("--adapter names whose first tokens to hand over; pass a folder or hub id")
+
+
+def main(options: HandoffOptions) -> None:
+    from dataclasses import asdict
+    from functools import partial
+
+    from interventions.evaluate import load_setting
+    from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
+    from reft_math.data.registry import held_out_problems
+    from reft_math.evaluation import EVALUATION_COLUMNS, Scorer, evaluation_rows, is_numeric, summarise
+    from reft_math.figures.handoff import handoff_figure
+    from reft_math.probes.answers import answer_all
+    from reft_math.probes.handoff import hand_over, handoff_lines, handoff_table, problem_sets
+    from reft_math.probes.markdown import markdown
+    from reft_math.processes import claim, part_ways
+
+    problems = held_out_problems(options.dataset, options.data_dir)[1][: options.limit]
+    setting = load_setting(options, options.dataset)
+    reft = None if options.reft is None else _load_reft(options.reft, setting)
+    sources = {
+        "base": setting.model.generate,
+        "always_on": setting.generate("always") if reft is None else partial(reft.generate, gate="always"),
+        "prefix": setting.generate(str(setting.options.gate)),
+    }
+    folder = claim(setting.options)
+    records = folder / "records"
+    model, decoding, batch_size = setting.model, setting.decoding, options.batch_size
+    with Scorer(is_numeric(options.dataset, problems)) as score:
+        answers = answer_all(problems, sources, decoding, model.device, score, records, batch_size)
+        handed_over = {}
+        for name, found in answers.items():
+            path, shown = records / f"{name}-handed-over.jsonl", f"base after {name}"
+            handed_over[name] = hand_over(
+                problems, found, answers["base"], model, decoding, score, path, shown, batch_size
+            )
+    if not part_ways():
+        return
+    sets = problem_sets(answers)
+    table = handoff_table(sets, handed_over)
+    write_csv(folder / "handoff.csv", table)
+    title = f"{options.dataset}: accuracy (95 % interval) if the base goes on after the first k tokens of a source"
+    tables = {f"{title}; {name}, n = {len(ids)}": handoff_lines(table, name) for name, ids in sets.items() if ids}
+    write_text(folder / "handoff.md", markdown(tables))
+    evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}
+    results = {
+        "dataset": options.dataset,
+        "reft": None if reft is None else asdict(reft.prefix_config),
+        "evaluation": evaluation,
+        "handoff": table,
+    }
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
+    figure = handoff_figure(table, sets)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"handoff.{ending}", dpi=150)
+    print_table(f"{options.dataset}, {len(problems)} problems, greedy", EVALUATION_COLUMNS, evaluation_rows(evaluation))
+    for title, (header, *body) in tables.items():
+        print_table(title, header, body)
+    print(f"accuracy against k: {folder / 'handoff.csv'}, handoff.md, handoff.png, handoff.svg")
+
+
+def _load_reft(source: str, setting: Setting) -> PrefixReftModel:
+    """The other adapter on the same base; it must have been trained on the same prompts."""
+    from interventions import PrefixReftModel
+
+    assert setting.adapter is not None
+    reft = PrefixReftModel.from_pretrained(source, setting.model).eval()
+    ours, theirs = ((config.base_model, config.template) for config in (setting.adapter, reft.prefix_config))
+    if ours != theirs:
+        raise UserError(
+            f"--reft is put beside --adapter, so it needs the same base and prompt template: {ours}; it has {theirs}"
+        )
+    return reft
+
+
+if __name__ == "__main__":
+    run(main, HandoffOptions, __doc__)

@@ -1,0 +1,135 @@
+"""Measure how likely texts are, token by token, to the base, the adapter always on, and the adapter under its gate, and
+where their greedy answers part.
+
+    uv run eval/trajectory.py --adapter results/prefix-reft/adapter --batch-size 100
+
+The texts are the reference solutions and each decoder's own answers. Under the gate (``prefix``) a text has the
+probability with which gated decoding would draw it, whoever wrote it: the gate's rule runs along that very text and
+says which tokens are the intervened model's. Writes ``trajectory.csv`` (by position), ``totals.csv``, ``partings.csv``,
+``trajectory.md``, the figure (PNG and SVG), every record, and ``results.json``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from reft_math.command import run
+from reft_math.errors import UserError
+from reft_math.evaluation_options import RunOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reft_math.completion import Decoding
+    from reft_math.data.problem import Problem
+    from reft_math.probes.trajectory import Text
+    from reft_math.recording import Record
+
+
+@dataclass(frozen=True)
+class TrajectoryOptions(RunOptions):
+    dataset: str = field(default="arithmetic", metadata={"help": "Data set, or .json/.jsonl file."})
+    limit: int | None = field(default=200, metadata={"help": "First problems only."})
+    output_dir: str = field(default="results/trajectory", metadata={"help": "Everything goes here."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adapter is None:
+            raise UserError("--adapter names whose answers to follow; pass a folder or hub id")
+
+
+def main(options: TrajectoryOptions) -> None:
+    from interventions.evaluate import load_setting
+    from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
+    from reft_math.data.registry import held_out_problems
+    from reft_math.decoding.gate import PromptOnly, parse_gate
+    from reft_math.evaluation import Scorer, is_numeric, summarise
+    from reft_math.figures.trajectory import trajectory_figure
+    from reft_math.probes.answers import answer_all
+    from reft_math.probes.markdown import markdown
+    from reft_math.probes.trajectory import (
+        fate_lines,
+        fate_table,
+        parting_table,
+        position_table,
+        score_texts,
+        total_lines,
+        total_table,
+    )
+    from reft_math.processes import claim, part_ways
+
+    problems = held_out_problems(options.dataset, options.data_dir)[1][: options.limit]
+    setting = load_setting(options, options.dataset)
+    gate = parse_gate(str(setting.options.gate))
+    if isinstance(gate, PromptOnly):
+        raise UserError("gate prompt draws no tokens with interventions; pass --gate kl:NATS or tokens:N")
+    assert setting.reft_model is not None  # there is an adapter
+    sources = {
+        "base": setting.model.generate,
+        "always_on": setting.generate("always"),
+        "prefix": setting.generate(str(gate)),
+    }
+    folder = claim(setting.options)
+    records = folder / "records"
+    model, decoding, batch_size = setting.model, setting.decoding, options.batch_size
+    with Scorer(is_numeric(options.dataset, problems)) as score:
+        answers = answer_all(problems, sources, decoding, model.device, score, records, batch_size)
+    scored = {}
+    for kind, texts in _texts(problems, answers, decoding).items():
+        path, pad_token = records / f"likelihood-{kind}.jsonl", int(decoding.tokenizer.pad_token_id)
+        scored[kind] = score_texts(
+            texts, model, setting.reft_model, gate, options.handoff, pad_token, path, f"likelihood, {kind}", batch_size
+        )
+    if not part_ways():
+        return
+    positions, totals, partings = position_table(scored), total_table(scored), parting_table(answers)
+    fates = fate_table(partings)
+    for name, table in (("trajectory", positions), ("totals", totals), ("partings", partings)):
+        write_csv(folder / f"{name}.csv", table)
+    about = f"{options.dataset}, {len(problems)} problems, greedy"
+    tables = {
+        f"{about}: log-likelihood of whole texts in nats, mean (95 % interval)": total_lines(totals),
+        f"{about}: pairs of answers that part, or stay the same, by what became of the two": fate_lines(fates),
+    }
+    write_text(folder / "trajectory.md", markdown(tables))
+    evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}
+    results = {"dataset": options.dataset, "evaluation": evaluation, "totals": totals, "fates": fates}
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
+    figure = trajectory_figure(positions, partings)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"trajectory.{ending}", dpi=150)
+    for title, (header, *body) in tables.items():
+        print_table(title, header, body)
+    print(f"likelihood by position: {folder / 'trajectory.csv'}, trajectory.md, trajectory.png, trajectory.svg")
+
+
+def _texts(
+    problems: Sequence[Problem], answers: Mapping[str, Sequence[Record]], decoding: Decoding
+) -> dict[str, list[Text]]:
+    """What to score: the reference solutions, where there are any, and each decoder's answers."""
+    from reft_math.data.templates import encode_target
+    from reft_math.probes.trajectory import Text
+
+    prompts = decoding.prompts([problem.question for problem in problems])
+    texts = {
+        name: [
+            Text(problem.id, prompt, record["token_ids"])
+            for problem, prompt, record in zip(problems, prompts, found, strict=True)
+        ]
+        for name, found in answers.items()
+    }
+    reference = [
+        Text(
+            problem.id,
+            prompt,
+            encode_target(decoding.template, problem.question, problem.solution, decoding.tokenizer),
+        )
+        for problem, prompt in zip(problems, prompts, strict=True)
+        if problem.solution
+    ]
+    return {"reference": reference, **texts} if reference else texts
+
+
+if __name__ == "__main__":
+    run(main, TrajectoryOptions, __doc__)

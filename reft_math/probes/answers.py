@@ -1,0 +1,62 @@
+"""Greedy answers as tokens: what the probes cut, continue and score anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reft_math.completion import Decoding, Generate, complete
+from reft_math.data.problem import Problem
+from reft_math.evaluation import Score, evaluate
+from reft_math.recording import Record
+
+
+def answer_all(
+    problems: Sequence[Problem],
+    sources: Mapping[str, Generate],
+    decoding: Decoding,
+    device: torch.device,
+    score: Score,
+    folder: Path,
+    batch_size: int,
+) -> dict[str, list[Record]]:
+    """Each source's evaluation records, in the order of ``problems``, with ``token_ids``.
+
+    Args:
+        problems: What to solve.
+        sources: ``generate`` by name.
+        decoding, device: As in `complete`.
+        score: As in `evaluate`.
+        folder: Holds the records, a file a source; finished rows in them are not done again.
+        batch_size: Answers at once.
+    """
+    return {
+        name: evaluate(
+            problems,
+            partial(complete_with_tokens, generate=generate, decoding=decoding, device=device),
+            score,
+            folder / f"{name}.jsonl",
+            name,
+            batch_size=batch_size,
+        )
+        for name, generate in sources.items()
+    }
+
+
+def complete_with_tokens(
+    questions: Sequence[str], seed: int | None, *, generate: Generate, decoding: Decoding, device: torch.device
+) -> list[dict[str, Any]]:
+    """As `complete`, and ``token_ids``: the tokens drawn, the end token included."""
+    drawn: list[list[int]] = []
+
+    def remembering(inputs: torch.Tensor, **kwargs: Any) -> Any:
+        output = generate(inputs, **kwargs)
+        drawn.extend(output.sequences[:, inputs.shape[1] :].tolist())
+        return output
+
+    rows = complete(questions, seed, generate=remembering, decoding=decoding, device=device)
+    return [{**row, "token_ids": tokens[: row["num_tokens"]]} for row, tokens in zip(rows, drawn, strict=True)]

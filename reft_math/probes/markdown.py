@@ -1,0 +1,14 @@
+"""Tables for a ``.md`` file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def markdown(tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
+    """Tables under their titles; the first line of each is its header."""
+    parts = []
+    for title, (header, *body) in tables.items():
+        lines = [header, ["---"] * len(header), *body]
+        parts.append(f"{title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    return "\n".join(parts)

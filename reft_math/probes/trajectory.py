@@ -1,0 +1,321 @@
+"""Trajectories: the likelihood of texts under the base and the adapter's decoders, and where greedy paths part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from reft_math.data.positions import intervention_mask
+from reft_math.data.prefix import pad_left
+from reft_math.decoding.gate import Gate, KLGate, kl_divergence
+from reft_math.decoding.pairs import Handoff, Interventions
+from reft_math.recording import Record, record_rows
+
+SCORERS = ("base", "always_on", "prefix")
+FATES = ("right/right", "right/wrong", "wrong/right", "wrong/wrong")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What follows a prompt, the end token included.
+
+    Attributes:
+        id: The problem's.
+        prompt: Token ids.
+        token_ids: ``y_1..y_n``.
+    """
+
+    id: str
+    prompt: torch.Tensor
+    token_ids: Sequence[int]
+
+
+def score_texts(
+    texts: Sequence[Text],
+    model: PreTrainedModel,
+    interventions: Interventions,
+    gate: Gate,
+    handoff: Handoff,
+    pad_token: int,
+    records_path: Path,
+    name: str,
+    batch_size: int,
+) -> list[Record]:
+    """`log_likelihoods` of every text, recorded one by one as in `record_rows`.
+
+    Returns:
+        Records ``{id, closing_position, base, always_on, prefix}``.
+    """
+
+    def work(batch: Sequence[Text], missing: Sequence[Text]) -> list[Record]:
+        # The whole batch: beside other rows, or fewer, the last digit of a likelihood might be another.
+        found = log_likelihoods(model, interventions, gate, handoff, batch, pad_token)
+        by_id = {text.id: record for text, record in zip(batch, found, strict=True)}
+        return [by_id[text.id] for text in missing]
+
+    return record_rows(texts, lambda text: len(text.prompt) + len(text.token_ids), work, records_path, name, batch_size)
+
+
+@torch.no_grad()
+def log_likelihoods(
+    model: PreTrainedModel,
+    interventions: Interventions,
+    gate: Gate,
+    handoff: Handoff,
+    texts: Sequence[Text],
+    pad_token: int,
+) -> list[Record]:
+    """``log p(y_t | x, y_<t)`` in nats, for each token of each text, under each of `SCORERS`.
+
+    ``prefix`` is the probability that decoding under the gate draws that token after those before it. The gate decides
+    by what stands before a token, so it is run along the text, whoever wrote that: with ``D_t`` of this very text,
+    tokens before its closing position are the intervened model's, and the others are
+
+    - with ``handoff="base"`` the base's: it reads prompt and prefix itself, and a pass of its own is not needed;
+    - with ``"keep"`` those of a pass with interventions on the prompt and the tokens that were read before the gate
+      closed, except that the token at which a divergence closed it is the base's.
+
+    Args:
+        model: The base.
+        interventions: The adapter's.
+        gate, handoff: Of ``prefix``.
+        texts: A batch.
+        pad_token: Padding, on no text's path.
+
+    Returns:
+        By text ``{closing_position, base, always_on, prefix}``: the first None where the gate stays open, the others
+        lists of one number per token.
+    """
+    inputs, is_generated = _teacher_forced(texts, pad_token, model.device)
+    width, longest = int((~is_generated).sum()), max(len(text.token_ids) for text in texts)
+
+    def logits(acts: torch.Tensor) -> torch.Tensor:
+        """Raw, of each row's text: ``(row, token, vocabulary)``."""
+        with interventions.intervening(acts):
+            found: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=longest).logits
+        return found
+
+    may_act = intervention_mask(is_generated, interventions.positions)
+    off, on = logits(torch.zeros_like(may_act)), logits(may_act)
+    direction = gate.direction if isinstance(gate, KLGate) else "mod||base"
+    lengths = [len(text.token_ids) for text in texts]
+    closings = [
+        closing(gate, kl_divergence(on[row, :length], off[row, :length], direction).cpu())
+        for row, length in enumerate(lengths)
+    ]
+    after = off
+    if handoff == "keep":
+        read = torch.tensor([steps for _, steps in closings], device=model.device)[:, None]
+        tokens = torch.arange(is_generated.shape[1], device=model.device)[None] - width
+        # Token j is read at step j + 1, the prompt at step 0.
+        after = logits(may_act & (read > 0) & (tokens < read - 1))
+    records = []
+    for row, (text, (position, steps)) in enumerate(zip(texts, closings, strict=True)):
+        base, mod, rest = (_of_tokens(each[row], text.token_ids) for each in (off, on, after))
+        closes_at = len(mod) if position is None else position
+        prefix = [*mod[:closes_at], *base[closes_at:steps], *rest[steps:]]
+        records.append({"closing_position": position, "base": base, "always_on": mod, "prefix": prefix})
+    return records
+
+
+def closing(gate: Gate, kl: torch.Tensor) -> tuple[int | None, int]:
+    """The first t with ``C_t = Σ_{s≤t} D_s`` over the gate's threshold, or with t over its count; None without one.
+
+    Args:
+        gate: Any that draws the first tokens from the intervened model.
+        kl: ``D_t: (token,)`` along a text.
+
+    Returns:
+        The closing position, and how many tokens' divergence was read: a count closes before, a divergence after it.
+    """
+    cumulative = kl.new_zeros(1)
+    for step, divergence in enumerate(kl):
+        if not gate.allows(step):
+            return step, step
+        cumulative = cumulative + divergence
+        if not gate.stays_open(step, cumulative):
+            return step, step + 1
+    return None, len(kl)
+
+
+def _teacher_forced(
+    texts: Sequence[Text], pad_token: int, device: torch.device
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The base's inputs ``(row, column)``, and ``(1, column)``, true at a text's columns.
+
+    Prompts are padded on the left and texts on the right: every text starts in the same column. The last token of a
+    text predicts nothing and is left out.
+    """
+    read = [torch.tensor(list(text.token_ids[:-1])).long() for text in texts]
+    prompts = pad_left([text.prompt for text in texts], pad_token)
+    rest = torch.nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=pad_token)
+    mask = pad_left([torch.ones_like(text.prompt) for text in texts], 0)
+    rest_mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in read], batch_first=True)
+    attention_mask = torch.cat([mask, rest_mask], dim=1).to(device)
+    inputs = {
+        "input_ids": torch.cat([prompts, rest], dim=1).to(device),
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+    }
+    return inputs, torch.arange(attention_mask.shape[1], device=device)[None] >= prompts.shape[1]
+
+
+def _of_tokens(logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
+    """``log softmax(f_t)[y_t]`` in float32 or better; six digits, which is what float32 has."""
+    logits = logits[: len(token_ids)]
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    chosen = torch.tensor(token_ids, device=logits.device)[:, None]
+    values = logits.to(dtype).log_softmax(dim=-1).gather(1, chosen)[:, 0]
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+def mean_intervals(values: npt.NDArray[np.float64]) -> list[tuple[float, float | None, float | None]]:
+    """Mean of each column over texts, with the 95 % percentile bootstrap: 1,000 draws of as many texts, seed 0.
+
+    Log-likelihoods have a long tail on one side and an end at 0 on the other, which an interval of the form ``m ± ts``
+    would overstep.
+
+    Args:
+        values: ``(text, column)``; NaN where a text has none.
+
+    Returns:
+        By column mean, low and high end; no ends where there is one value only.
+    """
+    has_value = ~np.isnan(values)
+    filled = np.where(has_value, values, 0)
+    weights = np.random.default_rng(0).multinomial(len(values), [1 / len(values)] * len(values), size=1000)
+    sums, counts = weights @ filled, weights @ has_value
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    low, high = np.nanquantile(means, (0.025, 0.975), axis=0)
+    rows = zip(filled.sum(axis=0) / has_value.sum(axis=0), low, high, has_value.sum(axis=0), strict=True)
+    return [
+        (float(mean), *((float(start), float(end)) if count > 1 else (None, None))) for mean, start, end, count in rows
+    ]
+
+
+def position_table(scored: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+    """Mean log-likelihood of the tokens at a position, and its 95 % interval, by kind of text and scorer, in nats.
+
+    Args:
+        scored: The records of `score_texts` by kind of text.
+
+    Returns:
+        Rows ``{text, scorer, position, rows, mean, low, high}``; ``rows`` are the texts that long.
+    """
+    table = []
+    for text, records in scored.items():
+        lengths = np.array([len(record["base"]) for record in records])
+        for scorer in SCORERS:
+            values = np.full((len(records), lengths.max()), np.nan)
+            for row, record in zip(values, records, strict=True):
+                row[: len(record[scorer])] = record[scorer]
+            for position, (mean, low, high) in enumerate(mean_intervals(values)):
+                about = {"text": text, "scorer": scorer, "position": position, "rows": int((lengths > position).sum())}
+                table.append({**about, "mean": mean, "low": low, "high": high})
+    return table
+
+
+def total_table(scored: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+    """``log p(y | x)``, summed over tokens, mean over texts, in nats, by kind of text and scorer.
+
+    Args:
+        scored: As in `position_table`.
+
+    Returns:
+        Rows ``{text, scorer, texts, tokens, total, low, high, per_token, less_base, less_base_low, less_base_high}``;
+        ``less_base`` is the mean difference from the base's total of the same text.
+    """
+    table = []
+    for text, records in scored.items():
+        tokens = sum(len(record["base"]) for record in records)
+        totals = np.array([[sum(record[scorer]) for scorer in SCORERS] for record in records])
+        of_totals, of_differences = (mean_intervals(values) for values in (totals, totals - totals[:, :1]))
+        for scorer, total, difference in zip(SCORERS, of_totals, of_differences, strict=True):
+            row = {"text": text, "scorer": scorer, "texts": len(records), "tokens": tokens}
+            row |= zip(("total", "low", "high"), total, strict=True)
+            row["per_token"] = total[0] * len(records) / tokens
+            row |= zip(("less_base", "less_base_low", "less_base_high"), difference, strict=True)
+            table.append(row)
+    return table
+
+
+def parting(first: Sequence[int], second: Sequence[int]) -> int | None:
+    """The position of the first token that differs; None where the two are the same to their end."""
+    pairs = enumerate(zip_longest(first, second))
+    return next((position for position, (one, other) in pairs if one != other), None)
+
+
+def parting_table(answers: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+    """How many pairs of answers to a problem part at each position, by what became of the two.
+
+    Args:
+        answers: Records with ``token_ids`` and ``correct``, of the same problems, by decoder.
+
+    Returns:
+        Rows ``{first, second, position}`` and a count for each of `FATES`, the first decoder's before the stroke;
+        ``position`` is None for answers that never part.
+    """
+    table = []
+    for first, second in combinations(answers, 2):
+        counts: dict[int | None, dict[str, int]] = {}
+        for one, other in zip(answers[first], answers[second], strict=True):
+            fate = "/".join("right" if record["correct"] else "wrong" for record in (one, other))
+            counts.setdefault(parting(one["token_ids"], other["token_ids"]), dict.fromkeys(FATES, 0))[fate] += 1
+        for position in sorted(counts, key=lambda position: (position is None, position)):
+            table.append({"first": first, "second": second, "position": position, **counts[position]})
+    return table
+
+
+def fate_table(partings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The cross table of each pair of decoders: `parting_table` summed over positions, the pairs that never part apart.
+
+    Returns:
+        Rows ``{first, second, paths, pairs, median_position}`` and a count for each of `FATES`; ``paths`` is ``part``
+        or ``same``.
+    """
+    table = []
+    for first, second in dict.fromkeys((row["first"], row["second"]) for row in partings):
+        ours = [row for row in partings if (row["first"], row["second"]) == (first, second)]
+        for paths in ("part", "same"):
+            rows = [row for row in ours if (row["position"] is None) == (paths == "same")]
+            fates = {fate: sum(row[fate] for row in rows) for fate in FATES}
+            positions = [row["position"] for row in rows for fate in FATES for _ in range(row[fate])]
+            median = sorted(positions)[(len(positions) - 1) // 2] if paths == "part" and positions else None
+            about = {"first": first, "second": second, "paths": paths, "pairs": sum(fates.values())}
+            table.append({**about, "median_position": median, **fates})
+    return table
+
+
+def total_lines(totals: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The cells of `total_table`, the header first."""
+    lines = [["text", "likelihood under", "texts", "tokens", "total", "per token", "less the base's"]]
+    for row in totals:
+        total, less_base = (
+            _with_interval(*(row[name] for name in names))
+            for names in (("total", "low", "high"), ("less_base", "less_base_low", "less_base_high"))
+        )
+        counts = [str(row["texts"]), str(row["tokens"])]
+        lines.append([row["text"], row["scorer"], *counts, total, f"{row['per_token']:.3f}", less_base])
+    return lines
+
+
+def fate_lines(fates: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The cells of `fate_table`, the header first."""
+    lines = [["first", "second", "paths", "pairs", "part at (median)", *FATES]]
+    for row in fates:
+        median = "-" if row["median_position"] is None else str(row["median_position"])
+        counts = [str(row[fate]) for fate in FATES]
+        lines.append([row["first"], row["second"], row["paths"], str(row["pairs"]), median, *counts])
+    return lines
+
+
+def _with_interval(mean: float, low: float | None, high: float | None) -> str:
+    return f"{mean:.2f}" if low is None else f"{mean:.2f} ({low:.2f} to {high:.2f})"

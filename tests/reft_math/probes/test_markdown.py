@@ -1,0 +1,7 @@
+from reft_math.probes.markdown import markdown
+
+
+def test_tables_under_their_titles() -> None:
+    assert markdown({"one": [["k", "base"], ["0", "1 %"]], "two": [["k"]]}) == (
+        "one\n\n| k | base |\n| --- | --- |\n| 0 | 1 % |\n\ntwo\n\n| k |\n| --- |\n"
+    )
