@@ -10,7 +10,7 @@ the errors, and the entropy of the grid's probabilities.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from reft_math.command import run
 from reft_math.errors import UserError, require
@@ -18,8 +18,6 @@ from reft_math.errors import UserError, require
 
 @dataclass(frozen=True)
 class RegressionEvaluationOptions:
-    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-
     regressor: str | None = field(default=None, metadata={"help": "What train/raft.py saved: folder or hub id."})
     base: bool = field(default=True, metadata={"help": "Evaluate the regressor's base as well."})
     model: str | None = field(
@@ -47,9 +45,14 @@ class RegressionEvaluationOptions:
     resume: bool = field(default=False, metadata={"help": "Go on where a stopped run left off."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
 
+    @property
+    def FREE_ON_RESUME(self) -> frozenset[str]:
+        """A batch is sampled as a whole: its size decides which answers are drawn."""
+        return frozenset() if self.samples else frozenset({"batch_size"})
+
     def __post_init__(self) -> None:
-        for name in ("limit", "batch_size"):
-            require(self, name, lambda value: value is None or value >= 1, "at least 1")
+        require(self, "batch_size", lambda value: value >= 1, "at least 1")
+        require(self, "limit", lambda value: value is None or value >= 2, "at least 2")
         require(self, "samples", lambda value: value >= 0, "0 or more")
         require(self, "temperature", lambda value: value > 0, "positive")
         given = [name for name in ("model", "grid", "template") if getattr(self, name) is not None]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
+from reft_math.errors import UserError
 from reft_math.hub import fetch
 from reft_math.models import Dtype, load_model, load_tokenizer
 from reft_math.regressor.config import CONFIG_NAME, RegressorConfig
@@ -90,12 +92,20 @@ def load_regressor(source: str | Path, revision: str | None = None, dtype: Dtype
     if config.tune in ("red", "loreft"):
         adapter = PrefixReftModel.from_pretrained(folder / ADAPTER_FOLDER, model)
     elif config.tune == "lora":
-        from peft import PeftModel
-
-        adapter = PeftModel.from_pretrained(model, str(folder / ADAPTER_FOLDER))
+        adapter = _load_lora(model, folder / ADAPTER_FOLDER)
     regressor = Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
     regressor.load_head(folder)
     return regressor.eval()
+
+
+def _load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder} does not hold a LoRA adapter for this base: {reason}") from None
 
 
 def load_base(config: RegressorConfig, dtype: Dtype = "auto") -> Regressor:

@@ -154,7 +154,7 @@ def check_output_dir(config: Any) -> None:
 # Where results go, how a run is told to go on, and what cannot change a result.
 _FREE_ON_RESUME = {
     *("output_dir", "resume", "overwrite"),
-    *("eval_batch_size", "save_steps", "report_to"),
+    *("save_steps", "report_to"),
 }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -88,11 +88,7 @@ def call(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) 
     def run_line(line: str) -> None:
         path, *arguments = shlex.split(line)
         module = command(path)
-        options = next(
-            value
-            for value in vars(module).values()
-            if dataclasses.is_dataclass(value) and getattr(value, "__module__", None) == module.__name__
-        )
+        options = get_type_hints(module.main)["options"]
         monkeypatch.setattr(sys, "argv", [path, *arguments])
         reft_math.command.run(module.main, options, module.__doc__)
 

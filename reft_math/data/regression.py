@@ -80,7 +80,7 @@ def load_regression(
     """
     if limit is not None and limit < 1:
         raise UserError(f"the limit must be at least 1, got {limit}; without one, all rows are taken")
-    _check_split(name, split)
+    check_split(name, split)
     if name == original1.NAME:
         return _original1_rows(split, data_dir, seed)[:limit]
     if name == stsb.NAME:
@@ -122,13 +122,15 @@ def load_splits(name: str, data_dir: str | None = None, seed: int = 0) -> Regres
     if name in NAMES:
         load = partial(load_regression, name, data_dir=data_dir)
         return RegressionSplits(load("train", seed=seed), load("validation"), load("test"))
-    train, validation = _carve(load_regression(name, "train", data_dir), seed=1)
-    if not validation:
-        raise UserError(f'"{name}" must have rows to train on, to choose by and to report on: at least 7 in all')
+    rest = load_regression(name, "train", data_dir)
+    train, validation = _carve(rest, seed=1)
+    if len(validation) < 2:  # then there are two test rows as well
+        raise UserError(f'"{name}" must have rows to train on, to choose by and to report on: at least 12 in all')
     return RegressionSplits(train, validation, load_regression(name, "validation", data_dir))
 
 
-def _check_split(name: str, split: Split) -> None:
+def check_split(name: str, split: Split) -> None:
+    """Raises `UserError` where there is no data set of that name, or it has no such split."""
     is_file = Path(name).suffix.lower() in (".csv", ".jsonl")
     if name not in NAMES and not is_file:
         raise UserError(

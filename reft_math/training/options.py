@@ -76,6 +76,8 @@ class FittingOptions:
 class TrainingOptions(FittingOptions):
     """What `FittingOptions` has, problems, and their evaluation."""
 
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"eval_batch_size"})
+
     dataset: str = field(
         default="arithmetic",
         metadata={"help": "arithmetic, gsm8k, math10k, or a .json/.jsonl file of one's own."},

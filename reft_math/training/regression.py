@@ -15,6 +15,7 @@ from transformers import EarlyStoppingCallback, EvalPrediction
 
 from reft_math.command import write_json
 from reft_math.data.regression import RegressionRow
+from reft_math.regression.metrics import rmse
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.model import Regressor
 from reft_math.training.arguments import last_checkpoint, training_arguments
@@ -134,7 +135,9 @@ def fit(
         head_learning_rate=options.head_learning_rate,
         callbacks=[] if options.patience is None else [EarlyStoppingCallback(options.patience)],
     )
-    trainer.start_rmse = trainer.evaluate()["eval_rmse"]
+    # Not by trainer.evaluate: accelerate would take the model for prepared, and leave it out of DDP in training.
+    start = regressor.predict([row.text for row in validation], options.eval_batch_size)
+    trainer.start_rmse = rmse(start, [row.target for row in validation])
     trainer.train(resume_from_checkpoint=last_checkpoint(folder) if options.resume else None)
     return trainer
 

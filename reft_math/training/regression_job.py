@@ -14,7 +14,7 @@ from typing import Any
 from transformers import set_seed
 
 from reft_math.command import RESULTS_NAME, print_table, provenance, versions, write_json
-from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits
+from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits, check_split
 from reft_math.errors import UserError
 from reft_math.models import EMBEDDED_MODEL
 from reft_math.regression.metrics import rmse
@@ -34,6 +34,7 @@ def resolve(options: RegressionOptions) -> RegressionOptions:
     Raises:
         UserError: One's own data without a grid, or without bounds where they are needed.
     """
+    check_split(options.data, "train")
     rates = EMBEDDED_LEARNING_RATES if options.model == EMBEDDED_MODEL else LEARNING_RATES
     scale = SCALES.get(options.data)
     is_log = options.loss == "log"
@@ -117,11 +118,20 @@ def seed_everything(seed: int) -> None:
 
 
 def check_reach(regressor: Regressor, rows: Sequence[RegressionRow]) -> None:
-    """Warns of targets that no probabilities over the grid can be averaged to."""
+    """Warns of targets that no probabilities over the grid can be averaged to.
+
+    Raises:
+        UserError: The log loss, which is not defined there.
+    """
     if regressor.head is not None:
         return
     lower, upper = regressor.reach
     outside = [row.target for row in rows if not lower <= row.target <= upper]
+    if outside and regressor.regressor_config.loss == "log":
+        raise UserError(
+            f"the log loss takes targets within the bounds {lower:g} and {upper:g}; {len(outside)} of {len(rows)}"
+            f" training targets, from {min(outside):g} to {max(outside):g}, lie outside: pass other --bounds"
+        )
     if outside:
         warnings.warn(
             f"{len(outside)} of {len(rows)} training targets (from {min(outside):g} to {max(outside):g}) lie outside"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from reft_math.errors import UserError, require
 from reft_math.training.options import FittingOptions
@@ -13,8 +13,6 @@ from reft_math.training.options import FittingOptions
 @dataclass(frozen=True)
 class RegressionOptions(FittingOptions):
     """Options of regression, after those that everything trained has."""
-
-    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"eval_batch_size"})
 
     output_dir: str = field(default="results/raft", metadata={"help": "Regressor, records and results go here."})
     learning_rate: float | None = field(
@@ -82,10 +80,17 @@ class RegressionOptions(FittingOptions):
     temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
     default: float = field(default=0.0, metadata={"help": "What an answer that is no number counts as."})
 
+    @property
+    def FREE_ON_RESUME(self) -> frozenset[str]:
+        """A batch is sampled as a whole: its size decides which answers are drawn."""
+        return frozenset() if self.samples else frozenset({"eval_batch_size"})
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rank", "eval_steps", "patience", "validation_size", "test_size", "eval_batch_size"):
+        for name in ("rank", "eval_steps", "patience", "eval_batch_size"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
+        for name in ("validation_size", "test_size"):
+            require(self, name, lambda value: value is None or value >= 2, "at least 2")
         require(self, "samples", lambda value: value >= 0, "0 or more")
         for name in ("temperature", "head_learning_rate"):
             require(self, name, lambda value: value is None or 0 < value < math.inf, "positive")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from reft_math.data.registry import load_problems
-from reft_math.data.regression import RegressionRow, load_regression
+from reft_math.data.regression import NAMES, SCALES, RegressionRow, load_regression, load_splits
 from reft_math.data.rows import Split
 from reft_math.errors import UserError
+from reft_math.regression.grid import parse_numbers
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -224,6 +225,81 @@ def test_a_malformed_file_of_ones_own_is_named_with_the_line(
 def test_the_row_that_has_an_id_already_is_named_too(tmp_path: Path) -> None:
     path = written(tmp_path / "a.csv", "id,text,target\nx,a,1\nx,b,2\n")
     assert message_of(path).endswith(f"which is also that of {path}, line 2")
+
+
+# --- splits and scales -----------------------------------------------------------------------------------------------
+
+
+def own_file(folder: Path, rows: int) -> str:
+    lines = [json.dumps({"text": f"text {n}", "target": n}) + "\n" for n in range(rows)]
+    return str(written(folder / "mine.jsonl", "".join(lines)))
+
+
+def test_a_file_of_ones_own_is_cut_into_three_sets_that_share_no_row(tmp_path: Path) -> None:
+    path = own_file(tmp_path, 60)
+    splits = load_splits(path)
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [39, 9, 12]
+    rows = [*splits.train, *splits.validation, *splits.test]
+    assert sorted(row.target for row in rows) == list(range(60))
+    assert all(row.id == f"mine/train/{row.target:g}" and row.text == f"text {row.target:g}" for row in rows)
+
+
+def test_the_cut_is_the_same_every_time_and_tests_on_the_sample_that_is_named_validation(tmp_path: Path) -> None:
+    """So that ``eval/regression.py`` without a seed scores no row that ``train/raft.py`` with any has trained on."""
+    path = own_file(tmp_path, 60)
+    splits = load_splits(path)
+    assert load_splits(path, seed=7) == load_splits(path) == splits
+    assert splits.test == load_regression(path, "validation")
+    assert splits.validation != splits.test[: len(splits.validation)]
+
+
+def test_a_large_file_holds_out_five_hundred_rows_twice(tmp_path: Path) -> None:
+    splits = load_splits(own_file(tmp_path, 6000))
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [5000, 500, 500]
+
+
+def test_a_known_set_keeps_its_own_splits() -> None:
+    splits = load_splits("original1", seed=3)
+    assert splits.train == load_regression("original1", "train", seed=3)
+    assert splits.validation == load_regression("original1", "validation")
+    assert splits.test == load_regression("original1", "test")
+
+
+def test_the_real_files_keep_their_splits(shared_data: Path) -> None:
+    splits = load_splits("stsb", str(shared_data))
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [5749, 1500, 1379]
+    assert splits.validation == load_regression("stsb", "validation", str(shared_data))
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 11])
+def test_a_file_too_small_for_three_sets_is_refused(tmp_path: Path, rows: int) -> None:
+    with pytest.raises(UserError) as caught:
+        load_splits(own_file(tmp_path, rows))
+    assert "must have rows to train on, to choose by and to report on" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_set_has_a_scale_that_its_grids_keep_to() -> None:
+    """The fine grid goes from bound to bound; the coarse one's numbers are single digits."""
+    assert set(SCALES) == set(NAMES)
+    for scale in SCALES.values():
+        fine, coarse = parse_numbers(scale.fine_grid), parse_numbers(scale.grid)
+        assert (min(fine), max(fine)) == scale.bounds
+        assert all(scale.bounds[0] <= number <= scale.bounds[1] and number in range(10) for number in coarse)
+
+
+def test_the_bounds_hold_every_target_of_original1_and_are_met() -> None:
+    splits = load_splits("original1")
+    targets = [row.target for row in [*splits.train, *splits.validation, *splits.test]]
+    lower, upper = SCALES["original1"].bounds
+    assert lower <= min(targets) < lower + 0.01
+    assert upper - 0.01 < max(targets) <= upper
+
+
+def test_the_bounds_are_the_least_and_greatest_target_of_the_real_files(shared_data: Path) -> None:
+    splits = load_splits("stsb", str(shared_data))
+    targets = [row.target for row in [*splits.train, *splits.validation, *splits.test]]
+    assert (min(targets), max(targets)) == SCALES["stsb"].bounds
 
 
 # --- names, splits, limits ------------------------------------------------------------------------------------------
