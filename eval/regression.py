@@ -9,6 +9,7 @@ the errors, and the entropy of the grid's probabilities.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,7 +33,9 @@ class RegressionEvaluationOptions:
         default=None, metadata={"help": "A base's numbers, as in train/raft.py (the data set's own, coarse)."}
     )
     template: str | None = field(default=None, metadata={"help": "A base's prompt, as in train/raft.py (auto)."})
-    data: str = field(default="original1", metadata={"help": "As in train/raft.py."})
+    data: str | None = field(
+        default=None, metadata={"help": "As in train/raft.py (what the regressor was trained on; original1)."}
+    )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the data's files instead of the hub."})
     split: Literal["validation", "test"] = field(default="test", metadata={"help": "Which rows."})
     limit: int | None = field(default=None, metadata={"help": "Rows at most (all)."})
@@ -54,7 +57,8 @@ class RegressionEvaluationOptions:
         require(self, "batch_size", lambda value: value >= 1, "at least 1")
         require(self, "limit", lambda value: value is None or value >= 2, "at least 2")
         require(self, "samples", lambda value: value >= 0, "0 or more")
-        require(self, "temperature", lambda value: value > 0, "positive")
+        require(self, "temperature", lambda value: 0 < value < math.inf, "positive and finite")
+        require(self, "default", math.isfinite, "finite")
         given = [name for name in ("model", "grid", "template") if getattr(self, name) is not None]
         if self.regressor is not None and given:
             raise UserError(f"--{given[0]} is for a base on its own; the regressor has one: leave one of the two out")
@@ -65,16 +69,18 @@ def main(options: RegressionEvaluationOptions) -> None:
 
     from interventions.regression import load_base, load_regressor
     from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
-    from reft_math.data.regression import load_splits
+    from reft_math.data.regression import check_split, load_splits
     from reft_math.processes import claim, part_ways
     from reft_math.regressor.config import RegressorConfig
     from reft_math.regressor.evaluation import COLUMNS, Writing, evaluate_regressor, summarise, table_rows
     from reft_math.training.regression_job import default_grid
 
-    rows = getattr(load_splits(options.data, options.data_dir), options.split)[: options.limit]
+    if options.data is not None:
+        check_split(options.data, "train")
     if options.regressor is None:
+        options = dataclasses.replace(options, data=options.data or "original1")
         config = RegressorConfig(
-            grid=options.grid or default_grid(options.data),
+            grid=options.grid or default_grid(str(options.data)),
             template=options.template or "auto",
             base_model=options.model or "arithmetic",
             base_revision=options.revision,
@@ -82,7 +88,11 @@ def main(options: RegressionEvaluationOptions) -> None:
         name, regressor = "base", load_base(config, options.dtype)
     else:
         name, regressor = "tuned", load_regressor(options.regressor, options.revision, options.dtype)
+        options = dataclasses.replace(options, data=options.data or regressor.regressor_config.data)
+        if options.data is None:
+            raise UserError(f"{options.regressor} does not say what it was trained on; pass --data")
     config = regressor.regressor_config
+    rows = getattr(load_splits(str(options.data), options.data_dir), options.split)[: options.limit]
     folder = claim(options)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)
     evaluation = {}

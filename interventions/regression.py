@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,6 +42,10 @@ def make_regressor(
     Raises:
         UserError: The grid or the tuning does not fit the model.
     """
+    if config.tune == "full" and model.dtype == torch.float16:
+        raise UserError(
+            "steps of the whole model underflow in float16; load it with --dtype float32, and --mixed-precision fp16"
+        )
     template = make_template(config, tokenizer)
     config = replace(config, template=str(template))
     grid = config.make_grid(model, tokenizer, template)
@@ -62,9 +67,11 @@ def make_regressor(
         from peft import LoraConfig, get_peft_model
 
         rank = rank or DEFAULT_LORA_RANK
-        adapter = get_peft_model(
+        lora = get_peft_model(
             model, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
         )
+        lora.peft_config["default"].base_model_name_or_path = config.base_model
+        adapter = lora
     return Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
 
 

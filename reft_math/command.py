@@ -23,7 +23,18 @@ from reft_math.errors import UserError
 
 CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "results.json"
-_PACKAGES = ("reft-math", "torch", "transformers", "accelerate", "datasets", "pyvene", "pyreft", "peft", "math-verify")
+_PACKAGES = (
+    "reft-math",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "pyvene",
+    "pyreft",
+    "peft",
+    "math-verify",
+    "scikit-learn",
+)
 
 
 class OutputOptions(Protocol):

@@ -17,6 +17,11 @@ EMBEDDED_FOLDER = Path(__file__).parent / "arithmetic" / "model"
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+def lasting_name(name: str) -> str:
+    """The name to save for a base: a folder's absolute path, so that it is found from other folders too."""
+    return str(Path(name).resolve()) if name != EMBEDDED_MODEL and Path(name).is_dir() else name
+
+
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token (its end of sequence where it names none).
 

@@ -54,7 +54,9 @@ def test_imports_run_one_way(package: str) -> None:
         assert [module for module in own if not is_within(module, allowed)] == [], path
 
 
-@pytest.mark.parametrize("package", ["data", "arithmetic", "scoring", "decoding", "regression", "training"])
+@pytest.mark.parametrize(
+    "package", ["data", "arithmetic", "scoring", "decoding", "regression", "regressor", "training", "probes"]
+)
 def test_figures_come_last(package: str) -> None:
     """What computes does not know what draws or compares."""
     for path in (ROOT / "reft_math" / package).rglob("*.py"):
@@ -80,7 +82,8 @@ def test_script_folders_are_no_packages(folder: str) -> None:
 
 def test_options_are_light_to_import() -> None:
     """``--help`` must not wait for torch or for model code."""
-    modules = "reft_math.training.options, reft_math.evaluation_options, reft_math.command"
+    options = "reft_math.training.options, reft_math.training.regression_options, reft_math.evaluation_options"
+    modules = f"{options}, reft_math.command"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -45,6 +45,7 @@ def main(options: LoraOptions) -> None:
 
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.errors import UserError
+    from reft_math.models import lasting_name
     from reft_math.processes import claim, part_ways
     from reft_math.training import job as jobs
     from reft_math.training.arguments import save_once
@@ -62,6 +63,7 @@ def main(options: LoraOptions) -> None:
         model = get_peft_model(job.model, config)
     except ValueError as error:
         raise UserError(f"--target-modules must name linear modules of the model; got {names!r} ({error})") from None
+    model.peft_config["default"].base_model_name_or_path = lasting_name(options.model)
     dataset = PrefixDataset(job.train_problems, job.tokenizer, job.template, options.k)
     folder = claim(options)
 

@@ -92,6 +92,7 @@ def main(options: PrefixReftOptions) -> None:
     from reft_math.command import print_table, versions
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.decoding.gate import AlwaysOn, parse_gate
+    from reft_math.models import lasting_name
     from reft_math.processes import claim, part_ways, process_state
     from reft_math.regression.grid import number_tokens
     from reft_math.training import job as jobs
@@ -116,7 +117,7 @@ def main(options: PrefixReftOptions) -> None:
         k=None if is_ordinary else options.k,
         target_norm=None if options.norm_control == "none" else options.target_norm,
         gate=str(gate),
-        base_model=options.model,
+        base_model=lasting_name(options.model),
         base_revision=job.base_revision,
         template=str(job.template),
         versions=versions(),

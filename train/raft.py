@@ -25,6 +25,8 @@ def main(options: RegressionOptions) -> None:
     from dataclasses import replace
     from typing import Any
 
+    from transformers import set_seed
+
     from interventions.regression import load_regressor, make_regressor
     from reft_math.data.regression import load_splits
     from reft_math.models import load_model, load_tokenizer
@@ -40,7 +42,7 @@ def main(options: RegressionOptions) -> None:
     tokenizer = load_tokenizer(options.model, options.revision)
     model = load_model(options.model, options.revision, options.dtype, config.random_seed)
     config = replace(config, base_revision=getattr(model.config, "_commit_hash", None) or options.revision)
-    jobs.seed_everything(options.seed)
+    set_seed(options.seed)
     regressor = make_regressor(model, tokenizer, config, options.site, options.layers, options.rank)
     jobs.check_reach(regressor, splits.train)
     folder = claim(options)
@@ -53,7 +55,7 @@ def main(options: RegressionOptions) -> None:
     evaluation = {"start": evaluate("start")}
     saved = folder / "regressor"
     if saved.is_dir():  # resumed after training
-        del model
+        del model, regressor  # two may not fit
         regressor = load_regressor(saved, dtype=options.dtype)
     else:
         trainer = fit(regressor, splits.train, splits.validation, options, folder / "checkpoints")

@@ -27,20 +27,25 @@ def convergence_figure(runs: Sequence[Run]) -> Figure:
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, members) in zip(all_axes, panels.items(), strict=True):
-        for run in members:
-            training, loss = run.results["training"], run.results["regressor"]["loss"]
+        losses = [run.results["regressor"]["loss"] for run in members]
+        for run, loss in zip(members, losses, strict=True):
+            training = run.results["training"]
             axes.plot(
                 training["steps"],
                 training["rmse"],
                 color=PALETTE[names.index(loss) % len(PALETTE)],
+                linestyle="-" if losses.index(loss) == members.index(run) else ":",
                 linewidth=1.3,
-                label=loss,
+                label=loss if losses.count(loss) == 1 else f"{loss}, {run.folder.name}",
             )
-        constants = sorted({run.results["rmse_of_training_mean"] for run in members})
-        for constant in constants:
-            axes.axhline(constant, color="0.4", linestyle="--", linewidth=1)
+        for constant in sorted({run.results["rmse_of_training_mean"] for run in members}):
+            style = {"color": "0.4", "linestyle": "--", "linewidth": 1}
+            axes.axhline(constant, label="training mean, test rows", **style)
         axes.set(title=title, xlabel="optimiser step", yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
     all_axes[0].set_ylabel("RMSE on validation rows")
-    all_axes[0].legend(frameon=False, fontsize=8)
+    handles = {
+        label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
     return figure

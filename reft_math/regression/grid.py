@@ -67,6 +67,11 @@ class Grid:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether one number's string begins another's, as "1" begins "15"."""
+        return not _beginnings(string[:-1] for string in self.token_ids).isdisjoint(self.token_ids)
+
     @cached_property
     def trie(self) -> Trie:
         """The token strings by their common beginnings."""

@@ -21,8 +21,7 @@ from reft_math.regression.heads import HEADS, HeadName
 from reft_math.regression.tokens import Start, add_number_tokens
 
 CONFIG_NAME = "regressor_config.json"
-GRID_LOSSES = ("raft", "mbr", "ce", "log")
-LOSSES = (*GRID_LOSSES, *(f"head:{name}" for name in HEADS))
+LOSSES = ("raft", "mbr", "ce", "log", *(f"head:{name}" for name in HEADS))
 Tune = Literal["none", "red", "loreft", "lora", "full"]
 
 
@@ -46,6 +45,7 @@ class RegressorConfig:
         added_tokens: Start of tokens added for the grid's numbers; None where they are the tokenizer's own.
         tune: What was trained.
         template: Name of the prompt template, with its version once it is resolved, e.g. ``chat/1``.
+        data: The data set it was trained on.
         base_model, base_revision: Hub id or folder of the base, and its commit where known.
         random_seed: Drew the base's weights anew; None where they are the checkpoint's.
         versions: Versions of the packages that wrote it.
@@ -60,6 +60,7 @@ class RegressorConfig:
     added_tokens: Start | None = None
     tune: Tune = "none"
     template: str = "auto"
+    data: str | None = None
     base_model: str | None = None
     base_revision: str | None = None
     random_seed: int | None = None
@@ -81,7 +82,8 @@ class RegressorConfig:
                 f"the log loss is that of one token's probability, which stands for 1: it needs bounds and the grid"
                 f" of 1 alone; got bounds {self.bounds} and grid {self.grid}"
             )
-
+        if self.normalised and self.loss not in ("raft", "mbr"):
+            raise UserError(f"normalised is for raft and mbr, which average over the grid; got loss {self.loss}")
         if len(numbers) == 1 and (self.normalised or self.loss == "ce"):
             what = "normalised probabilities" if self.normalised else "loss ce"
             raise UserError(f"{what} over one number always predict it; got grid {self.grid}: take two numbers or more")
@@ -111,7 +113,11 @@ class RegressorConfig:
         texts = self.number_texts()
         if self.added_tokens is not None:
             return add_number_tokens(model, tokenizer, texts, self.added_tokens)
-        return make_grid(tokenizer, texts, prompt_suffix=template.prompt("", tokenizer))
+        suffix = template.prompt("", tokenizer)
+        grid = make_grid(tokenizer, texts, suffix)
+        if self.loss == "ce" and grid.is_nested:  # else "10" would be at least as probable as "100"
+            return make_grid(tokenizer, texts, suffix, terminator=template.end_token_id(tokenizer))
+        return grid
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)

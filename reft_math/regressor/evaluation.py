@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,10 @@ import numpy as np
 import torch
 
 from reft_math.data.regression import RegressionRow
+from reft_math.models import end_token_ids
 from reft_math.recording import Record, record_rows
 from reft_math.regression.metrics import regression_metrics
-from reft_math.regression.predictors import parse_number, rail_from_samples
 from reft_math.regression.sampling import write_numbers
-from reft_math.regression.tokens import without_names
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.model import Regressor
 
@@ -80,7 +80,7 @@ def evaluate_regressor(
             | {key: written[index] for key, written in texts.items()}
             for index, row in enumerate(asked)
         }
-        return [_with_numbers_read(found[row.id], writing) for row in missing]
+        return [_with_numbers_read(found[row.id], regressor, writing.default) for row in missing]
 
     return record_rows(rows, lambda row: len(row.text), work, records_path, name, batch_size)
 
@@ -94,15 +94,15 @@ def _written(
     regressor: Regressor, input_ids: torch.Tensor, attention_mask: torch.Tensor, writing: Writing, key: str
 ) -> dict[str, list[Any]]:
     """What the model writes after each prompt: greedily, and as samples where they are asked for."""
-    tokenizer, end = regressor.tokenizer, regressor.template.end_token_id(regressor.tokenizer)
+    tokenizer = regressor.tokenizer
+    ends = end_token_ids(regressor.model, tokenizer, regressor.template)
     longest = max(map(len, regressor.grid.token_ids))
 
     def write(**settings: Any) -> list[list[str]]:
         with regressor.intervening(input_ids.shape[1]):
-            texts = write_numbers(
-                regressor.model, tokenizer, input_ids, attention_mask, [end], max_new_tokens=longest + 4, **settings
+            return write_numbers(
+                regressor.model, tokenizer, input_ids, attention_mask, ends, max_new_tokens=longest + 4, **settings
             )
-        return [[without_names(text) for text in row] for row in texts]
 
     found: dict[str, list[Any]] = {"written": [texts[0] for texts in write()]}
     if writing.samples:
@@ -112,12 +112,15 @@ def _written(
     return found
 
 
-def _with_numbers_read(record: Record, writing: Writing) -> Record:
-    """Adds the predictors that read what the model wrote."""
-    if "written" in record:
-        record["predictions"]["decoded"] = parse_number(record["written"], writing.default)
-    if "samples" in record:
-        record["predictions"]["rail_sampled"] = rail_from_samples(record["samples"], writing.default)
+def _with_numbers_read(record: Record, regressor: Regressor, default: float) -> Record:
+    """Adds the predictors that read what the model wrote, and the share of it that was no number."""
+    for name, key in (("decoded", "written"), ("rail_sampled", "samples")):
+        if key in record:
+            texts = [record[key]] if name == "decoded" else record[key]
+            numbers = [regressor.parse(text) for text in texts]
+            read = [default if number is None else number for number in numbers]
+            record["predictions"][name] = math.fsum(read) / len(read)
+            record.setdefault("no_number", {})[name] = numbers.count(None) / len(numbers)
     return record
 
 
@@ -131,7 +134,7 @@ def summarise(records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
         "predictors": {
             name: {
                 **regression_metrics([record["predictions"][name] for record in records], targets, seed),
-                "no_number": _share_without_number(name, records),
+                "no_number": _mean([record.get("no_number", {}).get(name) for record in records]),
             }
             for name in names
         },
@@ -144,15 +147,9 @@ def summarise(records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _share_without_number(predictor: str, records: Sequence[Record]) -> float | None:
-    """Of the answers that the predictor read, the share that was no number; None for one that reads none."""
-    if predictor == "decoded":
-        texts = [record["written"] for record in records]
-    elif predictor == "rail_sampled":
-        texts = [text for record in records for text in record["samples"]]
-    else:
-        return None
-    return float(np.mean([np.isnan(parse_number(text, float("nan"))) for text in texts]))
+def _mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return float(np.mean(known)) if known else None
 
 
 def table_rows(summaries: Mapping[str, Mapping[str, Any]], marked: str = "") -> list[list[str]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,19 +22,15 @@ from reft_math.hub import push
 from reft_math.regression import losses, predictors
 from reft_math.regression.grid import Grid
 from reft_math.regression.heads import Head, make_head
+from reft_math.regression.predictors import parse_number
 from reft_math.regression.scores import NO_TOKEN, Reading, read, string_log_probs
+from reft_math.regression.tokens import without_names
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.config import RegressorConfig
 
 HEAD_NAME = "head.safetensors"
 ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
 Intervening = Callable[[int], AbstractContextManager[None]]
-
-
-class Saved(Protocol):
-    """What is trained and saved apart from the base: an adapter."""
-
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None: ...
 
 
 class Regressor(nn.Module):
@@ -73,7 +70,8 @@ class Regressor(nn.Module):
             vocabulary, width = embeddings.shape
             token = template.end_token_id(tokenizer)  # one that every tokenizer has, and no grid
             self.head = make_head(config.head, grid, vocabulary, width, token).to(embeddings.device)
-        ended = [(*string, template.end_token_id(tokenizer)) for string in grid.token_ids]
+        end = template.end_token_id(tokenizer)
+        ended = [string if string[-1] == end else (*string, end) for string in grid.token_ids]
         longest = max(map(len, ended))
         self._ended_strings = torch.tensor([[*ids, *[NO_TOKEN] * (longest - len(ids))] for ids in ended])
 
@@ -176,6 +174,17 @@ class Regressor(nn.Module):
             numbers += self.predictors(ids, mask)[self.regressor_config.predictor].tolist()
         return numbers
 
+    def parse(self, written: str) -> float | None:
+        """The number that an answer says, on the data's scale; None where it says none.
+
+        It says one as the grid's texts do, if the grid has texts of its own, and otherwise as Python's ``float`` reads.
+        """
+        number = parse_number(without_names(written), math.nan)
+        if self.regressor_config.texts is not None:
+            by_text = dict(zip(self.grid.texts, self.grid.values.tolist(), strict=True))
+            number = by_text.get(written.strip(), math.nan)
+        return None if math.isnan(number) else float(self._unscaled(torch.tensor(number, dtype=torch.float64)))
+
     def _read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Reading:
         grid = self.grid if self.head is None or self.head.needs_grid else None
         hidden = self.head is not None and self.head.needs_hidden
@@ -223,7 +232,8 @@ class Regressor(nn.Module):
             tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.head.state_dict().items()}
             save_file(tensors, folder / HEAD_NAME, metadata={"format": "pt"})
         if self.adapter is not None:
-            self.adapter.save_pretrained(folder / ADAPTER_FOLDER)  # type: ignore[operator]
+            # Rows of added tokens are made again from their start, so peft need not save whole embeddings.
+            self.adapter.save_pretrained(folder / ADAPTER_FOLDER, save_embedding_layers=False)  # type: ignore[operator]
         elif self.regressor_config.tune == "full":
             self.model.save_pretrained(folder / MODEL_FOLDER)
             self.tokenizer.save_pretrained(folder / MODEL_FOLDER)

@@ -11,10 +11,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import EarlyStoppingCallback, EvalPrediction
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from reft_math.command import write_json
 from reft_math.data.regression import RegressionRow
+from reft_math.errors import UserError
 from reft_math.regression.metrics import rmse
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.model import Regressor
@@ -101,6 +109,19 @@ class RegressionTrainer(RowTrainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
+class _BestCheckpoint(TrainerCallback):
+    """Finds a resumed run's best checkpoint where the run is now: the state has the path it had then."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.best_global_step:
+            best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+            if not best.is_dir():
+                raise UserError(f"the run's best checkpoint is gone, {best}; start anew with --overwrite")
+            state.best_model_checkpoint = str(best)
+
+
 def fit(
     regressor: Regressor,
     train: Sequence[RegressionRow],
@@ -133,7 +154,7 @@ def fit(
         eval_dataset=encode_rows(validation, tokenizer, template),
         data_collator=RegressionCollator(int(tokenizer.pad_token_id)),
         head_learning_rate=options.head_learning_rate,
-        callbacks=[] if options.patience is None else [EarlyStoppingCallback(options.patience)],
+        callbacks=[_BestCheckpoint(), *([] if options.patience is None else [EarlyStoppingCallback(options.patience)])],
     )
     # Not by trainer.evaluate: accelerate would take the model for prepared, and leave it out of DDP in training.
     start = regressor.predict([row.text for row in validation], options.eval_batch_size)

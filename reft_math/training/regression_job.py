@@ -11,18 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
-
 from reft_math.command import RESULTS_NAME, print_table, provenance, versions, write_json
 from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits, check_split
 from reft_math.errors import UserError
-from reft_math.models import EMBEDDED_MODEL
+from reft_math.models import EMBEDDED_MODEL, lasting_name
 from reft_math.regression.metrics import rmse
 from reft_math.regressor.config import RegressorConfig
 from reft_math.regressor.evaluation import COLUMNS, table_rows
 from reft_math.regressor.model import Regressor
 from reft_math.training.regression import TRACE_NAME
-from reft_math.training.regression_options import RegressionOptions
+from reft_math.training.regression_options import GRIDLESS, RegressionOptions
 
 LEARNING_RATES = {"red": 2e-4, "loreft": 2e-4, "lora": 2e-4, "full": 1e-5}
 EMBEDDED_LEARNING_RATES = {"red": 5e-3, "loreft": 5e-3, "lora": 5e-3, "full": 1e-3}
@@ -44,7 +42,13 @@ def resolve(options: RegressionOptions) -> RegressionOptions:
         if grid not in (None, "1"):
             raise UserError(f"the log loss is that of one token, which stands for 1; got --grid {grid}: leave it out")
         grid = "1"
-    elif grid is None:
+    elif grid is None and scales_targets:
+        if options.loss == "ce":
+            raise UserError(
+                "cross-entropy of scaled targets needs a fine grid from 0 to 1; pass --grid, such as 0:1:0.01"
+            )
+        grid = "0,1"
+    elif grid is None and options.loss not in GRIDLESS:
         grid = default_grid(options.data, is_fine=options.loss == "ce")
     if not scales_targets and bounds is not None:
         raise UserError(f"--bounds {bounds} is for scaled targets; pass --scale-targets too, or leave it out")
@@ -71,17 +75,16 @@ def default_grid(data: str, is_fine: bool = False) -> str:
     """
     if data not in SCALES:
         raise UserError(
-            f"rows of one's own need a grid that reaches their targets; pass --grid for {data}, such as 0:100:10"
+            f"rows of one's own need a grid that reaches their targets; pass --grid for {data}, such as 1:9:1"
         )
     return SCALES[data].fine_grid if is_fine else SCALES[data].grid
 
 
 def regressor_config(options: RegressionOptions) -> RegressorConfig:
     """The regressor that resolved options ask for."""
-    assert options.grid is not None  # resolved
     return RegressorConfig(
         loss=options.loss,
-        grid=options.grid,
+        grid=options.grid or RegressorConfig.grid,  # a head that reads none has one all the same
         texts=None if options.grid_texts is None else tuple(options.grid_texts.split(",")),
         normalised=options.normalised,
         bounds=None if options.bounds is None else _bounds(options.bounds),
@@ -89,7 +92,8 @@ def regressor_config(options: RegressionOptions) -> RegressorConfig:
         added_tokens=options.added_tokens,
         tune=options.tune,
         template=options.template,
-        base_model=options.model,
+        data=options.data,
+        base_model=lasting_name(options.model),
         random_seed=options.seed if options.random_start else None,
         versions=versions(),
     )
@@ -110,11 +114,6 @@ def cut(splits: RegressionSplits, options: RegressionOptions) -> RegressionSplit
         splits.validation[: options.validation_size],
         splits.test[: options.test_size],
     )
-
-
-def seed_everything(seed: int) -> None:
-    """Python's, numpy's and torch's random states."""
-    set_seed(seed)
 
 
 def check_reach(regressor: Regressor, rows: Sequence[RegressionRow]) -> None:

@@ -9,6 +9,8 @@ from typing import Literal
 from reft_math.errors import UserError, require
 from reft_math.training.options import FittingOptions
 
+GRIDLESS = [f"head:{name}" for name in ("logit", "mean", "min", "max", "mlp", "probabilities")]
+
 
 @dataclass(frozen=True)
 class RegressionOptions(FittingOptions):
@@ -39,7 +41,7 @@ class RegressionOptions(FittingOptions):
         default=None,
         metadata={
             "help": "Numbers: lower:upper:resolution or a list such as 1,9 (1:5:1; original1 0:9:1; for ce 0:5:0.1 on"
-            " stsb, 0:9:0.01 on original1)."
+            " stsb, 0:9:0.01 on original1; for scaled targets 0,1)."
         },
     )
     grid_texts: str | None = field(
@@ -92,10 +94,20 @@ class RegressionOptions(FittingOptions):
         for name in ("validation_size", "test_size"):
             require(self, name, lambda value: value is None or value >= 2, "at least 2")
         require(self, "samples", lambda value: value >= 0, "0 or more")
+        require(self, "default", math.isfinite, "finite")
         for name in ("temperature", "head_learning_rate"):
             require(self, name, lambda value: value is None or 0 < value < math.inf, "positive")
         if self.head_learning_rate is not None and not self.loss.startswith("head:"):
             raise UserError(f"--head-learning-rate is a head's; --loss {self.loss} has none: leave it out")
+        if self.loss in GRIDLESS:
+            for name in ("grid", "grid_texts", "added_tokens"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"--{name.replace('_', '-')} is for grids; --loss {self.loss} reads none: leave it out"
+                    )
+        if self.samples and (self.loss.startswith("head:") or self.bidirectional):
+            what = "bidirectional prompts" if self.bidirectional else "a head"
+            raise UserError(f"--samples are answers written out; {what} writes none: leave it out")
         if self.rank is not None and self.tune not in ("loreft", "lora"):
             raise UserError(f"--rank is LoReFT's or LoRA's; leave it out for --tune {self.tune}")
         if self.tune not in ("red", "loreft") and (self.site is not None or self.layers != "all"):

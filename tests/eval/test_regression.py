@@ -40,7 +40,9 @@ def saved(tmp_path: Path) -> Callable[..., str]:
     """``saved(loss="raft", …)``: the folder of a regressor whose trained weights are noise."""
 
     def save(**settings: Any) -> str:
-        config = RegressorConfig(**{"tune": "red", "grid": "0:9:1", "base_model": "arithmetic", **settings})
+        config = RegressorConfig(
+            **{"tune": "red", "grid": "0:9:1", "base_model": "arithmetic", "data": "original1", **settings}
+        )
         torch.manual_seed(0)
         regressor = make_regressor(load_model("arithmetic"), load_tokenizer("arithmetic"), config)
         with torch.no_grad():
@@ -176,7 +178,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
         ("--split train", "argument --split: invalid choice: 'train'"),
         ("--limit 0", "--limit must be at least 2; got 0"),
         ("--samples -1", "--samples must be 0 or more; got -1"),
-        ("--samples 2 --temperature 0", "--temperature must be positive; got 0.0"),
+        ("--samples 2 --temperature 0", "--temperature must be positive and finite; got 0.0"),
         ("--limit 1", "--limit must be at least 2; got 1"),
     ],
 )

@@ -231,7 +231,7 @@ def test_a_finished_run_that_is_resumed_does_nothing_again(
         ("--data {folder}/none.csv --grid 0:9:1", "none.csv: No such file or directory"),
         ("--data stsb --data-dir {folder}", "stsb/train.csv: No such file or directory"),
         ("--loss log --grid 0:9:1", "which stands for 1; got --grid 0:9:1: leave it out"),
-        ("--loss log --normalised", "over one number always predict it; got grid 1: take two numbers or more"),
+        ("--loss log --normalised", "normalised is for raft and mbr, which average over the grid; got loss log"),
         ("--loss ce --grid 5", "over one number always predict it; got grid 5: take two numbers or more"),
         ("--grid 1,1", "a grid names each number once; got '1,1'"),
         ("--bounds 0,9", "--bounds 0,9 is for scaled targets; pass --scale-targets too, or leave it out"),

@@ -359,8 +359,8 @@ class Adapter(nn.Module):
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any]) -> None:
         self.asked.append(gradient_checkpointing_kwargs)
 
-    def save_pretrained(self, folder: Path) -> None:
-        self.asked.append(folder)
+    def save_pretrained(self, folder: Path, save_embedding_layers: bool) -> None:
+        self.asked.append((folder, save_embedding_layers))
 
 
 def test_an_adapter_recomputes_under_its_own_interventions(make_tiny: MakeTiny) -> None:
@@ -408,10 +408,41 @@ def test_a_model_tuned_whole_is_saved_with_its_tokens(make_tiny: MakeTiny, tmp_p
     other.load_head(tmp_path)  # there is none to read
 
 
+@pytest.mark.parametrize(
+    ("settings", "written", "number"),
+    [
+        ({}, " 2.5", 2.5),
+        ({}, "2.5 stars", None),
+        ({}, "nan", None),
+        ({"added_tokens": "first"}, "<number 2.0>", 2.0),
+        ({"grid": "1,2", "texts": ("bad", "good")}, " good", 2.0),
+        ({"grid": "1,2", "texts": ("bad", "good")}, "2", None),
+        ({"grid": "0:1:0.5", "bounds": (1.0, 5.0)}, "0.5", 3.0),
+    ],
+)
+def test_an_answer_is_read_in_the_words_and_on_the_scale_of_the_grid(
+    make_tiny: MakeTiny, settings: dict[str, Any], written: str, number: float | None
+) -> None:
+    assert make_tiny(**settings).parse(written) == number
+
+
+def test_cross_entropy_tells_a_number_from_one_that_it_begins(make_tiny: MakeTiny) -> None:
+    """As long as 1 has not ended, 10 is a part of it, and 1 would always be the more probable."""
+    regressor = make_tiny(loss="ce", grid="1,10")
+    end = regressor.tokenizer.eos_token_id
+    assert [string[-1] for string in regressor.grid.token_ids] == [end, end]
+    assert make_tiny(loss="raft", grid="1,10").grid.is_nested
+    assert not make_tiny(loss="ce", grid="1,2").grid.is_nested
+    batch = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+    targets = torch.tensor([10.0])
+    written = regressor.train()(**batch, targets=targets)["loss"]
+    torch.testing.assert_close(regressor.eval()(**batch, targets=targets)["loss"], written)
+
+
 def test_an_adapter_is_saved_in_place_of_the_model(make_tiny: MakeTiny, tmp_path: Path) -> None:
     adapter = Adapter()
     make_tiny(adapter=adapter, tune="lora").save_pretrained(tmp_path)
-    assert adapter.asked == [tmp_path / "adapter"]
+    assert adapter.asked == [(tmp_path / "adapter", False)]
     assert files_of(tmp_path) == {"regressor_config.json"}
 
 

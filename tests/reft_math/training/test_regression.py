@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from interventions.regression import load_base, load_regressor, make_regressor
 from reft_math.data.regression import RegressionRow
+from reft_math.errors import UserError
 from reft_math.models import load_model, load_tokenizer
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.config import RegressorConfig
@@ -118,7 +120,7 @@ def gradients_of(
 @pytest.mark.parametrize(("tune", "loss"), [("red", "raft"), ("lora", "ce"), ("full", "head:mean")])
 def test_any_split_of_a_step_has_the_gradient_of_the_mean_over_its_rows(tmp_path: Path, tune: str, loss: str) -> None:
     """11 rows: steps of 4, 4 and 3, however they are cut into batches, also where a step's last batch is short."""
-    regressor = regressor_of(tune, loss, grid="0:9:0.5", normalised=True)
+    regressor = regressor_of(tune, loss, grid="0:9:0.5", normalised=loss == "raft")
     splits = {(size, times): gradients_of(regressor, tmp_path, size, times) for size, times in ((4, 1), (2, 2), (1, 4))}
     total: dict[str, torch.Tensor] = {}
     for row in rows(11):  # one at a time, no padding
@@ -240,7 +242,7 @@ def test_checkpoints_hold_what_is_trained_and_nothing_else(tmp_path: Path, tune:
 def test_a_stopped_run_ends_at_the_same_weights_and_trace_to_the_last_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tune: str, loss: str, settings: dict[str, Any]
 ) -> None:
-    """Stopped a step after its second checkpoint, also where the best step lies before the stop."""
+    """Stopped a step after its second checkpoint and moved, also where the best step lies before the stop."""
     whole = regressor_of(tune, loss)
     trace = fitted(whole, tmp_path / "whole", loss=loss, **settings).trace()
 
@@ -255,8 +257,9 @@ def test_a_stopped_run_ends_at_the_same_weights_and_trace_to_the_last_bit(
     with pytest.raises(KeyboardInterrupt):
         fitted(regressor_of(tune, loss), tmp_path / "stopped", loss=loss, **settings)
     monkeypatch.setattr(RegressionTrainer, "training_step", step)
+    (tmp_path / "stopped").rename(tmp_path / "moved")
     resumed = regressor_of(tune, loss)
-    trainer = fitted(resumed, tmp_path / "stopped", loss=loss, resume=True, **settings)
+    trainer = fitted(resumed, tmp_path / "moved", loss=loss, resume=True, **settings)
 
     assert trainer.trace() == trace
     assert len(trace["steps"]) > 3
@@ -278,6 +281,14 @@ trace = fitted(regressor, Path({folder!r}), batch_size=2).trace()
 if part_ways():
     torch.save((weights(regressor), trace), {result!r})
 """
+
+
+def test_a_best_checkpoint_that_is_gone_is_missed(tmp_path: Path) -> None:
+    """The trainer itself would go on, and keep the last step for the best."""
+    trainer = fitted(regressor_of("red"), tmp_path, **OVERSHOOTING)
+    shutil.rmtree(tmp_path / f"checkpoint-{trainer.state.best_global_step}")
+    with pytest.raises(UserError, match=r"best checkpoint is gone, .*; start anew with --overwrite"):
+        fitted(regressor_of("red"), tmp_path, resume=True, **OVERSHOOTING)
 
 
 def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_the_learning_rate_is_that_of_the_base_and_the_tuning(settings: dict[str
     [
         ("original1", "raft", 10, "9"),
         ("original1", "ce", 901, "9"),
-        ("stsb", "head:mlp", 5, "5"),
+        ("stsb", "head:raft-grid", 5, "5"),
         ("stsb", "ce", 51, "5"),
         ("movielens", "ce", 5, "5"),
         ("stsb", "log", 1, "1"),
@@ -47,6 +47,22 @@ def test_the_grid_suits_the_data_and_the_loss(data: str, loss: str, numbers: int
     assert grid is not None
     found = parse_numbers(grid)
     assert (len(found), found[-1]) == (numbers, Decimal(last))
+
+
+def test_scaled_targets_have_a_scaled_grid() -> None:
+    """Over 0 to 9, predictions of targets in [0, 1] would be nine times too large at the start."""
+    assert resolve(RegressionOptions(scale_targets=True)).grid == "0,1"
+    with pytest.raises(UserError, match=r"pass --grid, such as 0:1:0\.01"):
+        resolve(RegressionOptions(scale_targets=True, loss="ce"))
+    assert resolve(RegressionOptions(scale_targets=True, loss="ce", grid="0:1:0.1")).grid == "0:1:0.1"
+
+
+def test_a_head_without_a_grid_asks_for_none() -> None:
+    options = resolve(RegressionOptions(data="mine.csv", loss="head:mean"))
+    assert options.grid is None
+    assert regressor_config(options).loss == "head:mean"
+    with pytest.raises(UserError, match="--grid is for grids; --loss head:mean reads none"):
+        RegressionOptions(loss="head:mean", grid="1:5:1")
 
 
 def test_the_bounds_are_the_data_sets_and_only_where_targets_are_scaled() -> None:
@@ -78,7 +94,7 @@ def test_the_configuration_is_what_the_options_say() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"data": "mine.csv"}, "pass --grid for mine.csv, such as 0:100:10"),
+        ({"data": "mine.csv"}, "pass --grid for mine.csv, such as 1:9:1"),
         ({"data": "mine.csv", "loss": "log"}, "pass --bounds, such as --bounds 0,100"),
         ({"loss": "log", "grid": "0:9:1"}, "which stands for 1; got --grid 0:9:1: leave it out"),
         ({"bounds": "0,9"}, "--bounds 0,9 is for scaled targets; pass --scale-targets too"),

@@ -1,0 +1,108 @@
+"""What flows through a base model: hidden states read off, pushed along directions, and what an adapter changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from interventions.model import PrefixReftModel
+from interventions.sites import num_layers, site_module
+from reft_math.probes.number import Array
+
+
+@torch.no_grad()
+def read_activations(model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]], site: str) -> Array:
+    """Hidden states at the site of every layer, for one batch.
+
+    Args:
+        model: The base.
+        rows: Of each text its token ids, and the indices of the tokens to read.
+        site: A name from `interventions.sites`.
+
+    Returns:
+        ``(tokens read, layer, width)`` float32, row by row.
+    """
+    picked: list[torch.Tensor] = []
+    row_of = [row for row, (_, wanted) in enumerate(rows) for _ in wanted]
+    columns = [token for _, wanted in rows for token in wanted]
+
+    def pick(module: nn.Module, args: Any, output: Any) -> None:
+        picked.append(_hidden(output)[row_of, columns].float().cpu())
+
+    with ExitStack() as stack:
+        for layer in range(num_layers(model)):
+            stack.callback(site_module(model, site, layer).register_forward_hook(pick).remove)
+        model(pad_right([token_ids for token_ids, _ in rows], model.device), use_cache=False, logits_to_keep=1)
+    return torch.stack(picked, dim=1).numpy()
+
+
+@contextmanager
+def pushing(model: PreTrainedModel, vectors: Mapping[int, torch.Tensor]) -> Iterator[None]:
+    """``h ← h + v`` on the output of the given layers at every position; ``v: (batch or 1, 1, hidden size)``."""
+
+    def push(module: nn.Module, args: Any, output: Any, vector: torch.Tensor) -> Any:
+        hidden = _hidden(output)
+        hidden = hidden + vector.to(hidden)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    with ExitStack() as stack:
+        for layer, vector in vectors.items():
+            hook = partial(push, vector=vector)
+            stack.callback(site_module(model, "block", layer).register_forward_hook(hook).remove)
+        yield
+
+
+@torch.no_grad()
+def project_changes(
+    reft_model: PrefixReftModel, input_ids: torch.Tensor, mask: torch.Tensor, directions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``u_lᵀΔ_l`` and ``‖Δ_l‖`` with ``Δ_l = block_l(x; with interventions) − block_l(x; without)``, of the same ``x``.
+
+    The input ``x`` is what reaches the block in the intervened run: what earlier layers changed is in it and counts
+    for nothing here. RED's change at ``ffn_up`` goes through the MLP's product with its gate and its down projection,
+    that of ``attn_k`` through the attention from every later position. Below float32 a small difference of large
+    outputs is mostly rounding.
+
+    Args:
+        reft_model: The base with interventions.
+        input_ids: ``(batch, position)``, padded on the right.
+        mask: Boolean, same shape; where interventions act.
+        directions: ``u: (layer, hidden size)``.
+
+    Returns:
+        Projections and norms, each ``(batch, position, layer)`` float32.
+    """
+    projections: list[torch.Tensor] = []
+    norms: list[torch.Tensor] = []
+    model = reft_model.model
+
+    def project(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any, direction: torch.Tensor) -> None:
+        with reft_model.intervening(None):
+            plain = module.forward(*args, **kwargs)  # not the call, which would come back to this hook
+        change = _hidden(output).float() - _hidden(plain).float()
+        projections.append(change @ direction.to(change))
+        norms.append(change.norm(dim=-1))
+
+    with ExitStack() as stack:
+        for layer, direction in enumerate(directions):
+            hook = partial(project, direction=direction)
+            module = site_module(model, "block", layer)
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        reft_model(input_ids, intervention_mask=mask, use_cache=False, logits_to_keep=1)
+    return torch.stack(projections, dim=-1), torch.stack(norms, dim=-1)
+
+
+def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """``(row, longest)``. No attention mask is needed: under causal attention no real token sees what follows it."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
+
+
+def _hidden(output: Any) -> torch.Tensor:
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
