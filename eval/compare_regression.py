@@ -31,6 +31,7 @@ def main(options: CompareRegressionOptions) -> None:
     from reft_math.command import claim_output_dir, print_table, write_csv, write_text
     from reft_math.comparison import Run
     from reft_math.figures.convergence import convergence_figure
+    from reft_math.markdown import markdown
     from reft_math.regression_comparison import COLUMNS, cells, comparison_rows
 
     runs = [Run.read(folder) for folder in options.runs]
@@ -38,11 +39,11 @@ def main(options: CompareRegressionOptions) -> None:
     figure = convergence_figure(runs)
     folder = claim_output_dir(options)
     write_csv(folder / "table.csv", rows)
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS), *map(cells, rows)]
-    write_text(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    title = f"differences against {runs[0].folder}"
+    write_text(folder / "table.md", markdown({title: [COLUMNS, *map(cells, rows)]}))
     for ending in ("png", "svg"):
         figure.savefig(folder / f"convergence.{ending}", dpi=150)
-    print_table(f"differences against {runs[0].folder}", COLUMNS, [cells(row) for row in rows])
+    print_table(title, COLUMNS, [cells(row) for row in rows])
     print(f"table and figure: {folder}")
 
 

@@ -12,15 +12,10 @@ another's mistakes does better on them than on all, the base as well. Writes ``h
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from reft_math.command import run
 from reft_math.errors import UserError
 from reft_math.evaluation_options import RunOptions
-
-if TYPE_CHECKING:
-    from interventions import PrefixReftModel
-    from interventions.evaluate import Setting
 
 
 @dataclass(frozen=True)
@@ -43,19 +38,19 @@ def main(options: HandoffOptions) -> None:
     from dataclasses import asdict
     from functools import partial
 
-    from interventions.evaluate import load_setting
+    from interventions.evaluate import load_beside, load_setting
     from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
     from reft_math.data.registry import held_out_problems
     from reft_math.evaluation import EVALUATION_COLUMNS, Scorer, evaluation_rows, is_numeric, summarise
     from reft_math.figures.handoff import handoff_figure
+    from reft_math.markdown import markdown
     from reft_math.probes.answers import answer_all
     from reft_math.probes.handoff import hand_over, handoff_lines, handoff_table, problem_sets
-    from reft_math.probes.markdown import markdown
     from reft_math.processes import claim, part_ways
 
     problems = held_out_problems(options.dataset, options.data_dir)[1][: options.limit]
     setting = load_setting(options, options.dataset)
-    reft = None if options.reft is None else _load_reft(options.reft, setting)
+    reft = None if options.reft is None else load_beside(setting, options.reft)
     sources = {
         "base": setting.model.generate,
         "always_on": setting.generate("always") if reft is None else partial(reft.generate, gate="always"),
@@ -95,20 +90,6 @@ def main(options: HandoffOptions) -> None:
     for title, (header, *body) in tables.items():
         print_table(title, header, body)
     print(f"accuracy against k: {folder / 'handoff.csv'}, handoff.md, handoff.png, handoff.svg")
-
-
-def _load_reft(source: str, setting: Setting) -> PrefixReftModel:
-    """The other adapter on the same base; it must have been trained on the same prompts."""
-    from interventions import PrefixReftModel
-
-    assert setting.adapter is not None
-    reft = PrefixReftModel.from_pretrained(source, setting.model).eval()
-    ours, theirs = ((config.base_model, config.template) for config in (setting.adapter, reft.prefix_config))
-    if ours != theirs:
-        raise UserError(
-            f"--reft is put beside --adapter, so it needs the same base and prompt template: {ours}; it has {theirs}"
-        )
-    return reft
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def main(options: TrajectoryOptions) -> None:
     from reft_math.decoding.gate import PromptOnly, parse_gate
     from reft_math.evaluation import Scorer, is_numeric, summarise
     from reft_math.figures.trajectory import trajectory_figure
+    from reft_math.markdown import markdown
     from reft_math.probes.answers import answer_all
-    from reft_math.probes.markdown import markdown
     from reft_math.probes.trajectory import (
         fate_lines,
         fate_table,

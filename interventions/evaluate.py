@@ -115,6 +115,22 @@ def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setti
     return Setting(options, adapter, model, reft_model, decoding)
 
 
+def load_beside(setting: Setting, source: str) -> PrefixReftModel:
+    """Another adapter on the setting's base, to put beside its own.
+
+    Raises:
+        UserError: It was trained on another base, or with other prompts.
+    """
+    assert setting.adapter is not None
+    reft_model = PrefixReftModel.from_pretrained(source, setting.model).eval()
+    ours, theirs = ((config.base_model, config.template) for config in (setting.adapter, reft_model.prefix_config))
+    if ours != theirs:
+        raise UserError(
+            f"--reft is put beside --adapter, so it needs the same base and prompt template: {ours}; it has {theirs}"
+        )
+    return reft_model
+
+
 def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -> None:
     """Reads everything, claims the output folder, then evaluates: a mistake in the input leaves nothing behind.
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from interventions.evaluate import Setting, load_setting
-from interventions.model import PrefixReftModel
+from interventions.evaluate import Setting, load_beside, load_setting
 from interventions.probing import (
     Pusher,
     Solver,
@@ -29,7 +28,7 @@ from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import RunOptions
 from reft_math.figures.number_probe import changes_figure, probes_figure, pushes_figure
-from reft_math.probes.markdown import markdown
+from reft_math.markdown import markdown
 from reft_math.probes.number import Array, Direction
 from reft_math.probes.tables import (
     Changes,
@@ -143,21 +142,9 @@ def _sources(setting: Setting, reft: str | None) -> list[Source]:
     if not isinstance(gate, AlwaysOn):
         sources.append(Source(f"gate {gate}", "gated", setting.reft_model, str(gate)))
     if reft is not None:
-        other = _load_reft(setting, reft)
+        other = load_beside(setting, reft)
         sources.append(Source("ReFT, always on", "reft", other, "always"))
     return sources
-
-
-def _load_reft(setting: Setting, reft: str) -> PrefixReftModel:
-    """The other adapter on the same base; it must have been trained on the same prompts."""
-    assert setting.adapter is not None
-    other = PrefixReftModel.from_pretrained(reft, setting.model).eval()
-    ours, theirs = ((config.base_model, config.template) for config in (setting.adapter, other.prefix_config))
-    if ours != theirs:
-        raise UserError(
-            f"--reft is put beside --adapter, so it needs the same base and prompt template: {ours}; it has {theirs}"
-        )
-    return other
 
 
 def _sites(setting: Setting) -> list[str]:

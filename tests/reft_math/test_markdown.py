@@ -1,4 +1,4 @@
-from reft_math.probes.markdown import markdown
+from reft_math.markdown import markdown
 
 
 def test_tables_under_their_titles() -> None:
