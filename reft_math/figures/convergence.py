@@ -23,9 +23,11 @@ def convergence_figure(runs: Sequence[Run]) -> Figure:
         base = "pre-trained" if regressor["random_seed"] is None else "random"
         panels.setdefault(f"{regressor['tune']}, from {base} weights", []).append(run)
     names = list(dict.fromkeys(run.results["regressor"]["loss"] for run in runs))
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns + 1.5, 3.2 * rows), layout="constrained")
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
-        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        all_axes = [figure.add_subplot(rows, columns, index + 1) for index in range(len(panels))]
     for axes, (title, members) in zip(all_axes, panels.items(), strict=True):
         losses = [run.results["regressor"]["loss"] for run in members]
         for run, loss in zip(members, losses, strict=True):
@@ -39,11 +41,12 @@ def convergence_figure(runs: Sequence[Run]) -> Figure:
                 label=loss if losses.count(loss) == 1 else f"{loss}, {run.folder.name}",
             )
         for constant in sorted({run.results["rmse_of_training_mean"] for run in members}):
-            style = {"color": "0.4", "linestyle": "--", "linewidth": 1}
-            axes.axhline(constant, label="training mean, test rows", **style)
-        axes.set(title=title, xlabel="optimiser step", yscale="log")
+            axes.axhline(constant, color="0.4", linestyle="--", linewidth=1, label="training mean, test rows")
+        axes.set(title=title, xlabel="optimiser step", ylabel="RMSE on validation rows", yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
-    all_axes[0].set_ylabel("RMSE on validation rows")
+    lows, highs = zip(*(axes.get_ylim() for axes in all_axes), strict=True)
+    for axes in all_axes:
+        axes.set_ylim(min(lows), max(highs))
     handles = {
         label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
