@@ -110,6 +110,9 @@ def main(options: RegressionEvaluationOptions) -> None:
     marked = "" if options.regressor is None else f"tuned/{config.predictor}"
     title = f"{options.data}, {len(rows)} {options.split} rows" + ("; * is what was trained" if marked else "")
     print_table(title, COLUMNS, table_rows(evaluation, marked))
+    for name, summary in evaluation.items():
+        if summary["entropy"] is not None:
+            print(f"entropy over the grid, mean over rows, {name}: {summary['entropy']['mean']:.2f} nats")
     print(f"results: {folder / RESULTS_NAME}")
 
 

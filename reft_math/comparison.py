@@ -41,7 +41,8 @@ class Run:
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"a run is an output folder with a readable {RESULTS_NAME}; {path}: {error}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"a run is an output folder with a readable {RESULTS_NAME}; {path}: {reason}") from None
         return cls(Path(folder), results)
 
     def correct(self, decoder: str) -> dict[str, bool]:

@@ -175,7 +175,8 @@ def report(
     if before is not None and after is not None:
         print(f"entropy over the grid, mean over rows: {before['mean']:.2f} nats before, {after['mean']:.2f} after")
     print(f"the training targets' mean as every prediction: RMSE {constant:.3f}")
-    print(f"best of {trace['steps'][-1]} steps by RMSE on validation rows: {trace['best_step']}")
+    evaluations = len(trace["steps"]) - 1
+    print(f"step {trace['best_step']} is kept, the best by RMSE on validation rows of {evaluations} evaluated")
     if options.model == EMBEDDED_MODEL:
         print("The embedded model's figures say that the machinery works; they say nothing of a large language model.")
     print(f"results: {path}")

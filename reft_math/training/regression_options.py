@@ -28,6 +28,7 @@ class RegressionOptions(FittingOptions):
         default=0,
         metadata={"help": "Draws the data's order, original1's training rows, and weights that start random."},
     )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with the data's files instead of the hub."})
     data: str = field(
         default="original1",
         metadata={
