@@ -89,11 +89,8 @@ def _raise_user_error(message: str) -> NoReturn:
 def _tidy(action: Action) -> None:
     """Shows each option under one name, with hyphens (underscores work too), and its default where it has one."""
     action.option_strings = [option for option in action.option_strings if "_" not in option]
-    if (
-        action.help
-        and not any(action.default is nothing for nothing in (None, False, SUPPRESS))
-        and action.default != []
-    ):
+    has_default = not any(action.default is nothing for nothing in (None, False, SUPPRESS)) and action.default != []
+    if action.help and has_default:
         action.help += f" [{action.default}]"
 
 
