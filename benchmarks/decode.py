@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reft_math.command import run, write_json
 from reft_math.errors import require
+from reft_math.timing import spread, timed, wait
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,7 @@ class Clock:
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         import torch
 
-        _wait()
+        wait()
         self.times.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
@@ -165,7 +166,7 @@ class Contenders:
             "ours_while_open": lambda: ours(END_OF_OPEN),
             "uncached": self.uncached,
         }
-        seconds = {name: _timed(contender) for name, contender in contenders.items()}
+        seconds = {name: timed(contender) for name, contender in contenders.items()}
         for name, clock in clocks.items():
             seconds[f"{name}_after_closing"] = clock.median_step(END_OF_OPEN + 1)
         return seconds
@@ -253,27 +254,6 @@ def _cache_bytes(model: PreTrainedModel, generate: Callable[[], Any]) -> list[in
     finally:
         handle.remove()
     return sizes
-
-
-def _wait() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _timed(contender: Callable[[], Any]) -> float:
-    _wait()
-    start = time.perf_counter()
-    contender()
-    _wait()
-    return time.perf_counter() - start
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"median": median, "lower_quartile": low, "upper_quartile": high}
 
 
 def ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reft_math.command import run, write_json
 from reft_math.errors import require
+from reft_math.timing import spread, timed
 
 if TYPE_CHECKING:
     import torch
@@ -235,27 +234,6 @@ def peak_bytes(contender: Callable[[], Any]) -> int:
     return peak
 
 
-def _wait() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _timed(contender: Callable[[], Any]) -> float:
-    _wait()
-    start = time.perf_counter()
-    contender()
-    _wait()
-    return time.perf_counter() - start
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"median": median, "lower_quartile": low, "upper_quartile": high}
-
-
 def time_ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Ours over each peer's seconds, taken within rounds."""
     return {name: spread([row["ours"] / row[name] for row in rounds]) for name in PEERS}
@@ -274,7 +252,7 @@ def main(options: NumericOptions) -> None:
         tokens = {name: tokens_read(contenders.model, contender) for name, contender in by_name.items()}
         peaks = {name: peak_bytes(contender) for name, contender in by_name.items()}
         rounds = [
-            {name: _timed(contender) for name, contender in by_name.items()}
+            {name: timed(contender) for name, contender in by_name.items()}
             for _ in tqdm(range(options.rounds), desc="rounds")
         ]
     times = time_ratios(rounds)

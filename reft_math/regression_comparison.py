@@ -91,5 +91,8 @@ def _predictions(run: Run) -> Predictions:
     if "predictor" not in run.results or "training" not in run.results:
         raise UserError(f"{run.folder} is no run of train/raft.py")
     predictor = run.results["predictor"]
-    records = RecordFile(run.folder / "records" / "tuned.jsonl").done
+    path = run.folder / "records" / "tuned.jsonl"
+    records = RecordFile(path).done
+    if not records:
+        raise UserError(f"runs are compared row by row; {path} has no rows: was it moved away from its results?")
     return {name: (record["predictions"][predictor], record["target"]) for name, record in records.items()}

@@ -98,7 +98,8 @@ class Regressor(nn.Module):
         reading = self._read(input_ids, attention_mask)
         with torch.autocast(reading.logits.device.type, enabled=False):
             predictions = self._predictions(reading)[self.regressor_config.predictor]
-            return {"loss": self._loss(reading, self._scaled(targets)), "predictions": self._unscaled(predictions)}
+            loss = self._loss(reading, predictions, self._scaled(targets))
+            return {"loss": loss, "predictions": self._unscaled(predictions)}
 
     def _string_cross_entropy(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, targets: torch.Tensor
@@ -111,9 +112,10 @@ class Regressor(nn.Module):
                 self.model, input_ids, attention_mask, strings, self.regressor_config.bidirectional
             )
 
-    def _loss(self, reading: Reading, targets: torch.Tensor) -> torch.Tensor:
+    def _loss(self, reading: Reading, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """``(batch,)``; predictions and targets on the loss's scale."""
         if self.head is not None:
-            return losses.squared_error(self.head(reading), targets, reduction="none")
+            return losses.squared_error(predictions, targets, reduction="none")
         assert reading.log_probs is not None
         values = self.grid.values
         if self.regressor_config.loss == "raft":

@@ -76,3 +76,16 @@ def test_a_run_of_another_command_is_refused(
         call(f"eval/compare_regression.py --runs {tmp_path} --output-dir {tmp_path}/out")
     assert stopped.value.code == 2
     assert capfd.readouterr().err == f"error: {tmp_path} is no run of train/raft.py\n"
+
+
+def test_a_run_without_its_records_is_refused(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / name, TARGETS) for name in ("first", "second")]
+    for run in runs:
+        (run / "records" / "tuned.jsonl").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        call(f"eval/compare_regression.py --runs {runs[0]} {runs[1]} --output-dir {tmp_path}/out")
+    assert stopped.value.code == 2
+    assert "tuned.jsonl has no rows" in (error := capfd.readouterr().err)
+    assert error.count("\n") == 1
