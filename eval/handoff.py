@@ -67,8 +67,7 @@ def main(options: HandoffOptions) -> None:
             handed_over[name] = hand_over(
                 problems, found, answers["base"], model, decoding, score, path, shown, batch_size
             )
-    if not part_ways():
-        return
+    part_ways()
     sets = problem_sets(answers)
     table = handoff_table(sets, handed_over)
     write_csv(folder / "handoff.csv", table)

@@ -103,8 +103,7 @@ def main(options: RegressionEvaluationOptions) -> None:
             break
         del regressor  # two whole models may not fit
         name, regressor = "base", load_base(config, options.dtype)
-    if not part_ways():
-        return
+    part_ways()
     results = {"regressor": dataclasses.asdict(config), "predictor": config.predictor, "evaluation": evaluation}
     write_json(folder / RESULTS_NAME, {**provenance(options), **results})
     marked = "" if options.regressor is None else f"tuned/{config.predictor}"

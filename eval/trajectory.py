@@ -81,8 +81,7 @@ def main(options: TrajectoryOptions) -> None:
         scored[kind] = score_texts(
             texts, model, setting.reft_model, gate, options.handoff, pad_token, path, f"likelihood, {kind}", batch_size
         )
-    if not part_ways():
-        return
+    part_ways()
     positions, totals, partings = position_table(scored), total_table(scored), parting_table(answers)
     fates = fate_table(partings)
     for name, table in (("trajectory", positions), ("totals", totals), ("partings", partings)):

@@ -157,8 +157,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
             samples=options.samples,
             seed=options.seed if options.sampling else None,
         )
-    if not part_ways():
-        return
+    part_ways()
     summary = summarise(records)
     write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, "evaluation": {name: summary}})
     how = "greedy" if options.temperature is None else f"temperature {options.temperature:g}"
@@ -188,8 +187,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     folder = claim(setting.options)
     with Scorer(is_numeric(dataset, problems)) as score:
         found = evaluate_gates(gates, problems, setting.completer, score, folder / "records", options.batch_size)
-    if not part_ways():
-        return
+    part_ways()
     best = best_gate(found)
     write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, "best": best, "gates": found})
     title = f"{dataset}, {len(problems)} validation problems, greedy; * is the best gate"
@@ -215,8 +213,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     with Scorer(is_numeric(dataset, problems)) as score:
         every_gate = ["off", *gates, "kl:inf"]
         found = evaluate_gates(every_gate, problems, setting.completer, score, records, options.batch_size)
-    if not part_ways():
-        return
+    part_ways()
     profile = kl_profile(list(RecordFile(gate_records(records, "kl:inf")).done.values()))
     write_csv(folder / "kl_profile.csv", profile)
     scores = ("correct", "total", "accuracy", "median_closing_position", "never_closed")

@@ -114,8 +114,7 @@ def run_number_probe(options: RunOptions, dataset: str, plan: Plan, reft: str | 
         source.name: Changes.of(measure_changes(setting, source, problems, weights, folder, options.batch_size), norms)
         for source in sources
     }
-    if not part_ways():
-        return
+    part_ways()
 
     tables = {"forms": forms, "probes": readings, "pushes": pushes, "thresholds": thresholds}
     figures = {"probes": probes_figure(readings), "pushes": pushes_figure(pushes, thresholds)}

@@ -1,31 +1,26 @@
-"""Runs side by side: what each was, what it scored, and the paired test against one of them."""
+"""The main table: runs side by side, what each was trained on, what it scored, and the paired test against one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reft_math.command import RESULTS_NAME
 from reft_math.errors import UserError
+from reft_math.scoring.math_equivalence import MathVerifier
 from reft_math.scoring.records import RecordFile
-from reft_math.scoring.statistics import McNemar, mcnemar
+from reft_math.scoring.statistics import mcnemar, wilson_interval
 
-COLUMNS = (
-    "run",
-    "decoder",
-    "rows",
-    "lr",
-    "parameters",
-    "norm",
-    "tracking",
-    "correct",
-    "accuracy",
-    "95 % interval",
-    "p",
-)
+TRAINING_COLUMNS = ("data_num", "epochs", "prefix", "lr", "parameters", "norm", "tracking")
+SCORE_COLUMNS = ("correct", "total", "accuracy", "95 % interval", "strict", "p", "only first", "only this")
+COLUMNS = ("run", "decoder", *TRAINING_COLUMNS, *SCORE_COLUMNS)
+
+Key = tuple[str, int]
+Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,54 +35,194 @@ class Run:
         path = Path(folder) / RESULTS_NAME
         try:
             results = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"a run is an output folder with a readable {RESULTS_NAME}; {path}: {reason}") from None
         return cls(Path(folder), results)
 
-    def correct(self, decoder: str) -> dict[str, bool]:
-        """Whether each problem was solved, by id."""
+    def entries(self, name: str) -> list[Entry]:
+        """One for each decoder.
+
+        Args:
+            name: The run's in tables.
+
+        Raises:
+            UserError: A decoder's records are no scored completions, one a problem.
+        """
+        return [
+            Entry(self.folder, name, decoder, self._training(decoder), by_problem(self._records(decoder)))
+            for decoder in self.results.get("evaluation", {})
+        ]
+
+    def _records(self, decoder: str) -> list[Record]:
         path = self.folder / "records" / f"{decoder}.jsonl"
-        if not path.is_file():
-            raise UserError(f"{self.folder} has no decoder {decoder!r}; it has {', '.join(self.results['evaluation'])}")
-        records = RecordFile(path).done
-        if any("problem" in record for record in records.values()):
+        records = list(RecordFile(path).done.values())
+        if not records or any(not {"question", "gold", "correct"} <= record.keys() for record in records):
+            raise UserError(
+                f"runs are compared by scored completions of problems; {path} holds none: pass output folders of"
+                " train/prefix_reft.py, train/lora.py and evaluation commands, with their records"
+            )
+        if any("problem" in record for record in records):
             raise UserError(f"a paired test needs one completion a problem; {self.folder} ({decoder}) holds samples")
-        return {name: bool(record["correct"]) for name, record in records.items()}
+        return records
+
+    def _training(self, decoder: str) -> dict[str, Any]:
+        """What the decoder's adapter was trained with, as far as the results say; nothing for the base."""
+        results = self.results
+        if decoder.startswith("base"):
+            return {}
+        if "train_rows" in results:
+            config, norm = results["config"], results.get("bias_norm") or {}
+            return {
+                "data_num": results["train_rows"],
+                "epochs": config["epochs"],
+                "prefix": _prefix(config["k"], config.get("full_fraction", 0.0)),
+                "lr": config["learning_rate"],
+                "parameters": results["trainable_parameters"],
+                "norm": norm.get("achieved"),
+                "tracking": norm.get("tracking_error"),
+            }
+        # Where always-on completions are put beside an adapter's, they may be another's.
+        adapter = (results.get("reft") if decoder == "always_on" else None) or results.get("adapter")
+        return {"prefix": _prefix(adapter["k"])} if adapter else {}
 
 
-def paired_test(run: Run, decoder: str, reference: dict[str, bool]) -> McNemar:
-    """The exact McNemar test of a decoder against a reference on the same problems.
+def _prefix(k: int | None, full_fraction: float = 0.0) -> str:
+    """The solution tokens trained on; some rows may have kept whole solutions."""
+    if k is None or full_fraction == 1:
+        return "all"
+    return f"{k}, {full_fraction:.0%} all" if full_fraction else str(k)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: one completion a problem, by one decoder of one run.
+
+    Attributes:
+        source: The run's folder, or the file that completions made elsewhere came in.
+        run, decoder: Names.
+        training: What `TRAINING_COLUMNS` say, where known.
+        records: By problem, with ``question``, ``gold`` and ``correct``, where answers are numbers also ``strict``.
+            Completions made elsewhere have no score at first.
+    """
+
+    source: Path
+    run: str
+    decoder: str
+    training: Mapping[str, Any]
+    records: Mapping[Key, Record]
+
+    @property
+    def name(self) -> str:
+        return f"{self.run}:{self.decoder}"
+
+    @property
+    def is_scored(self) -> bool:
+        return all("correct" in record for record in self.records.values())
+
+    @property
+    def correct(self) -> list[bool]:
+        return [bool(record["correct"]) for record in self.records.values()]
+
+
+def by_problem(records: Sequence[Record]) -> dict[Key, Record]:
+    """Records by question, white space aside, and by how often it was asked before: MAWPS asks four of them twice."""
+    asked: Counter[str] = Counter()
+    keyed = {}
+    for record in sorted(records, key=lambda record: str(record["id"])):
+        question = " ".join(record["question"].split())
+        asked[question] += 1
+        keyed[question, asked[question]] = record
+    return keyed
+
+
+def paired(entries: Sequence[Entry], shared_only: bool) -> list[Entry]:
+    """Entries with the records of the same problems in the same order.
+
+    Args:
+        entries: At least one.
+        shared_only: Leave out the problems that not all have.
 
     Raises:
-        UserError: The two did not solve the same problems.
+        UserError: Some have other problems and ``shared_only`` is false, they share none, or the same question has
+            different golds.
     """
-    correct = run.correct(decoder)
-    if correct.keys() != reference.keys():
+    first, *others = entries
+    shared = [key for key in first.records if all(key in entry.records for entry in others)]
+    odd = next((entry for entry in others if entry.records.keys() != first.records.keys()), None)
+    if odd is not None and not (shared_only and shared):
+        both = len(first.records.keys() & odd.records.keys())
+        way_out = "pass --shared-only to compare on those" if shared else "questions must be as in the data set"
         raise UserError(
-            f"a paired test needs the same problems; {run.folder} ({decoder}) has others than the reference"
+            f"a paired test needs the same problems; {odd.name} has {len(odd.records)}, {first.name}"
+            f" {len(first.records)}, of which {both} are the same, and {len(shared)} are shared by all: {way_out}"
         )
-    return mcnemar([reference[name] for name in correct], list(correct.values()))
+    found = [replace(entry, records={key: entry.records[key] for key in shared}) for entry in entries]
+    _check_golds(found)
+    return found
 
 
-def comparison_rows(runs: Sequence[Run], reference: dict[str, bool]) -> list[list[str]]:
-    """Table rows for `COLUMNS`: one per run and decoder."""
+def _check_golds(entries: Sequence[Entry]) -> None:
+    """The same text, or equivalent to math-verify: ``72`` and ``72.0``, ``\\frac12`` and ``\\frac{1}{2}``."""
+    first, *others = entries
+    differing = [
+        (entry, key, str(first.records[key]["gold"]), str(record["gold"]))
+        for entry in others
+        for key, record in entry.records.items()
+        if record["gold"] != first.records[key]["gold"]
+    ]
+    with MathVerifier() as verifier:
+        verdicts = verifier.score([(gold, f"${other}$") for _, _, gold, other in differing])
+    for (entry, (question, _), gold, other), verdict in zip(differing, verdicts, strict=True):
+        if not verdict.is_correct:
+            raise UserError(
+                f"a paired test needs the same gold answers; to {question[:60]!r} {first.name} has {gold[:40]!r},"
+                f" {entry.name} {other[:40]!r}: are these different versions of the data set?"
+            )
+
+
+def comparison_rows(entries: Sequence[Entry], reference: Entry) -> list[dict[str, Any]]:
+    """A row for each entry, with numbers as they are and None where there is nothing to say.
+
+    ``low`` and ``high`` are Wilson's 95 % interval; ``p_value`` is the exact McNemar test's against the reference, and
+    ``only_first`` and ``only_this`` are the problems that the reference alone and the entry alone solved.
+
+    Args:
+        entries: From `paired`, all of them scored.
+        reference: One of them.
+    """
     rows = []
-    for run in runs:
-        norm, learning_rate = run.results.get("bias_norm"), run.results["config"].get("learning_rate")
-        about = [str(run.results.get("train_rows", "-")), "-" if learning_rate is None else f"{learning_rate:g}"]
-        about.append(f"{run.results['trainable_parameters']:,}" if "trainable_parameters" in run.results else "-")
-        about.append("-" if norm is None else f"{norm['achieved']:.3f}")
-        tracking = None if norm is None else norm["tracking_error"]
-        about.append("-" if tracking is None else f"{tracking:.1%}")
-        for decoder, summary in run.results["evaluation"].items():
-            # First, for it refuses samples, which may lack an interval.
-            p_value = paired_test(run, decoder, reference).p_value
-            low, high = summary["interval_95"]
-            score = [
-                f"{summary['correct']}/{summary['total']}",
-                f"{summary['accuracy']:.1%}",
-                f"{low:.1%} - {high:.1%}",
-            ]
-            rows.append([run.folder.name, decoder, *about, *score, f"{p_value:.2g}"])
+    for entry in entries:
+        correct, total = sum(entry.correct), len(entry.correct)
+        low, high = wilson_interval(correct, total)
+        records = list(entry.records.values())
+        test = None if entry is reference else mcnemar(reference.correct, entry.correct)
+        rows.append(
+            {
+                "run": entry.run,
+                "decoder": entry.decoder,
+                **{name: entry.training.get(name) for name in TRAINING_COLUMNS},
+                "correct": correct,
+                "total": total,
+                "accuracy": correct / total,
+                "low": low,
+                "high": high,
+                "strict": sum(record["strict"] for record in records) if "strict" in records[0] else None,
+                "p_value": None if test is None else test.p_value,
+                "only_first": None if test is None else test.only_first,
+                "only_this": None if test is None else test.only_second,
+            }
+        )
     return rows
+
+
+_FORMATS = {"epochs": "g", "lr": "g", "parameters": ",", "norm": ".3f", "tracking": ".1%", "accuracy": ".1%"}
+_FORMATS |= {"p_value": ".2g"}
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as text, under `COLUMNS`."""
+    shown = {name: "-" if value is None else format(value, _FORMATS.get(name, "")) for name, value in row.items()}
+    shown["low"] = f"{row['low']:.1%} - {row['high']:.1%}"  # the interval's column
+    del shown["high"]
+    return list(shown.values())

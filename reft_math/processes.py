@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -30,17 +32,22 @@ def claim(options: Any) -> Path:
     return Path(options.output_dir)
 
 
-def part_ways() -> bool:
-    """Ends what the processes do together; true in the main process, which goes on alone.
+def part_ways() -> None:
+    """Ends what the processes do together: the main process goes on alone, the others end here, well.
 
     All leave the group at once: a process that exits while another still holds its connection may abort, and
-    ``torchrun`` would take the rest of the run down with it.
+    ``torchrun`` would take the rest of the run down with it. The others leave the interpreter as it is: a thread of
+    gloo's may still have to let go of a Python object, and one that asks for the interpreter's lock while it is being
+    taken down aborts the process (pytorch/pytorch#179291).
     """
-    state = process_state()
-    if torch.distributed.is_initialized():
-        _meet()
-        torch.distributed.destroy_process_group()
-    return bool(state.is_main_process)
+    if not torch.distributed.is_initialized():
+        return
+    _meet()
+    torch.distributed.destroy_process_group()
+    if not process_state().is_main_process:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _meet() -> None:

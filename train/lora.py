@@ -82,8 +82,7 @@ def main(options: LoraOptions) -> None:
 
     model.eval()
     evaluation = jobs.evaluate_all(job, {"base": base, "lora": model.generate})
-    if not part_ways():
-        return
+    part_ways()
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     jobs.report(job, evaluation, {"trainable_parameters": trainable, "train_rows": len(dataset)})
 

@@ -154,8 +154,7 @@ def main(options: PrefixReftOptions) -> None:
     if calibrates or not isinstance(gate, AlwaysOn):
         decoders["always_on"] = partial(model.generate, gate="always")
     evaluation = jobs.evaluate_all(job, decoders)
-    if not part_ways():
-        return
+    part_ways()
     norms = control.trace["norm"]
     results = {
         "trainable_parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -62,8 +62,8 @@ def main(options: RegressionOptions) -> None:
         if trainer.is_world_process_zero():
             save_once(saved, trainer.save_regressor)
     evaluation["tuned"] = evaluate("tuned")
-    if part_ways():
-        jobs.report(options, regressor.regressor_config, splits, saved, evaluation)
+    part_ways()
+    jobs.report(options, regressor.regressor_config, splits, saved, evaluation)
 
 
 if __name__ == "__main__":

@@ -284,8 +284,8 @@ trainer, reft_model = make_trainer(model, Path({folder!r}) / "run", per_device_t
     num_train_epochs=1, save_strategy="no")
 trainer.train_dataset = trainer.train_dataset[:20]
 trainer.train()
-if part_ways():
-    torch.save([p.detach() for p in reft_model.parameters()], sys.argv[2])
+part_ways()
+torch.save([p.detach() for p in reft_model.parameters()], sys.argv[2])
 """
 
 
