@@ -111,7 +111,9 @@ def run_number_probe(options: RunOptions, dataset: str, plan: Plan, reft: str | 
     weights = number_directions(folder, layers)
     pushes, thresholds = _push(solver, sums, form, weights, norms, _where(readings, plan.layer), plan, folder)
     changes = {
-        source.name: Changes.of(measure_changes(setting, source, problems, weights, folder, options.batch_size), norms)
+        source.name: Changes.of(
+            measure_changes(setting.decoding, source, problems, weights, folder, options.batch_size), norms
+        )
         for source in sources
     }
     part_ways()

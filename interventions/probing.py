@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from interventions.activations import pad_right, project_changes, pushing, read_activations
 from interventions.evaluate import Setting
 from interventions.model import PrefixReftModel
 from interventions.sites import num_layers
+from reft_math.completion import Decoding
 from reft_math.data.positions import intervention_mask
 from reft_math.data.prefix import pad_left
 from reft_math.data.problem import Problem
@@ -46,6 +48,8 @@ READS = {
     "upcoming": ("upcoming",),
 }
 
+
+_LARGEST = 198  # of two-digit sums; larger numbers are too few for a direction to be theirs
 
 # --- fitting --------------------------------------------------------------------------------------------------------
 
@@ -134,9 +138,7 @@ def fit_places(
 
     @lru_cache(maxsize=1)
     def activations(site: str) -> Array:
-        rows = [(text.token_ids, [reading.token for reading in text.readings]) for text in texts]
-        starts = tqdm(range(0, len(rows), batch_size), desc=f"reading {site}", unit="batch")
-        return np.concatenate([read_activations(model, rows[start : start + batch_size], site) for start in starts])
+        return _read_all(model, texts, site, batch_size)
 
     def work(_: Any, missing: Sequence[Place]) -> list[Record]:
         return [_fit(place, activations(place.site)[:, place.layer], numbers, is_held_out, folder) for place in missing]
@@ -164,6 +166,37 @@ def _fit(place: Place, hidden: Array, numbers: Numbers, is_held_out: Array, fold
     is_number = np.isin(numbers.roles, READS["number"])
     mean_norm = float(np.linalg.norm(hidden[is_number], axis=1).mean())
     return {"site": place.site, "layer": place.layer, "mean_norm": mean_norm, "readings": readings}
+
+
+def fit_number_directions(
+    model: PreTrainedModel, decoding: Decoding, problems: Sequence[Problem], site: str, batch_size: int
+) -> Array:
+    """Along which direction each layer encodes numbers: of the probe ``ŷ = wᵀh + c`` of all numbers, ``u = w/‖w‖``.
+
+    Args:
+        model: The base; interventions on it do nothing.
+        decoding: Prompts.
+        problems: With solutions; the probe reads the numbers of both.
+        site: A name from `interventions.sites`.
+        batch_size: Texts at once.
+
+    Returns:
+        ``u: (layer, width)`` float64.
+    """
+    texts = [probe_text(item, decoding.template, decoding.tokenizer, _LARGEST) for item in problems]
+    numbers = Numbers.of(texts)
+    is_number = np.isin(numbers.roles, READS["number"])
+    values = {"identity": numbers.values[is_number]}
+    hidden = _read_all(model, texts, site, batch_size)[is_number]
+    probes = [fit_probes(hidden[:, layer], values)["identity"] for layer in range(num_layers(model))]
+    return unit(np.stack([probe.weight for probe in probes]))
+
+
+def _read_all(model: PreTrainedModel, texts: Sequence[ProbeText], site: str, batch_size: int) -> Array:
+    """``(reading, layer, width)``, text by text."""
+    rows = [(text.token_ids, [reading.token for reading in text.readings]) for text in texts]
+    starts = tqdm(range(0, len(rows), batch_size), desc=f"reading {site}", unit="batch")
+    return np.concatenate([read_activations(model, rows[start : start + batch_size], site) for start in starts])
 
 
 def number_directions(folder: Path, layers: int) -> Array:
@@ -297,7 +330,7 @@ class Source:
 
 
 def measure_changes(
-    setting: Setting, source: Source, problems: Sequence[Problem], weights: Array, folder: Path, batch_size: int
+    decoding: Decoding, source: Source, problems: Sequence[Problem], weights: Array, folder: Path, batch_size: int
 ) -> list[Record]:
     """What an adapter changes along the probes while it solves problems.
 
@@ -305,7 +338,7 @@ def measure_changes(
     measured, as `project_changes` says, for as long as the gate is open. Once it is closed the base goes on alone.
 
     Args:
-        setting: How problems become prompts.
+        decoding: How problems become prompts.
         source: The adapter.
         problems: To solve.
         weights: ``w: (layer, hidden size)``.
@@ -319,15 +352,15 @@ def measure_changes(
     units = torch.from_numpy(unit(weights)).float()
 
     def work(_: Any, missing: Sequence[Problem]) -> list[Record]:
-        return _changes(setting, source, [problem.question for problem in missing], units)
+        return _changes(decoding, source, [problem.question for problem in missing], units)
 
     path = folder / "records" / f"changes-{source.file}.jsonl"
     return record_rows(problems, lambda problem: len(problem.question), work, path, source.name, batch_size)
 
 
-def _changes(setting: Setting, source: Source, questions: Sequence[str], units: torch.Tensor) -> list[Record]:
-    decoding, reft_model = setting.decoding, source.reft_model
-    device = setting.model.device
+def _changes(decoding: Decoding, source: Source, questions: Sequence[str], units: torch.Tensor) -> list[Record]:
+    reft_model = source.reft_model
+    device = reft_model.model.device
     prompts = decoding.prompts(questions)
     inputs = pad_left(prompts, int(decoding.tokenizer.pad_token_id)).to(device)
     attention_mask = pad_left([torch.ones_like(prompt) for prompt in prompts], 0).to(device)

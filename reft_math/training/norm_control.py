@@ -39,6 +39,14 @@ def project_mean_norm(vectors: Sequence[torch.Tensor], target: float) -> None:
             vector.mul_(target / norm)
 
 
+@torch.no_grad()
+def remove_directions(vectors: Sequence[torch.Tensor], directions: Sequence[torch.Tensor]) -> None:
+    """``v_l ← v_l − u_l u_lᵀ v_l`` in place, for unit ``u_l: (width,)``; a direction of zeros removes nothing."""
+    for vector, direction in zip(vectors, directions, strict=True):
+        unit = direction.to(vector)
+        vector.sub_(unit * (unit @ vector))
+
+
 class Pid:
     """``v ← clip(v · (1 + γ·(K_p e_t + K_i Σ_{j≤t} e_j + K_d (e_t − e_{t−1}))), lower, upper)``
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from reft_math.regression.losses import number_token_loss
 from reft_math.training.loss import sequence_cross_entropy
-from reft_math.training.norm_control import NormController, mean_norm, project_mean_norm
+from reft_math.training.norm_control import NormController, mean_norm, project_mean_norm, remove_directions
 
 NORM_CONTROL_NAME = "norm_control.json"
 
@@ -36,6 +36,7 @@ class NormControl(TrainerCallback):
         model: Whose norms are controlled.
         controller: How.
         target_scale_norm: Keeps ``mean_l ‖s_l − 1‖₂`` at or under this; None leaves the scales free.
+        directions: Unit vectors, one a bias, that biases are kept off; None leaves them free.
 
     Attributes:
         trace: One list per column, one entry per optimiser step: ``step``, ``norm`` (mean ‖b_l‖₂), ``scale_norm`` (mean
@@ -43,10 +44,17 @@ class NormControl(TrainerCallback):
             ``cross_entropy`` and, where numbers are learnt as such, ``number_loss``.
     """
 
-    def __init__(self, model: InterventionModel, controller: NormController, target_scale_norm: float | None) -> None:
+    def __init__(
+        self,
+        model: InterventionModel,
+        controller: NormController,
+        target_scale_norm: float | None,
+        directions: Sequence[torch.Tensor] | None = None,
+    ) -> None:
         self.model = model
         self.controller = controller
         self.target_scale_norm = target_scale_norm
+        self.directions = directions
         self.losses: dict[str, torch.Tensor] = {}
         self.trace: dict[str, list[float]] = {}
         self._learning_rates: list[float] = []
@@ -70,6 +78,8 @@ class NormControl(TrainerCallback):
             group["lr"] = learning_rate  # the scheduler goes on from its own value
         applied = {"loss_weight": self.controller.loss_weight, "step_scale": self.controller.step_scale}
         biases = list(self.model.biases().values())
+        if self.directions is not None:
+            remove_directions(biases, self.directions)
         self.controller.after_step(biases)
         with torch.no_grad():
             self._hold_scales()

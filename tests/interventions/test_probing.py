@@ -98,7 +98,7 @@ def test_changes_are_of_the_tokens_drawn_with_interventions(
     setting: Setting, reft_model: PrefixReftModel, weights: Array, tmp_path: Path, gate: str
 ) -> None:
     source = Source("adapter", "adapter", reft_model, str(parse_gate(gate)))
-    records = measure_changes(setting, source, PROBLEMS, weights, tmp_path, batch_size=4)
+    records = measure_changes(setting.decoding, source, PROBLEMS, weights, tmp_path, batch_size=4)
     for problem, record in zip(PROBLEMS, records, strict=True):
         prompt = setting.decoding.prompts([problem.question])[0][None]
         output = reft_model.generate(
@@ -118,7 +118,7 @@ def test_the_first_token_is_drawn_from_the_prompts_end(
     setting: Setting, reft_model: PrefixReftModel, weights: Array, tmp_path: Path
 ) -> None:
     source = Source("adapter", "adapter", reft_model, "tokens:1")
-    record = measure_changes(setting, source, PROBLEMS[:1], weights, tmp_path, batch_size=1)[0]
+    record = measure_changes(setting.decoding, source, PROBLEMS[:1], weights, tmp_path, batch_size=1)[0]
     prompt = setting.decoding.prompts([PROBLEMS[0].question])[0][None]
     states: list[torch.Tensor] = []
     handle = setting.model.model.layers[0].register_forward_hook(lambda module, args, output: states.append(output))
@@ -133,7 +133,7 @@ def test_the_first_token_is_drawn_from_the_prompts_end(
 
 def test_untouched_interventions_have_projections_of_zero(setting: Setting, weights: Array, tmp_path: Path) -> None:
     source = Source("zero", "zero", get_prefix_reft_model(setting.model, PrefixReftConfig()).eval(), "always")
-    for record in measure_changes(setting, source, PROBLEMS, weights, tmp_path, batch_size=3):
+    for record in measure_changes(setting.decoding, source, PROBLEMS, weights, tmp_path, batch_size=3):
         assert len(record["projections"]) == record["num_tokens"] > 0
         assert not np.any(record["projections"])
         assert not np.any(record["sizes"])

@@ -1,0 +1,51 @@
+"""Train with and without truncation and norm control, decode with and without the gate: all eight combinations.
+
+    uv run eval/ablation.py --seeds 3
+
+*Truncation*: trained on the first K tokens of solutions, or on whole ones. *Norm control*: the bias norm held at its
+target, or free. *Gate*: decoded under the gate chosen on validation problems, or always on. Trials are in ``trials/``,
+each as `train/prefix_reft.py` would leave it; the options are that command's. Writes ``cells.csv``, ``effects.csv``
+(what each of the three adds, paired by problem), ``trials.csv``, Markdown, the figure (PNG and SVG) and
+``results.json``. ``--resume`` runs the trials that are missing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from reft_math.command import run
+from reft_math.errors import UserError, require
+from reft_math.training.prefix_options import PrefixOptions
+
+
+@dataclass(frozen=True)
+class AblationOptions(PrefixOptions):
+    output_dir: str = field(default="results/ablation", metadata={"help": "Everything goes here."})
+    target_norm: float = field(
+        default=0.54, metadata={"help": "Set point of the bias norm (mean over layers of ‖b‖₂)."}
+    )
+    seeds: int = field(default=3, metadata={"help": "Runs of each kind, with seeds from --seed on."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "seeds", lambda value: value >= 1, "at least 1")
+        require(self, "target_norm", lambda value: 0 < value < math.inf, "positive")
+        if self.norm_control == "none":
+            raise UserError(
+                "norm control is switched on and off here; --norm-control names the one that is on, not none"
+            )
+        if self.full_fraction:
+            raise UserError("truncation is switched on and off here; leave --full-fraction out")
+        if self.gate == "always" or (self.gate is None and not self.calibrate_gate):
+            raise UserError("the gate is put beside always on; name another with --gate, or let it be calibrated")
+
+
+def main(options: AblationOptions) -> None:
+    from interventions.trial_commands import run_ablation
+
+    run_ablation(options, options.target_norm, options.seeds)
+
+
+if __name__ == "__main__":
+    run(main, AblationOptions, __doc__)

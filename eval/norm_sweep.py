@@ -1,0 +1,56 @@
+"""Train at several target norms, choose one on validation problems, report it on test problems.
+
+    uv run eval/norm_sweep.py --target-norms 0.27 0.54 1.08 --seeds 3 --project-number-direction
+
+A trial for each norm and seed, in ``trials/``, each as `train/prefix_reft.py` would leave it; the options are that
+command's. Writes ``trials.csv``, ``norms.csv`` (accuracy against the achieved norm, always on and under the gate; the
+norm best on validation problems is ``chosen``), ``shares.csv`` (of biases and of the changes they make along the number
+direction), Markdown, the figure (PNG and SVG) and ``results.json``. With ``--project-number-direction`` a second curve:
+biases kept off the number direction of their layer. ``--resume`` runs the trials that are missing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from reft_math.command import run
+from reft_math.errors import UserError, require
+from reft_math.training.prefix_options import PrefixOptions, check_number_direction
+
+NORMS = (0.14, 0.27, 0.54, 1.08, 2.16, 4.32)
+
+
+@dataclass(frozen=True)
+class NormSweepOptions(PrefixOptions):
+    output_dir: str = field(default="results/norm_sweep", metadata={"help": "Everything goes here."})
+    target_norms: list[float] = field(
+        default_factory=lambda: list(NORMS), metadata={"help": "Set points of the bias norm (0.14 to 4.32)."}
+    )
+    seeds: int = field(default=3, metadata={"help": "Runs at each norm, with seeds from --seed on."})
+    project_number_direction: bool = field(
+        default=False, metadata={"help": "A second curve with biases kept off the number direction (RED)."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "seeds", lambda value: value >= 1, "at least 1")
+        require(
+            self,
+            "target_norms",
+            lambda value: value and min(value) > 0 and max(value) < math.inf and len(set(value)) == len(value),
+            "positive, and each once",
+        )
+        check_number_direction(self, self.project_number_direction)
+        if self.norm_control == "none":
+            raise UserError("a sweep of target norms needs them held; --norm-control none does not: take another")
+
+
+def main(options: NormSweepOptions) -> None:
+    from interventions.trial_commands import run_norm_sweep
+
+    run_norm_sweep(options, options.target_norms, options.seeds, options.project_number_direction)
+
+
+if __name__ == "__main__":
+    run(main, NormSweepOptions, __doc__)

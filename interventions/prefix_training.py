@@ -1,0 +1,159 @@
+"""Prefix training: inputs read and checked, interventions trained with their norm held, a gate chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interventions.config import PrefixReftConfig
+from interventions.model import PrefixReftModel, get_prefix_reft_model
+from interventions.probing import fit_number_directions
+from reft_math.calibration import best_gate
+from reft_math.command import versions
+from reft_math.data.prefix import PrefixCollator, PrefixDataset
+from reft_math.decoding.gate import parse_gate
+from reft_math.errors import UserError
+from reft_math.models import lasting_name
+from reft_math.probes.number import Array
+from reft_math.processes import process_state
+from reft_math.regression.grid import number_tokens
+from reft_math.training import job as jobs
+from reft_math.training.arguments import save_once
+from reft_math.training.norm_control import make_controller, tracking_error
+from reft_math.training.prefix_options import PrefixReftOptions
+from reft_math.training.trainer import NormControl, NumberLoss
+
+# Problems that number directions are fitted on, and how many are read at once.
+_PROBE_PROBLEMS, _PROBE_BATCH = 500, 16
+
+
+@dataclass(frozen=True)
+class PrefixJob:
+    """A run's inputs, all of them read and found in order.
+
+    Attributes:
+        options: Resolved.
+        job: Base, tokenizer, template and problems.
+        model: The base with fresh interventions; its config holds the gate to start from.
+        dataset: The training rows.
+        control: Holds the norm.
+        number_loss: The regression loss on number tokens, if there is one.
+    """
+
+    options: PrefixReftOptions
+    job: jobs.Job
+    model: PrefixReftModel
+    dataset: PrefixDataset
+    control: NormControl
+    number_loss: NumberLoss | None
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether whole solutions are trained on: ordinary ReFT."""
+        return self.options.full_fraction == 1
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the gate is chosen on the validation split."""
+        return _calibrates(self.options)
+
+
+def prepare(options: PrefixReftOptions) -> PrefixJob:
+    """Reads everything, and makes what is trained. Writes nothing.
+
+    Raises:
+        UserError: Any of it cannot be had as asked.
+    """
+    site = options.site or ("block" if options.intervention == "loreft" else "ffn_up")
+    options = replace(jobs.resolve(options), site=site)
+    is_ordinary = options.full_fraction == 1
+    gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
+    job = jobs.prepare(options)
+    if _calibrates(options) and not job.validation_problems:
+        raise UserError(f"{options.dataset} is too small to choose a gate on; name one with --gate, such as {gate}")
+    config = PrefixReftConfig(
+        intervention=options.intervention,
+        site=site,
+        layers=options.layers,
+        positions=options.positions,
+        rank=options.rank,
+        k=None if is_ordinary else options.k,
+        target_norm=None if options.norm_control == "none" else options.target_norm,
+        gate=str(gate),
+        base_model=lasting_name(options.model),
+        base_revision=job.base_revision,
+        template=str(job.template),
+        versions=versions(),
+    )
+    model = get_prefix_reft_model(job.model, config)
+    dataset = PrefixDataset(
+        job.train_problems, job.tokenizer, job.template, options.k, options.full_fraction, options.seed
+    )
+    controller = make_controller(options.norm_control, options.target_norm, len(dataset))
+    control = NormControl(model, controller, options.target_scale_norm, _directions(options, job, model))
+    number_loss = None
+    if options.numeric_weight > 0:
+        number_loss = NumberLoss(options.numeric_weight, *number_tokens(job.tokenizer))
+    return PrefixJob(options, job, model, dataset, control, number_loss)
+
+
+def _calibrates(options: PrefixReftOptions) -> bool:
+    return options.calibrate_gate and options.gate is None and options.full_fraction < 1
+
+
+def number_directions(job: jobs.Job, site: str) -> Array:
+    """`fit_number_directions` on problems that are neither trained nor tested on, if there are any."""
+    problems = (job.validation_problems or job.train_problems)[:_PROBE_PROBLEMS]
+    return fit_number_directions(job.model, jobs.decoding(job), problems, site, _PROBE_BATCH)
+
+
+def _directions(options: PrefixReftOptions, job: jobs.Job, model: PrefixReftModel) -> Sequence[torch.Tensor] | None:
+    """Of the intervened layers, in the biases' order."""
+    if not options.project_number_direction:
+        return None
+    found = number_directions(job, str(options.site))
+    return [torch.from_numpy(found[layer]).float() for layer in model.biases()]
+
+
+def train(prefix: PrefixJob) -> None:
+    """Trains into ``adapter/`` of the output folder; where that is there already, the run is resumed after it."""
+    adapter = Path(prefix.options.output_dir) / "adapter"
+    if adapter.is_dir():
+        prefix.model.load_weights(adapter)
+        prefix.control.load(adapter)
+    else:
+        collator = PrefixCollator(int(prefix.job.tokenizer.pad_token_id), prefix.options.positions)
+        trainer = jobs.train(prefix.job, prefix.model, prefix.dataset, collator, prefix.control, prefix.number_loss)
+        if trainer.is_world_process_zero():
+            save_once(adapter, trainer.save_model)
+    prefix.model.eval()
+
+
+def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
+    """Makes the best KL gate the adapter's own; returns each gate's summary on the validation split."""
+    found = jobs.evaluate_kl_gates(prefix.job, prefix.model.generate, prefix.options.calibration_size)
+    prefix.model.prefix_config = replace(prefix.model.prefix_config, gate=best_gate(found))
+    if process_state().is_main_process:
+        prefix.model.prefix_config.save_pretrained(Path(prefix.options.output_dir) / "adapter")
+    return found
+
+
+def summary(prefix: PrefixJob) -> dict[str, Any]:
+    """What the results hold of the training."""
+    norms, target = prefix.control.trace["norm"], prefix.options.target_norm
+    return {
+        "trainable_parameters": sum(parameter.numel() for parameter in prefix.model.parameters()),
+        "train_rows": len(prefix.dataset),
+        "gate": prefix.model.gate,
+        "bias_norm": {
+            "target": target,
+            "achieved": norms[-1],
+            "tracking_error": tracking_error(norms, target),
+            "controller": prefix.control.controller.name,
+            "trace": prefix.control.trace,
+        },
+    }

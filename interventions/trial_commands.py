@@ -1,0 +1,123 @@
+"""The bodies of ``eval/norm_sweep.py`` and ``eval/ablation.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from interventions.sites import site_width
+from interventions.trials import Common, begin, options_of, prepare, run_trial
+from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json, write_text
+from reft_math.evaluation import summarise
+from reft_math.figures.trials import ablation_figure, norm_sweep_figure
+from reft_math.markdown import markdown
+from reft_math.probes.tables import lines
+from reft_math.processes import claim, part_ways, process_state
+from reft_math.training.prefix_options import PrefixOptions
+from reft_math.trials import Row, Trial, cell_rows, effect_rows, norm_rows, share_rows, trial_rows
+
+FREE, KEPT_OFF = "b free to point anywhere", "b kept off the number direction"
+
+
+def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, project: bool) -> None:
+    """Trials at every norm and seed, on one curve or two.
+
+    Args:
+        options: The command's settings.
+        norms: Targets.
+        seeds: Runs at each.
+        project: Whether there is a second curve, of biases kept off the number direction.
+    """
+    prefix = prepare(options, norms[0])
+    folder = claim(options)
+    common = begin(prefix, folder)
+    curves = {FREE: False, **({KEPT_OFF: True} if project else {})}
+    plan = [(curve, norm, seed) for curve in curves for norm in norms for seed in _seeds(options, seeds)]
+    trials: list[Trial] = []
+    for place, (curve, norm, seed) in enumerate(plan, start=1):
+        name = f"{'kept-off' if curves[curve] else 'free'}-{norm:g}-seed{seed}"
+        about = {"curve": curve, "target_norm": norm, "seed": seed}
+        changes = {"target_norm": norm, "seed": seed, "project_number_direction": curves[curve]}
+        trials.append(_run(place, len(plan), name, options, common, about, changes))
+    part_ways()
+    base, model = summarise(common.base), common.job.model
+    widths = {"change": site_width(model, "block"), "bias": site_width(model, str(prefix.options.site))}
+    widths = {name: width for name, width in widths.items() if name in trials[0].shares}
+    tables = {"norms": norm_rows(trials), "shares": share_rows(trials, widths), "trials": trial_rows(trials)}
+    figure = norm_sweep_figure(tables["trials"], tables["norms"], tables["shares"], base)
+    _write(options, common, tables, figure, "norm_sweep", base)
+
+
+def run_ablation(options: PrefixOptions, target_norm: float, seeds: int) -> None:
+    """Trials with and without truncation and norm control.
+
+    Args:
+        options: The command's settings; its norm control is the one that is on.
+        target_norm: Where the norm is held.
+        seeds: Runs of each kind.
+    """
+    prefix = prepare(options, target_norm)
+    folder = claim(options)
+    common = begin(prefix, folder)
+    plan = [(cut, held, seed) for cut in (True, False) for held in (True, False) for seed in _seeds(options, seeds)]
+    trials: list[Trial] = []
+    for place, (cut, held, seed) in enumerate(plan, start=1):
+        name = f"{f'k{options.k}' if cut else 'whole'}-{'held' if held else 'free'}-seed{seed}"
+        about = {"truncation": cut, "norm_control": held, "seed": seed}
+        control = options.norm_control if held else "none"
+        changes = {
+            "target_norm": target_norm,
+            "seed": seed,
+            "full_fraction": 0.0 if cut else 1.0,
+            "norm_control": control,
+        }
+        trials.append(_run(place, len(plan), name, options, common, about, changes))
+    part_ways()
+    base = summarise(common.base)
+    tables = {"cells": cell_rows(trials), "effects": effect_rows(trials), "trials": trial_rows(trials)}
+    _write(options, common, tables, ablation_figure(tables["cells"], base), "ablation", base)
+
+
+def _seeds(options: PrefixOptions, count: int) -> range:
+    return range(options.seed, options.seed + count)
+
+
+def _run(
+    place: int,
+    total: int,
+    name: str,
+    options: PrefixOptions,
+    common: Common,
+    about: Mapping[str, Any],
+    changes: Mapping[str, Any],
+) -> Trial:
+    if process_state().is_main_process:
+        print(f"trial {place} of {total}: {name}", flush=True)
+    return run_trial(options_of(options, common.folder / "trials" / name, **changes), common, about)
+
+
+def _write(
+    options: PrefixOptions,
+    common: Common,
+    tables: Mapping[str, list[Row]],
+    figure: Figure,
+    name: str,
+    base: Mapping[str, Any],
+) -> None:
+    """Every table as CSV, all of them in one Markdown file and in the results, and the figure."""
+    folder = Path(common.folder)
+    for title, rows in tables.items():
+        write_csv(folder / f"{title}.csv", rows)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"{name}.{ending}", dpi=150)
+    write_text(folder / f"{name}.md", markdown({title: lines(rows) for title, rows in tables.items()}))
+    head = {**provenance(options), "dataset": options.dataset, "template": str(common.job.template)}
+    write_json(folder / RESULTS_NAME, {**head, "evaluation": {"base": base}, **tables})
+    print(f"base: {base['correct']} of {base['total']}")
+    for title in [title for title in tables if title != "trials"]:
+        header, *body = lines(tables[title])
+        print_table(title, header, body)
+    print(f"tables, figure and trials: {folder}")

@@ -1,0 +1,91 @@
+"""Settings of prefix training. Light to import: ``--help`` waits for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reft_math.errors import UserError, require
+from reft_math.training.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class PrefixOptions(TrainingOptions):
+    """Options of prefix training but for the norm, after those that every training command has."""
+
+    k: int = field(default=10, metadata={"help": "Solution tokens to train on."})
+    full_fraction: float = field(
+        default=0.0, metadata={"help": "Share of the rows that keep the whole solution; 1 is ordinary ReFT."}
+    )
+    norm_control: Literal["projection", "penalty", "step-size", "loss-weight", "none"] = field(
+        default="projection", metadata={"help": "How the norm is held; loss-weight is the authors' PID."}
+    )
+    target_scale_norm: float | None = field(
+        default=None, metadata={"help": "Hold the mean over layers of ‖s − 1‖₂ at or under this (RED)."}
+    )
+    numeric_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the regression loss on number tokens, so that near misses cost less than far ones."
+        },
+    )
+    intervention: Literal["red", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
+    site: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block (ffn_up; block for loreft)."
+        },
+    )
+    layers: str = field(default="all", metadata={"help": "all, or numbers and ranges such as 0,2,8-11."})
+    positions: Literal["all", "generated", "prompt"] = field(
+        default="all", metadata={"help": "Tokens the interventions act on: prompt and generated, or one of the two."}
+    )
+    rank: int | None = field(default=None, metadata={"help": "LoReFT's rank (4)."})
+    gate: str | None = field(
+        default=None,
+        metadata={
+            "help": "The adapter's default gate: kl:NATS, tokens:N, always, prompt or off (calibrated; tokens:K where"
+            " it is not; always for ordinary ReFT)."
+        },
+    )
+    calibrate_gate: bool = field(
+        default=True,
+        metadata={
+            "help": "Choose the default gate, one of kl:0.25,min=1 to kl:16,min=1, by accuracy on the validation split."
+        },
+    )
+    calibration_size: int = field(default=200, metadata={"help": "Validation problems at most."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "k", lambda value: value >= 1, "at least 1")
+        require(self, "calibration_size", lambda value: value >= 1, "at least 1")
+        require(self, "full_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
+        require(self, "numeric_weight", lambda value: 0 <= value < math.inf, "0 or more")
+        require(self, "target_scale_norm", lambda value: value is None or 0 < value < math.inf, "positive")
+
+
+@dataclass(frozen=True)
+class PrefixReftOptions(PrefixOptions):
+    """One training run's."""
+
+    output_dir: str = field(default="results/prefix-reft", metadata={"help": "Adapter, records and results go here."})
+    target_norm: float = field(
+        default=0.54, metadata={"help": "Set point of the bias norm (mean over layers of ‖b‖₂)."}
+    )
+    project_number_direction: bool = field(
+        default=False,
+        metadata={"help": "Keep every bias off the direction that its layer encodes numbers along (RED)."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "target_norm", lambda value: 0 < value < math.inf, "positive")
+        check_number_direction(self, self.project_number_direction)
+
+
+def check_number_direction(options: PrefixOptions, project: bool) -> None:
+    """LoReFT's b has the rank's width and comes back through a learnt R: no direction of the layer to keep it off."""
+    if project and options.intervention != "red":
+        raise UserError(f"--project-number-direction is for red, whose bias is the layer's; got {options.intervention}")
