@@ -4,16 +4,18 @@
     uv run eval/compare.py --runs results/prefix-reft results/lora --against results/lora:lora
     uv run eval/compare.py --runs results/gsm8k elsewhere.jsonl --output-dir results/compare-elsewhere
 
-Completions made elsewhere, rows of {"question", "gold", "completion"}, are scored as our own are. Problems are paired by
-question. Writes ``comparison.csv``, ``comparison.md``, the figure (PNG and SVG), outcomes by problem and the scores of
-completions made elsewhere (``records/``), and ``results.json``.
+Completions made elsewhere, rows of {"question", "gold", "completion"}, are scored as our own are. Problems are paired
+by question. Writes ``comparison.csv``, ``comparison.md``, the figure (PNG and SVG), outcomes by problem and the scores
+of completions made elsewhere (``records/``), and ``results.json``.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from reft_math.command import run
 from reft_math.errors import UserError, require
@@ -54,13 +56,47 @@ class CompareOptions:
 
 
 def main(options: CompareOptions) -> None:
-    from reft_math.command import RESULTS_NAME, claim_output_dir, print_table, provenance
-    from reft_math.command import write_csv, write_json, write_text
-    from reft_math.comparison import COLUMNS, TRAINING_COLUMNS, cells, comparison_rows, paired
-    from reft_math.evaluation import Scorer
+    from reft_math import command
+    from reft_math.comparison import COLUMNS, TRAINING_COLUMNS, cells, comparison_rows, outcomes
     from reft_math.figures.comparison import comparison_figure
-    from reft_math.generations import read_entries, rescored, 
+    from reft_math.generations import ELSEWHERE, numeric_scoring, read_entries, rescored
     from reft_math.markdown import markdown
+    from reft_math.pairing import paired, reference_of
+
+    entries = read_entries(options.runs)
+    against = reference_of(entries, options.against).name
+    entries = paired(entries, options.shared_only)
+    is_numeric = numeric_scoring(entries, options.scoring)
+    folder = command.claim_output_dir(options)
+    entries = rescored(entries, is_numeric)
+    rows = comparison_rows(entries, against)
+
+    command.write_csv(folder / "comparison.csv", rows)
+    problems = f"{rows[0]['total']} problems{' that all runs share' if options.shared_only else ''}"
+    scoring = "compared as numbers" if is_numeric else "compared by math-verify"
+    title = f"{problems}, answers {scoring}, p against {against}"
+    lines = [cells(row) for row in rows]
+    command.write_text(folder / "comparison.md", markdown({title: [COLUMNS, *lines]}))
+    (folder / "records").mkdir(exist_ok=True)
+    command.write_text(folder / "records" / "comparison.jsonl", _lines(outcomes(entries)))
+    for number, entry in enumerate(entry for entry in entries if entry.decoder == ELSEWHERE):
+        path = folder / "records" / f"elsewhere-{number}-{entry.source.stem}.jsonl"
+        command.write_text(path, _lines(entry.records.values()))
+    results = {"against": against, "is_numeric": is_numeric, "comparison": rows}
+    command.write_json(folder / command.RESULTS_NAME, {**command.provenance(options), **results})
+    figure = comparison_figure(rows, against)
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"comparison.{ending}", dpi=150)
+
+    # One table would be too wide for a terminal.
+    names, end = COLUMNS[:2], 2 + len(TRAINING_COLUMNS)
+    command.print_table("trained on", COLUMNS[:end], [line[:end] for line in lines])
+    command.print_table(title, names + COLUMNS[end:], [line[:2] + line[end:] for line in lines])
+    print(f"table, figure and outcomes: {folder}")
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reft_math.command import RESULTS_NAME
 from reft_math.errors import UserError
-from reft_math.scoring.math_equivalence import MathVerifier
 from reft_math.scoring.records import RecordFile
 from reft_math.scoring.statistics import mcnemar, wilson_interval
 
@@ -49,18 +48,25 @@ class Run:
         Raises:
             UserError: A decoder's records are no scored completions, one a problem.
         """
+        decoders = self.results.get("evaluation")
+        if not isinstance(decoders, dict) or not decoders:
+            raise UserError(
+                f"a comparison needs an evaluation; {self.folder / RESULTS_NAME} holds none: pass output folders of"
+                " train/prefix_reft.py, train/lora.py and evaluation commands"
+            )
+        records = {decoder: self._records(decoder) for decoder in decoders}
         return [
-            Entry(self.folder, name, decoder, self._training(decoder), by_problem(self._records(decoder)))
-            for decoder in self.results.get("evaluation", {})
+            Entry(self.folder, name, decoder, self._training(decoder), by_problem(found))
+            for decoder, found in records.items()
         ]
 
-    def _records(self, decoder: str) -> list[Record]:
+    def _records(self, decoder: str) -> list[dict[str, Any]]:
         path = self.folder / "records" / f"{decoder}.jsonl"
         records = list(RecordFile(path).done.values())
         if not records or any(not {"question", "gold", "correct"} <= record.keys() for record in records):
             raise UserError(
-                f"runs are compared by scored completions of problems; {path} holds none: pass output folders of"
-                " train/prefix_reft.py, train/lora.py and evaluation commands, with their records"
+                f"a comparison needs scored completions; {path} holds none: is it there, and of a command that solves"
+                " problems?"
             )
         if any("problem" in record for record in records):
             raise UserError(f"a paired test needs one completion a problem; {self.folder} ({decoder}) holds samples")
@@ -121,6 +127,11 @@ class Entry:
         return all("correct" in record for record in self.records.values())
 
     @property
+    def is_numeric(self) -> bool:
+        """Whether its answers were compared as numbers."""
+        return all("strict" in record for record in self.records.values())
+
+    @property
     def correct(self) -> list[bool]:
         return [bool(record["correct"]) for record in self.records.values()]
 
@@ -136,66 +147,33 @@ def by_problem(records: Sequence[Record]) -> dict[Key, Record]:
     return keyed
 
 
-def paired(entries: Sequence[Entry], shared_only: bool) -> list[Entry]:
-    """Entries with the records of the same problems in the same order.
-
-    Args:
-        entries: At least one.
-        shared_only: Leave out the problems that not all have.
-
-    Raises:
-        UserError: Some have other problems and ``shared_only`` is false, they share none, or the same question has
-            different golds.
-    """
-    first, *others = entries
-    shared = [key for key in first.records if all(key in entry.records for entry in others)]
-    odd = next((entry for entry in others if entry.records.keys() != first.records.keys()), None)
-    if odd is not None and not (shared_only and shared):
-        both = len(first.records.keys() & odd.records.keys())
-        way_out = "pass --shared-only to compare on those" if shared else "questions must be as in the data set"
-        raise UserError(
-            f"a paired test needs the same problems; {odd.name} has {len(odd.records)}, {first.name}"
-            f" {len(first.records)}, of which {both} are the same, and {len(shared)} are shared by all: {way_out}"
-        )
-    found = [replace(entry, records={key: entry.records[key] for key in shared}) for entry in entries]
-    _check_golds(found)
-    return found
-
-
-def _check_golds(entries: Sequence[Entry]) -> None:
-    """The same text, or equivalent to math-verify: ``72`` and ``72.0``, ``\\frac12`` and ``\\frac{1}{2}``."""
-    first, *others = entries
-    differing = [
-        (entry, key, str(first.records[key]["gold"]), str(record["gold"]))
-        for entry in others
-        for key, record in entry.records.items()
-        if record["gold"] != first.records[key]["gold"]
+def outcomes(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """For each problem its first id, question and gold, and whether each entry solved it."""
+    return [
+        {
+            **{name: record[name] for name in ("id", "question", "gold")},
+            "correct": {entry.name: bool(entry.records[key]["correct"]) for entry in entries},
+        }
+        for key, record in entries[0].records.items()
     ]
-    with MathVerifier() as verifier:
-        verdicts = verifier.score([(gold, f"${other}$") for _, _, gold, other in differing])
-    for (entry, (question, _), gold, other), verdict in zip(differing, verdicts, strict=True):
-        if not verdict.is_correct:
-            raise UserError(
-                f"a paired test needs the same gold answers; to {question[:60]!r} {first.name} has {gold[:40]!r},"
-                f" {entry.name} {other[:40]!r}: are these different versions of the data set?"
-            )
 
 
-def comparison_rows(entries: Sequence[Entry], reference: Entry) -> list[dict[str, Any]]:
+def comparison_rows(entries: Sequence[Entry], against: str) -> list[dict[str, Any]]:
     """A row for each entry, with numbers as they are and None where there is nothing to say.
 
     ``low`` and ``high`` are Wilson's 95 % interval; ``p_value`` is the exact McNemar test's against the reference, and
     ``only_first`` and ``only_this`` are the problems that the reference alone and the entry alone solved.
 
     Args:
-        entries: From `paired`, all of them scored.
-        reference: One of them.
+        entries: From `reft_math.pairing.paired`, all of them scored.
+        against: The reference's `Entry.name`.
     """
+    reference = next(entry for entry in entries if entry.name == against)
     rows = []
     for entry in entries:
         correct, total = sum(entry.correct), len(entry.correct)
         low, high = wilson_interval(correct, total)
-        records = list(entry.records.values())
+        strict = sum(record["strict"] for record in entry.records.values()) if entry.is_numeric else None
         test = None if entry is reference else mcnemar(reference.correct, entry.correct)
         rows.append(
             {
@@ -207,7 +185,7 @@ def comparison_rows(entries: Sequence[Entry], reference: Entry) -> list[dict[str
                 "accuracy": correct / total,
                 "low": low,
                 "high": high,
-                "strict": sum(record["strict"] for record in records) if "strict" in records[0] else None,
+                "strict": strict,
                 "p_value": None if test is None else test.p_value,
                 "only_first": None if test is None else test.only_first,
                 "only_this": None if test is None else test.only_second,
@@ -216,8 +194,15 @@ def comparison_rows(entries: Sequence[Entry], reference: Entry) -> list[dict[str
     return rows
 
 
-_FORMATS = {"epochs": "g", "lr": "g", "parameters": ",", "norm": ".3f", "tracking": ".1%", "accuracy": ".1%"}
-_FORMATS |= {"p_value": ".2g"}
+_FORMATS = {
+    "epochs": "g",
+    "lr": "g",
+    "parameters": ",",
+    "norm": ".3f",
+    "tracking": ".1%",
+    "accuracy": ".1%",
+    "p_value": ".2g",
+}
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:

@@ -1,69 +1,238 @@
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import comb, sqrt
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from reft_math.data.problem import Problem
+from reft_math.evaluation import Scorer, evaluate
 from reft_math.scoring.records import RecordFile
 
+TRAINING = {
+    "config": {"learning_rate": 0.005, "epochs": 3.0, "k": 10, "full_fraction": 0.0},
+    "train_rows": 64,
+    "trainable_parameters": 3072,
+    "bias_norm": {"achieved": 0.54, "tracking_error": 0.01},
+}
 
-def write_run(folder: Path, decoders: dict[str, str]) -> None:
-    """A run whose decoders solved the problems marked ``+``."""
-    evaluation = {}
+
+def write_run(folder: Path, decoders: Mapping[str, str], results: Mapping[str, Any] = TRAINING) -> Path:
+    """A run whose decoders solved the problems marked ``+``, with a stated answer, or ``f``, without."""
     for name, marks in decoders.items():
         RecordFile(folder / "records" / f"{name}.jsonl").append(
-            {"id": f"p{index}", "correct": mark == "+"} for index, mark in enumerate(marks)
+            {"id": f"p{index}", "question": f"q{index}?", "gold": "1", "correct": mark != "-", "strict": mark == "+"}
+            for index, mark in enumerate(marks)
         )
-        evaluation[name] = {
-            "correct": marks.count("+"),
-            "total": len(marks),
-            "accuracy": marks.count("+") / len(marks),
-            "interval_95": [0.0, 1.0],
-        }
-    results = {
-        "config": {"learning_rate": 0.005},
-        "train_rows": 64,
-        "trainable_parameters": 3072,
-        "bias_norm": {"achieved": 0.54, "tracking_error": 0.01},
-        "evaluation": evaluation,
+    (folder / "results.json").write_text(json.dumps({**results, "evaluation": {name: {} for name in decoders}}))
+    return folder
+
+
+def write_generations(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def table(folder: Path) -> dict[str, dict[str, str]]:
+    """The rows of the CSV by ``run:decoder``."""
+    with (folder / "comparison.csv").open() as file:
+        return {f"{row['run']}:{row['decoder']}": row for row in csv.DictReader(file)}
+
+
+def wilson(correct: int, total: int) -> tuple[float, ...]:
+    p, z = correct / total, 1.959963984540054
+    half = z * sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
+    return tuple((p + z**2 / (2 * total) + sign * half) / (1 + z**2 / total) for sign in (-1, 1))
+
+
+def test_the_table_is_what_hand_calculation_gives(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Against the base's 1 of 10, prefix loses that one and wins 8: p = 2·(1 + 9)/2⁹."""
+    one = write_run(tmp_path / "one", {"base": "+---------", "prefix": "-+++++++f-"})
+    lora = {**TRAINING, "config": {"learning_rate": 1e-3, "epochs": 1.0, "k": None}, "bias_norm": None}
+    two = write_run(tmp_path / "two", {"lora": "+++-------"}, lora)
+    out = tmp_path / "out"
+    call(f"eval/compare.py --runs {one} {two} --output-dir {out}")
+
+    rows = table(out)
+    assert list(rows) == ["one:base", "one:prefix", "two:lora"]
+    for name, correct, strict in (("one:base", 1, 1), ("one:prefix", 8, 7), ("two:lora", 3, 3)):
+        row = rows[name]
+        assert (int(row["correct"]), int(row["total"]), int(row["strict"])) == (correct, 10, strict)
+        assert float(row["accuracy"]) == correct / 10
+        assert (float(row["low"]), float(row["high"])) == pytest.approx(wilson(correct, 10))
+    prefix, trained = rows["one:prefix"], ("data_num", "epochs", "prefix", "lr", "parameters", "norm", "tracking")
+    assert [prefix[name] for name in trained] == ["64", "3.0", "10", "0.005", "3072", "0.54", "0.01"]
+    assert [rows["two:lora"][name] for name in trained] == ["64", "1.0", "all", "0.001", "3072", "", ""]
+    assert {rows["one:base"][name] for name in (*trained, "p_value", "only_first", "only_this")} == {""}
+    assert (prefix["only_first"], prefix["only_this"]) == ("1", "8")
+    assert float(prefix["p_value"]) == pytest.approx(2 * (comb(9, 0) + comb(9, 1)) / 2**9)
+    assert float(rows["two:lora"]["p_value"]) == pytest.approx(2 / 2**2)
+
+    printed = capfd.readouterr().out
+    assert "10 problems, answers compared as numbers, p against one:base" in printed
+    written = (out / "comparison.md").read_text()
+    assert (
+        "| one | prefix | 64 | 3 | 10 | 0.005 | 3,072 | 0.540 | 1.0% | 8 | 10 | 80.0% | 49.0% - 94.3% | 7 |" in written
+    )
+    results = json.loads((out / "results.json").read_text())
+    assert results["against"] == "one:base"
+    assert results["config"]["runs"] == [str(one), str(two)]
+    assert [row["correct"] for row in results["comparison"]] == [1, 8, 3]
+    solved = {
+        record["question"]: record["correct"] for record in RecordFile(out / "records/comparison.jsonl").done.values()
     }
-    (folder / "results.json").write_text(json.dumps(results))
+    assert len(solved) == 10
+    assert solved["q0?"] == {"one:base": True, "one:prefix": False, "two:lora": True}
+    for ending in ("png", "svg"):
+        assert (out / f"comparison.{ending}").stat().st_size > 1000
+
+    before = (out / "comparison.csv").read_bytes()
+    call(f"eval/compare.py --runs {one} {two} --output-dir {out} --resume")
+    assert (out / "comparison.csv").read_bytes() == before
 
 
-def test_pairs_runs_by_problem(call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """8 problems only the second solves and 1 only the first: p = 2·(1 + 9)/2⁹."""
-    write_run(tmp_path / "one", {"base": "+---------"})
-    write_run(tmp_path / "two", {"prefix": "-++++++++-"})
-    call(f"eval/compare.py --runs {tmp_path}/one {tmp_path}/two")
-    row = next(line for line in capfd.readouterr().out.splitlines() if "two" in line)
-    assert "8/10" in row
-    assert f"{2 * (1 + 9) / 2**9:.2g}" in row
+def test_any_decoder_may_be_what_the_others_are_tested_against(call: Callable[[str], None], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"base": "+---", "prefix": "-+++"})
+    call(f"eval/compare.py --runs {run} --against {run}/:prefix --output-dir {tmp_path}/out")
+    rows = table(tmp_path / "out")
+    assert rows["run:prefix"]["p_value"] == ""
+    assert (rows["run:base"]["only_first"], rows["run:base"]["only_this"]) == ("3", "1")
+
+
+@pytest.mark.parametrize("is_numeric", [True, False])
+def test_our_own_completions_from_elsewhere_get_our_own_scores(
+    call: Callable[[str], None], tmp_path: Path, is_numeric: bool
+) -> None:
+    """Questions in another order and with other white space, golds as solutions and in another spelling."""
+    completions = {
+        "1,250": "#### 1,250",
+        "-3": "It is -3, said 4.",
+        "7": "",
+        "8": "The answer is 8.",
+        "9": r"\boxed{9.0}",
+    }
+    if not is_numeric:
+        completions |= {r"\frac{1}{2}": r"So $\boxed{0.5}$.", r"x^2+1": r"$1 + x^2$", r"\sqrt{3}": r"$\sqrt{2}$"}
+    answers = {f"What is {gold}?": completion for gold, completion in completions.items()}
+    problems = [Problem(f"p{gold}", f"What is {gold}?", gold.replace(",", "")) for gold in completions]
+
+    def complete(questions: list[str], _: int | None) -> list[dict[str, Any]]:
+        return [{"completion": answers[question], "num_tokens": 1, "finished": True} for question in questions]
+
+    with Scorer(is_numeric) as score:
+        path = tmp_path / "run" / "records" / "base.jsonl"
+        own = evaluate(problems, complete, score, path, "own", batch_size=4)
+    (tmp_path / "run" / "results.json").write_text('{"evaluation": {"base": {}}}')
+    rows = [
+        {
+            "question": f" What  is\n{gold}?",
+            "gold": rf"Thus $\boxed{{{gold.replace('{1}{2}', '12')}}}$." if index % 2 else f"So it is.\n#### {gold}",
+            "completion": completion,
+        }
+        for index, (gold, completion) in enumerate(completions.items())
+    ]
+    made = write_generations(tmp_path / "made.jsonl", rows[::-1])
+    call(f"eval/compare.py --runs {tmp_path}/run {made} --output-dir {tmp_path}/out")
+
+    first, second = table(tmp_path / "out").values()
+    correct = [record["correct"] for record in own]
+    assert 0 < sum(correct) < len(correct)
+    assert int(first["correct"]) == int(second["correct"]) == sum(correct)
+    assert first["strict"] == second["strict"] == (str(sum(record["strict"] for record in own)) if is_numeric else "")
+    assert (second["p_value"], second["only_first"], second["only_this"]) == ("1.0", "0", "0")
+    scores = RecordFile(tmp_path / "out" / "records" / "elsewhere-0-made.jsonl").done.values()
+    detail = "last_number" if is_numeric else "prediction"
+    assert {row["completion"]: row[detail] for row in scores} == {row["completion"]: row[detail] for row in own}
+
+
+def test_completions_made_elsewhere_are_compared_without_a_run_of_ours(
+    call: Callable[[str], None], tmp_path: Path
+) -> None:
+    """Both files are called after their folders, as their names are the same."""
+    rows = [{"question": f"q{index}", "gold": index, "completion": f"It is {index}."} for index in range(4)]
+    for name, completion in (("x", "0"), ("y", "1")):
+        (tmp_path / name).mkdir()
+        write_generations(tmp_path / name / "made.jsonl", [{**rows[0], "completion": completion}, *rows[1:]])
+    call(f"eval/compare.py --runs {tmp_path}/x/made.jsonl {tmp_path}/y/made.jsonl --output-dir {tmp_path}/out")
+    rows_by_name = table(tmp_path / "out")
+    assert list(rows_by_name) == [f"{tmp_path}/{name}/made.jsonl:elsewhere" for name in ("x", "y")]
+    assert [row["correct"] for row in rows_by_name.values()] == ["4", "3"]
+    assert [row["strict"] for row in rows_by_name.values()] == ["0", "0"]  # no answer is stated
+
+
+def test_shared_only_leaves_out_what_one_of_them_lacks(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "long", {"base": "++--+"})
+    write_run(tmp_path / "short", {"base": "+--"})
+    made = [{"question": f"q{index}?", "gold": 1, "completion": "1"} for index in (1, 2, 7)]
+    write_generations(tmp_path / "made.jsonl", made)
+    folders = f"{tmp_path}/long {tmp_path}/short {tmp_path}/made.jsonl"
+    call(f"eval/compare.py --runs {folders} --shared-only --output-dir {tmp_path}/out")
+    counts = [(row["correct"], row["total"]) for row in table(tmp_path / "out").values()]
+    assert counts == [("1", "2"), ("0", "2"), ("2", "2")]
+    assert "2 problems that all runs share" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("", "--runs must be at least one output folder or file"),
+        ("--runs {folder}/one {folder}/one/", "--runs must be different runs"),
         ("--runs {folder}/nothing", "a run is an output folder with a readable results.json"),
+        ("--runs {folder}/gates", "a comparison needs an evaluation;"),
+        ("--runs {folder}/lost", "records/base.jsonl holds none: is it there"),
+        (
+            "--runs {folder}/sampled",
+            "a paired test needs one completion a problem; {folder}/sampled (base) holds samples",
+        ),
+        ("--runs {folder}/made.csv", "come in a .jsonl or .json file; got {folder}/made.csv"),
         ("--runs {folder}/one --against {folder}/one:lora", "has no decoder 'lora'; it has base"),
-        ("--runs {folder}/one {folder}/other", "a paired test needs the same problems"),
-        ("--runs {folder}/one {folder}/sampled", "a paired test needs one completion a problem"),
-        ("", "--runs must be at least one output folder"),
+        ("--runs {folder}/one --against {folder}/other:base", "--against must be RUN:DECODER with one of --runs"),
+        ("--runs {folder}/one {folder}/other", "other:base has 3, one:base 2, of which 2 are the same"),
+        ("--runs {folder}/one {folder}/none.jsonl --shared-only", "and 0 are shared by all: questions must be as in"),
+        ("--runs {folder}/one {folder}/gold.jsonl", "to 'q1?' one:base has '1', gold.jsonl:elsewhere '2'"),
+        ("--runs {folder}/one {folder}/good.jsonl --scoring math", "one:base has numeric, --scoring math: leave one"),
+        ("--runs {folder}/one {folder}/math", "math:base has math, one:base numeric: leave one"),
+        ("--runs {folder}/half.jsonl --scoring numeric", "half.jsonl, line 1: numeric scoring needs a number as"),
     ],
 )
-def test_a_mistake_is_one_line(
+def test_a_mistake_is_one_line_and_nothing_is_written(
     call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: str, message: str
 ) -> None:
-    write_run(tmp_path / "one", {"base": "+-"})
-    write_run(tmp_path / "other", {"base": "+--"})
-    write_run(tmp_path / "sampled", {"base": "+-"})
-    results = json.loads((tmp_path / "sampled" / "results.json").read_text())
-    results["evaluation"]["base"]["interval_95"] = None  # of equal rates
-    (tmp_path / "sampled" / "results.json").write_text(json.dumps(results))
-    samples = [{"id": f"p0#{sample}", "problem": "p0", "correct": True} for sample in range(2)]
-    (tmp_path / "sampled" / "records" / "base.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    for name, marks in (
+        ("one", "+-"),
+        ("other", "+--"),
+        ("sampled", "+-"),
+        ("gates", "+-"),
+        ("lost", "+-"),
+        ("math", "++"),
+    ):
+        write_run(tmp_path / name, {"base": marks})
+    (tmp_path / "gates" / "results.json").write_text('{"gates": {}}')
+    (tmp_path / "lost" / "records" / "base.jsonl").unlink()
+    for name, old, new in (("sampled", '"id"', '"problem": "p", "id"'), ("math", '"strict"', '"timed_out"')):
+        path = tmp_path / name / "records" / "base.jsonl"
+        path.write_text(path.read_text().replace(old, new))
+    (tmp_path / "made.csv").write_text("question,gold,completion\n")
+    for name, golds in (
+        ("good", {"q0?": 1, "q1?": 1}),
+        ("gold", {"q0?": 1, "q1?": 2}),
+        ("none", {"q9?": 1}),
+        ("half", {"q": r"\frac12"}),
+    ):
+        rows = [{"question": question, "gold": gold, "completion": "1"} for question, gold in golds.items()]
+        write_generations(tmp_path / f"{name}.jsonl", rows)
     with pytest.raises(SystemExit) as stopped:
-        call(f"eval/compare.py {arguments.format(folder=tmp_path)}")
+        call(f"eval/compare.py {arguments.format(folder=tmp_path)} --output-dir {tmp_path}/out")
     assert stopped.value.code == 2
-    assert message in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert message.format(folder=tmp_path) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,144 @@
+"""Completions made elsewhere, a JSONL file of ``{question, gold, completion}``: read, and scored as our own are."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from reft_math.comparison import Entry, Run, by_problem
+from reft_math.data.problem import Problem
+from reft_math.data.rows import Row, file_rows
+from reft_math.errors import UserError
+from reft_math.evaluation import Scorer, is_numeric
+from reft_math.scoring.numeric import last_number
+
+ELSEWHERE = "elsewhere"  # the decoder of completions made elsewhere
+
+_BRACE = re.compile(r"\\[{}]|[{}]")
+
+
+def read_entries(sources: Sequence[str]) -> list[Entry]:
+    """The rows of a comparison, those of files without scores yet.
+
+    Runs are called by the last part of their path, by all of it where two share that.
+
+    Args:
+        sources: Output folders, and files for `read_generations`.
+
+    Raises:
+        UserError: One of them is neither, or cannot be read.
+    """
+    last = Counter(Path(source).resolve().name for source in sources)
+    entries: list[Entry] = []
+    for source in sources:
+        path = Path(source)
+        name = path.resolve().name
+        name = name if last[name] == 1 else str(path)
+        if path.is_file():
+            if path.suffix.lower() not in (".jsonl", ".json"):
+                raise UserError(f"completions made elsewhere come in a .jsonl or .json file; got {path}: convert it")
+            entries.append(Entry(path, name, ELSEWHERE, {}, by_problem(read_generations(path))))
+        else:
+            entries += Run.read(source).entries(name)
+    return entries
+
+
+def read_generations(path: Path) -> list[dict[str, Any]]:
+    """One record a row, without a score: its place as ``id``, ``question``, ``gold`` and ``completion``.
+
+    Args:
+        path: ``.jsonl``, an object a line, or ``.json``, a list of them. Other fields are left out. ``gold`` is text or
+            a number, the answer alone or a solution that `final_answer` reads it from.
+
+    Raises:
+        UserError: The file or a row of it cannot be read so, or a question stands in it twice.
+    """
+    records = [_record(row) for row in file_rows(path)]
+    first: dict[str, str] = {}
+    for record in records:
+        question = " ".join(record["question"].split())
+        if question in first:
+            raise UserError(
+                f"a paired test needs one completion a problem; {record['id']} repeats the question of"
+                f" {first[question]}: {question[:60]!r}"
+            )
+        first[question] = record["id"]
+    return records
+
+
+def final_answer(text: str) -> str:
+    r"""What follows the last ``####``, of that what the last ``\boxed{…}`` holds, where there are such marks.
+
+    Without dollar signs around it; a number without the commas of its thousands.
+    """
+    answer = _last_boxed(text.rpartition("####")[2]).strip("$ \t\r\n")
+    plain = answer.replace(",", "")
+    return plain if last_number(answer) == plain else answer
+
+
+def numeric_scoring(entries: Sequence[Entry], scoring: str) -> bool:
+    """Whether answers are compared as numbers.
+
+    Args:
+        entries: Scored in one way, or not yet.
+        scoring: ``numeric``, ``math`` or ``auto``: as the scored ones are, and where there are none as numbers if every
+            gold is one.
+
+    Raises:
+        UserError: Entries are scored in another way than ``scoring`` says or than each other, or a gold is no number.
+    """
+    scored = {entry.name: "numeric" if entry.is_numeric else "math" for entry in entries if entry.is_scored}
+    wanted = scoring if scoring != "auto" else next(iter(scored.values()), "auto")
+    if odd := next((name for name, way in scored.items() if way != wanted), None):
+        origin = next(iter(scored)) if scoring == "auto" else "--scoring"
+        raise UserError(
+            f"a paired test needs one way of scoring; {odd} has {scored[odd]}, {origin} {wanted}: leave one of them out"
+        )
+    unscored = [record for entry in entries if not entry.is_scored for record in entry.records.values()]
+    problems = [Problem(record["id"], record["question"], record["gold"]) for record in unscored]
+    if wanted == "auto":
+        return is_numeric("", problems)
+    other = next((problem for problem in problems if not is_numeric("", [problem])), None)
+    if wanted == "numeric" and other is not None:
+        raise UserError(
+            f'{other.id}: numeric scoring needs a number as "gold", got {other.answer[:60]!r};'
+            " score other answers with --scoring math"
+        )
+    return wanted == "numeric"
+
+
+def rescored(entries: Sequence[Entry], as_numbers: bool) -> list[Entry]:
+    """The entries, with scores for those that have none."""
+    with Scorer(as_numbers) as score:
+        return [entry if entry.is_scored else _rescored(entry, score) for entry in entries]
+
+
+def _rescored(entry: Entry, score: Scorer) -> Entry:
+    records = entry.records.values()
+    scores = score([(record["gold"], record["completion"]) for record in records])
+    keyed = zip(entry.records.items(), scores, strict=True)
+    return replace(entry, records={key: {**record, **scored} for (key, record), scored in keyed})
+
+
+def _record(row: Row) -> dict[str, Any]:
+    gold = final_answer(row.answer("gold"))
+    if not gold:
+        raise row.error(f'field "gold" must hold an answer, got {row.answer("gold")[-60:]!r}')
+    # Not `text` for the completion: a model may have written nothing, and is wrong then.
+    completion = row.take("completion", str)
+    return {"id": row.place, "question": row.text("question"), "gold": gold, "completion": completion}
+
+
+def _last_boxed(text: str) -> str:
+    r"""What the last ``\boxed{…}`` holds, braces matched; the whole text where there is none."""
+    _, mark, rest = text.rpartition(r"\boxed{")
+    depth = 1
+    for brace in _BRACE.finditer(rest if mark else ""):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return rest[: brace.start()]
+    return text

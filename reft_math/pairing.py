@@ -1,0 +1,73 @@
+"""What a paired test needs: the same problems with the same answers, and one decoder that others are tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from reft_math.comparison import Entry
+from reft_math.errors import UserError
+from reft_math.scoring.math_equivalence import MathVerifier
+
+
+def reference_of(entries: Sequence[Entry], against: str | None) -> Entry:
+    """The entry that the others are tested against: ``RUN:DECODER`` with the run's path, the first by default.
+
+    Raises:
+        UserError: It is not among the entries.
+    """
+    if against is None:
+        return entries[0]
+    source, _, decoder = against.rpartition(":")
+    own = {entry.decoder: entry for entry in entries if entry.source.resolve() == Path(source).resolve()}
+    if not own:
+        raise UserError(f"--against must be RUN:DECODER with one of --runs; got {against}: is its run among them?")
+    if decoder not in own:
+        raise UserError(f"{source} has no decoder {decoder!r}; it has {', '.join(own)}")
+    return own[decoder]
+
+
+def paired(entries: Sequence[Entry], shared_only: bool) -> list[Entry]:
+    """Entries with the records of the same problems in the same order.
+
+    Args:
+        entries: At least one.
+        shared_only: Leave out the problems that not all have.
+
+    Raises:
+        UserError: Some have other problems and ``shared_only`` is false, they share none, or the same question has
+            different golds.
+    """
+    first, *others = entries
+    shared = [key for key in first.records if all(key in entry.records for entry in others)]
+    odd = next((entry for entry in others if entry.records.keys() != first.records.keys()), None)
+    if odd is not None and not (shared_only and shared):
+        both = len(first.records.keys() & odd.records.keys())
+        way_out = "pass --shared-only to compare on those" if shared else "questions must be as in the data set"
+        raise UserError(
+            f"a paired test needs the same problems; {odd.name} has {len(odd.records)}, {first.name}"
+            f" {len(first.records)}, of which {both} are the same, and {len(shared)} are shared by all: {way_out}"
+        )
+    found = [replace(entry, records={key: entry.records[key] for key in shared}) for entry in entries]
+    _check_golds(found)
+    return found
+
+
+def _check_golds(entries: Sequence[Entry]) -> None:
+    """The same text, or equivalent to math-verify: ``72`` and ``72.0``, ``\\frac12`` and ``\\frac{1}{2}``."""
+    first, *others = entries
+    differing = [
+        (entry, key, str(first.records[key]["gold"]), str(record["gold"]))
+        for entry in others
+        for key, record in entry.records.items()
+        if record["gold"] != first.records[key]["gold"]
+    ]
+    with MathVerifier() as verifier:
+        verdicts = verifier.score([(gold, f"${other}$") for _, _, gold, other in differing])
+    for (entry, (question, _), gold, other), verdict in zip(differing, verdicts, strict=True):
+        if not verdict.is_correct:
+            raise UserError(
+                f"a paired test needs the same gold answers; to {question[:60]!r} {first.name} has {gold[:40]!r},"
+                f" {entry.name} {other[:40]!r}: are these different versions of the data set?"
+            )
