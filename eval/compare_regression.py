@@ -2,7 +2,7 @@
 
     uv run eval/compare_regression.py --runs results/raft results/head --output-dir results/compare-regression
 
-Writes table.csv, table.md, and convergence.png and .svg.
+Writes ``table.csv``, ``table.md``, the figure ``convergence`` (PNG and SVG) and ``results.json``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ class CompareRegressionOptions:
 
 
 def main(options: CompareRegressionOptions) -> None:
-    from reft_math.command import claim_output_dir, print_table, write_csv, write_text
+    from reft_math.command import (
+        RESULTS_NAME,
+        claim_output_dir,
+        print_table,
+        provenance,
+        write_csv,
+        write_json,
+        write_text,
+    )
     from reft_math.comparison import Run
     from reft_math.figures.convergence import convergence_figure
     from reft_math.markdown import markdown
@@ -43,6 +51,7 @@ def main(options: CompareRegressionOptions) -> None:
     write_text(folder / "table.md", markdown({title: [COLUMNS, *map(cells, rows)]}))
     for ending in ("png", "svg"):
         figure.savefig(folder / f"convergence.{ending}", dpi=150)
+    write_json(folder / RESULTS_NAME, {**provenance(options), "comparison": rows})
     print_table(title, COLUMNS, [cells(row) for row in rows])
     print(f"table and figure: {folder}")
 

@@ -1,6 +1,8 @@
-"""Plot the bias norm of training runs against optimiser steps (PNG and SVG).
+"""Plot the bias norm of training runs against optimiser steps.
 
-uv run eval/norm_trace.py --runs results/projection results/loss-weight --output results/norm_trace
+    uv run eval/norm_trace.py --runs results/projection results/loss-weight --output-dir results/norm_trace
+
+Writes ``norm_trace.csv``, the figure (PNG and SVG) and ``results.json``.
 """
 
 from __future__ import annotations
@@ -14,27 +16,31 @@ from reft_math.errors import UserError, require
 @dataclass(frozen=True)
 class NormTraceOptions:
     runs: list[str] = field(default_factory=list, metadata={"help": "Output folders of train/prefix_reft.py."})
-    output: str = field(default="results/norm_trace", metadata={"help": "Path of the figure, without its ending."})
+    output_dir: str = field(default="results/norm_trace", metadata={"help": "Table and figure go here."})
+    resume: bool = field(default=False, metadata={"help": "Write table and figure again where they are."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
 
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder")
 
 
 def main(options: NormTraceOptions) -> None:
-    from pathlib import Path
-
+    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, write_csv, write_json
     from reft_math.comparison import Run
-    from reft_math.figures.norm_trace import norm_trace
+    from reft_math.figures.norm_trace import norm_trace, trace_rows
 
     runs = [Run.read(folder) for folder in options.runs]
     for item in runs:
         if "bias_norm" not in item.results:
             raise UserError(f"{item.folder} held no bias norm; pass output folders of train/prefix_reft.py")
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    folder = claim_output_dir(options)
+    write_csv(folder / "norm_trace.csv", trace_rows(runs))
     figure = norm_trace(runs)
     for ending in ("png", "svg"):
-        figure.savefig(f"{options.output}.{ending}", dpi=150)
-    print(f"figure: {options.output}.png, {options.output}.svg")
+        figure.savefig(folder / f"norm_trace.{ending}", dpi=150)
+    about = {str(item.folder): {**item.results["bias_norm"], "trace": None} for item in runs}
+    write_json(folder / RESULTS_NAME, {**provenance(options), "bias_norm": about})
+    print(f"table and figure: {folder}")
 
 
 if __name__ == "__main__":

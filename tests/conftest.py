@@ -16,6 +16,7 @@ import transformers
 from transformers import PreTrainedModel
 
 import reft_math.command
+from reft_math.arithmetic.tokenizer import build_tokenizer
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")
 
@@ -53,6 +54,25 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
         return model
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model with the embedded tokenizer: fast, and nothing here depends on what it answers."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=2,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -11,6 +12,17 @@ from reft_math.comparison import Run
 
 # Okabe and Ito's palette, told apart by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def trace_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row for each run and optimiser step, with the columns that all runs have."""
+    traces = {run.folder.name: run.results["bias_norm"]["trace"] for run in runs}
+    names = [name for name in next(iter(traces.values())) if all(name in trace for trace in traces.values())]
+    return [
+        {"run": run, **dict(zip(names, values, strict=True))}
+        for run, trace in traces.items()
+        for values in zip(*(trace[name] for name in names), strict=True)
+    ]
 
 
 def norm_trace(runs: Sequence[Run]) -> Figure:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from xml.etree.ElementTree import Element, tostring
+from xml.etree.ElementTree import Element
 
 from reft_math.decoding.gate import Direction
+from reft_math.figures.markup import document, tag
 
 FULL_COLOUR = 4.0  # nats: the token is 50 times as likely to one model as to the other; more is drawn alike
 _TICKS = (0, 0.1, 0.5, 1, 2, 4)
@@ -104,20 +105,10 @@ def token_view(
         HTML. Text from problems and models is never markup: it goes in as text of a tree.
     """
     title = "Token view: " + ", ".join(settings[name] for name in ("dataset", "gate") if name in settings)
-    head = _tag(
-        "head",
-        _tag("meta", charset="utf-8"),
-        _tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        # Should text ever pass for markup, it still runs and loads nothing.
-        _tag("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
-        _tag("title", title),
-        _tag("style", _STYLE),
-    )
     scores = {"right answers": _scores(problems)}
-    header = _tag("header", _tag("h1", title), _definitions({**settings, **scores}), _legend(direction))
+    header = tag("header", tag("h1", title), _definitions({**settings, **scores}), _legend(direction))
     sections = [_section(number, problem) for number, problem in enumerate(problems, start=1)]
-    body = _tag("body", header, _tag("main", *sections), _tag("footer", _definitions(provenance)))
-    return "<!DOCTYPE html>\n" + tostring(_tag("html", head, body, lang="en"), encoding="unicode", method="html") + "\n"
+    return document(title, _STYLE, header, tag("main", *sections), tag("footer", _definitions(provenance)))
 
 
 def _scores(problems: Sequence[AnsweredProblem]) -> str:
@@ -130,19 +121,19 @@ def _scores(problems: Sequence[AnsweredProblem]) -> str:
 
 
 def _definitions(values: Mapping[str, str]) -> Element:
-    return _tag("dl", *(_tag("div", _tag("dt", name), _tag("dd", value)) for name, value in values.items()))
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in values.items()))
 
 
 def _legend(direction: Direction) -> Element:
     formula = "D = KL(p_mod ‖ p_base)" if direction == "mod||base" else "D = KL(p_base ‖ p_mod)"
     ticks = [
-        _tag("span", f"{nats:g}" + ("+" if nats == FULL_COLOUR else ""), style=f"left: {colour_level(nats):.1%}")
+        tag("span", f"{nats:g}" + ("+" if nats == FULL_COLOUR else ""), style=f"left: {colour_level(nats):.1%}")
         for nats in _TICKS
     ]
-    return _tag(
+    return tag(
         "figure",
-        _tag("div", _tag("div", class_="bar"), _tag("div", *ticks, class_="ticks"), class_="scale"),
-        _tag(
+        tag("div", tag("div", class_="bar"), tag("div", *ticks, class_="ticks"), class_="scale"),
+        tag(
             "figcaption",
             f"Colour: {formula} at the token, in nats, on a square-root scale; C is the sum of D so far. No colour:"
             " drawn by the base, or only one model read on. A mark stands where a gate closed, in the colour of the D"
@@ -153,12 +144,12 @@ def _legend(direction: Direction) -> Element:
 
 def _section(number: int, problem: AnsweredProblem) -> Element:
     heading = f"problem-{number}"
-    return _tag(
+    return tag(
         "section",
-        _tag("h2", f"Problem {number} ", _tag("small", problem.id), id=heading),
-        _tag("p", problem.question, class_="question"),
-        _tag("p", "Gold answer: ", _tag("strong", problem.gold)),
-        _tag("div", *map(_article, problem.answers), class_="answers"),
+        tag("h2", f"Problem {number} ", tag("small", problem.id), id=heading),
+        tag("p", problem.question, class_="question"),
+        tag("p", "Gold answer: ", tag("strong", problem.gold)),
+        tag("div", *map(_article, problem.answers), class_="answers"),
         aria_labelledby=heading,
     )
 
@@ -169,11 +160,11 @@ def _article(answer: Answer) -> Element:
     facts = [f"{len(answer.tokens)} tokens"]
     facts += [f"C = {answer.cumulative_kl()[-1]:.3g} nats"] if is_measured else []
     facts += [] if answer.is_finished else ["cut off"]
-    return _tag(
+    return tag(
         "article",
-        _tag("h3", f"{answer.decoder} ", _tag("span", verdict[0], class_=verdict[1])),
-        _tag("p", " · ".join(facts), class_="facts"),
-        _tag("p", *_completion(answer), class_="completion"),
+        tag("h3", f"{answer.decoder} ", tag("span", verdict[0], class_=verdict[1])),
+        tag("p", " · ".join(facts), class_="facts"),
+        tag("p", *_completion(answer), class_="completion"),
         *([_table(answer)] if is_measured else []),
     )
 
@@ -182,15 +173,13 @@ def _completion(answer: Answer) -> Iterator[Element]:
     for position, (token, cumulative) in enumerate(zip(answer.tokens, answer.cumulative_kl(), strict=True)):
         by_base = answer.closing_position is not None and position >= answer.closing_position
         if position == answer.closing_position:
-            label = _tag("span", _closing_text(answer, position), **_colour(token.kl))
-            yield _tag("mark", label, data_closing=str(position))
+            label = tag("span", _closing_text(answer, position), **_colour(token.kl))
+            yield tag("mark", label, data_closing=str(position))
         title = f"“{token.text or token.name}”\ntoken {position}, id {token.token_id}"
         title += "" if token.kl is None else f"\nD = {token.kl:.3g} nats, C = {cumulative:.3g} nats"
         title += "\ndrawn by the base" if by_base else ""
         colour = {} if by_base else _colour(token.kl)
-        yield _tag(
-            "span", *_lines(token.text), title=title, data_position=str(position), data_name=token.name, **colour
-        )
+        yield tag("span", *_lines(token.text), title=title, data_position=str(position), data_name=token.name, **colour)
 
 
 def _colour(kl: float | None) -> dict[str, str]:
@@ -202,7 +191,7 @@ def _lines(text: str) -> Iterator[str | Element]:
     first, *others = text.split("\n")
     yield first
     for line in others:
-        yield _tag("i", class_="newline")
+        yield tag("i", class_="newline")
         yield "\n" + line
 
 
@@ -224,32 +213,13 @@ def _table(answer: Answer) -> Element:
         for position, (token, cumulative) in enumerate(zip(answer.tokens, answer.cumulative_kl(), strict=True))
         if token.kl is not None
     )
-    head = _tag("tr", *(_tag("th", name, scope="col") for name in columns))
-    body = [_tag("tr", *(_tag("td", *_lines(cell)) for cell in row)) for row in rows]
-    return _tag(
+    head = tag("tr", *(tag("th", name, scope="col") for name in columns))
+    body = [tag("tr", *(tag("td", *_lines(cell)) for cell in row)) for row in rows]
+    return tag(
         "details",
-        _tag("summary", "D and C token by token"),
-        _tag("table", _tag("thead", head), _tag("tbody", *body)),
+        tag("summary", "D and C token by token"),
+        tag("table", tag("thead", head), tag("tbody", *body)),
     )
-
-
-# Control characters, which HTML forbids or changes, as the signs that stand for them (U+2400 and on).
-_CONTROL_SIGNS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
-
-
-def _tag(name: str, /, *children: str | Element, **attributes: str) -> Element:
-    """An element; ``_`` in attribute names stands for ``-``, and one at the end for nothing (``class_``)."""
-    element = Element(name)
-    for attribute, value in attributes.items():
-        element.set(attribute.rstrip("_").replace("_", "-"), value.translate(_CONTROL_SIGNS))
-    for child in children:
-        if isinstance(child, Element):
-            element.append(child)
-        elif len(element):
-            element[-1].tail = (element[-1].tail or "") + child.translate(_CONTROL_SIGNS)
-        else:
-            element.text = (element.text or "") + child.translate(_CONTROL_SIGNS)
-    return element
 
 
 # One hue from pale to strong, mixed in OKLab, where equal steps look equal; both ends leave text at a contrast of 4.5.

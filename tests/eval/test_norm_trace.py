@@ -27,7 +27,12 @@ def test_draws_the_trace_it_was_given(run_folder: Path) -> None:
     assert [text.get_text() for text in norm_axes.get_legend().get_texts()] == ["penalty", "target 0.54"]
 
 
-def test_writes_png_and_svg(call: Callable[[str], None], run_folder: Path, tmp_path: Path) -> None:
-    call(f"eval/norm_trace.py --runs {run_folder} --output {tmp_path}/figure")
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (tmp_path / "figure.svg").read_text()
+def test_writes_figure_table_and_settings(call: Callable[[str], None], run_folder: Path, tmp_path: Path) -> None:
+    call(f"eval/norm_trace.py --runs {run_folder} --output-dir {tmp_path}/run")
+    assert (tmp_path / "run" / "norm_trace.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "run" / "norm_trace.svg").read_text()
+    lines = (tmp_path / "run" / "norm_trace.csv").read_text().splitlines()
+    assert lines == ["run,step,norm,scale_norm", "penalty,1,0.1,0.0", "penalty,2,0.5,0.2", "penalty,3,0.54,0.3"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["bias_norm"][str(run_folder)]["target"] == 0.54
+    assert results["config"]["runs"] == [str(run_folder)]

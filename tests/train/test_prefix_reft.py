@@ -13,11 +13,9 @@ from typing import Any
 import pyreft
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from interventions import PrefixReftModel
 from reft_math import calibration
-from reft_math.arithmetic.tokenizer import build_tokenizer
 from reft_math.models import load_model
 from reft_math.training import job
 
@@ -26,25 +24,6 @@ SMALL = "--train-size 64 --eval-size 8 --epochs 2 --save-steps 3 --calibration-s
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An untrained model with the embedded tokenizer: fast, and nothing here depends on what it answers."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = build_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def test_writes_adapter_records_and_results(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:

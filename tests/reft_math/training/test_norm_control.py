@@ -12,6 +12,7 @@ from reft_math.training.norm_control import (
     make_controller,
     mean_norm,
     project_mean_norm,
+    remove_directions,
     tracking_error,
 )
 
@@ -48,6 +49,19 @@ def test_projection_leaves_what_is_inside_alone() -> None:
     before = [vector.clone() for vector in vectors]
     project_mean_norm(vectors, 0.5)
     assert all(torch.equal(vector, old) for vector, old in zip(vectors, before, strict=True))
+
+
+def test_what_is_left_of_a_vector_is_orthogonal_to_its_direction_and_the_rest_is_untouched() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(7, generator=generator) for _ in range(3)]
+    units = [torch.nn.functional.normalize(torch.randn(7, generator=generator), dim=0) for _ in range(2)]
+    units.append(torch.zeros(7))
+    before = [vector.double() for vector in vectors]
+    remove_directions(vectors, units)
+    for vector, unit, old in zip(vectors, units, before, strict=True):
+        torch.testing.assert_close(vector.double(), old - (old @ unit.double()) * unit.double(), atol=1e-6, rtol=0)
+    assert abs(vectors[0] @ units[0]) < 1e-6 < abs(before[0] @ units[0].double())
+    assert torch.equal(vectors[2].double(), before[2])
 
 
 def test_pid_is_the_formula() -> None:

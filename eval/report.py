@@ -1,0 +1,72 @@
+"""Make one HTML page of a folder of results: tables, figures, settings, and the command of each run.
+
+    uv run eval/report.py --results results --output report.html
+    uv run eval/report.py --quick
+
+The page needs no network and can be read on a phone. With ``--quick`` every experiment is run first, on the embedded
+model and from a checkout: under 30 minutes on two cores, a line and a log for each. The same command goes on where a
+stopped or failed one left off. For other models run the commands themselves (README.md), then this one on their folder.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reft_math.command import run, write_text
+from reft_math.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    results: str | None = field(
+        default=None, metadata={"help": "Folder that holds the output folders (results; results/quick with --quick)."}
+    )
+    output: str | None = field(default=None, metadata={"help": "Path of the page (report.html in the results)."})
+    quick: bool = field(
+        default=False, metadata={"help": "First run every experiment on the embedded model, into --results."}
+    )
+
+    def __post_init__(self) -> None:
+        if "RANK" in os.environ:
+            raise UserError("a report is made by one process; run it without torchrun")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.results or ("results/quick" if self.quick else "results"))
+
+    @property
+    def page(self) -> Path:
+        return Path(self.output) if self.output else self.folder / "report.html"
+
+
+def main(options: ReportOptions) -> None:
+    from reft_math.command import provenance
+    from reft_math.figures.report import report_page
+    from reft_math.result_folders import find_result_folders
+    from reft_math.suite import EXPERIMENTS, run_suite
+
+    _check_page(options.page)
+    if options.quick:
+        run_suite(EXPERIMENTS, Path(__file__).resolve().parents[1], options.folder)
+    folders = find_result_folders(options.folder)
+    page = report_page(folders, f"Results in {options.folder}", provenance(options))
+    try:
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.page, page)
+    except OSError as error:
+        raise UserError(f"--output must be a file that can be written; {options.page}: {error.strerror}") from None
+    print(f"page: {options.page} (sections: {len(folders)}, {len(page.encode()) / 1e6:.1f} MB)")
+
+
+def _check_page(path: Path) -> None:
+    """Before anybody waits for experiments."""
+    if path.is_dir():
+        raise UserError(f"--output must be a file; {path} is a folder")
+    if blocker := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
+        raise UserError(f"--output must be a file in a folder that can be made; {blocker} is a file")
+
+
+if __name__ == "__main__":
+    run(main, ReportOptions, __doc__)

@@ -1,0 +1,90 @@
+"""What commands left in a folder of results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from reft_math.command import CONFIG_NAME, RESULTS_NAME
+from reft_math.errors import UserError
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """A run's output folder, or a folder that holds figures or tables only.
+
+    Attributes:
+        path: The folder.
+        name: Its path under the folder it was found in.
+        settings: ``run_config.json``, which every run starts with; None where there is none.
+        results: ``results.json``, which a finished run ends with; None where there is none.
+        tables: Lines of cells by file name, the header first.
+        figures: PNG and SVG files.
+    """
+
+    path: Path
+    name: str
+    settings: dict[str, Any] | None
+    results: dict[str, Any] | None
+    tables: dict[str, list[list[str]]]
+    figures: list[Path]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings, as far as they were written."""
+        config = (self.results or {}).get("config")
+        return config if isinstance(config, dict) else self.settings or {}
+
+
+def find_result_folders(root: Path) -> list[ResultFolder]:
+    """Everything to show under a folder, itself among it, by name. What lies inside a run belongs to it.
+
+    Raises:
+        UserError: The folder holds nothing to show, or something that cannot be read.
+    """
+    folders = list(_walk(root))
+    if not folders:
+        raise UserError(f"--results must hold output folders of commands, with {RESULTS_NAME}; {root} holds none")
+    return folders
+
+
+def _walk(root: Path) -> Iterator[ResultFolder]:
+    for place, names, files in os.walk(root, onerror=_refuse):
+        names.sort()
+        path = Path(place)
+        settings, results = (_read_json(path / name) if name in files else None for name in (CONFIG_NAME, RESULTS_NAME))
+        is_run = settings is not None or results is not None
+        tables = {name: _read_table(path / name) for name in sorted(files) if name.endswith(".csv")}
+        figures = [path / name for name in sorted(files) if name.endswith((".png", ".svg"))]
+        if is_run or tables or figures:
+            name = path.relative_to(root).as_posix() if path != root else path.resolve().name
+            yield ResultFolder(path, name, settings, results, tables, figures)
+        if is_run:
+            names.clear()
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"--results must be a folder that can be read; {error.filename}: {error.strerror}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); mend it, or take its folder out of --results") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object; it holds {type(values).__name__}: take its folder out")
+    return values
+
+
+def _read_table(path: Path) -> list[list[str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); mend it, or take it out of --results") from None

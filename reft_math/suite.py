@@ -1,0 +1,166 @@
+"""Every experiment on the embedded model, one after another, each a command of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reft_math.command import CONFIG_NAME, write_json
+from reft_math.errors import UserError
+
+FINISHED_NAME = "finished.json"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One command.
+
+    Attributes:
+        name: Of its output folder, and of its log beside it.
+        command: Script and arguments; ``{results}`` stands for the folder that all output folders are in.
+    """
+
+    name: str
+    command: str
+
+
+_BOTH = "--adapter {results}/prefix-reft/adapter --reft {results}/reft-free/adapter"
+_PREFIX = "--adapter {results}/prefix-reft/adapter"
+
+# Adapters first: the others read them.
+EXPERIMENTS = (
+    Experiment("prefix-reft", "train/prefix_reft.py --k 10 --target-norm 0.54 --output-dir {results}/prefix-reft"),
+    Experiment(
+        "reft-free",
+        "train/prefix_reft.py --full-fraction 1 --norm-control none --gate always --output-dir {results}/reft-free",
+    ),
+    Experiment("lora", "train/lora.py --rank 8 --output-dir {results}/lora"),
+    Experiment(
+        "compare",
+        "eval/compare.py --runs {results}/prefix-reft {results}/reft-free {results}/lora"
+        " --output-dir {results}/compare",
+    ),
+    Experiment(
+        "norm_trace",
+        "eval/norm_trace.py --runs {results}/prefix-reft {results}/reft-free --output-dir {results}/norm_trace",
+    ),
+    Experiment("kl_profile", f"eval/kl_profile.py {_PREFIX} --batch-size 100 --output-dir {{results}}/kl_profile"),
+    Experiment("handoff", f"eval/handoff.py {_BOTH} --batch-size 100 --output-dir {{results}}/handoff"),
+    Experiment("trajectory", f"eval/trajectory.py {_PREFIX} --batch-size 100 --output-dir {{results}}/trajectory"),
+    Experiment("number_probe", f"eval/number_probe.py {_BOTH} --output-dir {{results}}/number_probe"),
+    Experiment("faithfulness", f"eval/faithfulness.py {_BOTH} --output-dir {{results}}/faithfulness"),
+    # Fewer norms and seeds than by default, for the sake of time.
+    Experiment(
+        "norm_sweep",
+        "eval/norm_sweep.py --target-norms 0.14 0.54 2.16 --seeds 2 --project-number-direction"
+        " --output-dir {results}/norm_sweep",
+    ),
+    Experiment("ablation", "eval/ablation.py --seeds 1 --output-dir {results}/ablation"),
+    Experiment("raft", "train/raft.py --output-dir {results}/raft"),
+)
+
+
+def run_suite(experiments: Sequence[Experiment], root: Path, results: Path) -> None:
+    """Runs what is not finished yet, with a line of progress for each experiment.
+
+    ``finished.json`` in the results tells what has come to its end, and by which command.
+
+    Args:
+        experiments: In this order.
+        root: Of the checkout, which the scripts' paths start from.
+        results: Holds a folder and a log (``<name>.log``) for each experiment.
+
+    Raises:
+        UserError: A script is missing, a folder was made by another command, or an experiment failed.
+        SystemExit: Ctrl-C; the experiment at work is stopped.
+    """
+    finished = _read_finished(results)
+    for experiment in experiments:
+        _check(experiment, root, results, finished)
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--results must be a folder that can be made; {results}: {error.strerror}") from None
+    for number, experiment in enumerate(experiments, start=1):
+        print(f"[{number}/{len(experiments)}] {experiment.name} …", end=" ", flush=True)
+        if _is_finished(experiment, results, finished):
+            print(f"{duration(finished[experiment.name]['seconds'])}, done before", flush=True)
+            continue
+        start = time.monotonic()
+        try:
+            _run(experiment, root, results)
+        except UserError:
+            print(f"failed after {duration(time.monotonic() - start)}", flush=True)
+            raise
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", flush=True)
+            raise SystemExit(130) from None
+        seconds = time.monotonic() - start
+        finished[experiment.name] = {"command": experiment.command, "seconds": round(seconds, 1)}
+        write_json(results / FINISHED_NAME, finished)
+        print(duration(seconds), flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Such as ``41 s`` and ``2 min 05 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _read_finished(results: Path) -> dict[str, Any]:
+    path = results / FINISHED_NAME
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it, and runs that are whole go by quickly") from None
+
+
+def _is_finished(experiment: Experiment, results: Path, finished: dict[str, Any]) -> bool:
+    return experiment.name in finished and (results / experiment.name).is_dir()
+
+
+def _check(experiment: Experiment, root: Path, results: Path, finished: dict[str, Any]) -> None:
+    script = root / shlex.split(experiment.command)[0]
+    if not script.is_file():
+        raise UserError(f"experiment {experiment.name} needs {script}, which is not there: run from a whole checkout")
+    if _is_finished(experiment, results, finished) and finished[experiment.name]["command"] != experiment.command:
+        folder = results / experiment.name
+        raise UserError(
+            f"{folder} was made by another command, {finished[experiment.name]['command']!r}:"
+            " delete it to make it anew, or choose another --results"
+        )
+
+
+def _run(experiment: Experiment, root: Path, results: Path) -> None:
+    """Runs the command to its end; a run that was stopped goes on."""
+    script, *arguments = (word.format(results=results) for word in shlex.split(experiment.command))
+    if (results / experiment.name / CONFIG_NAME).exists():
+        arguments.append("--resume")
+    words = [os.path.relpath(root / script), *arguments]
+    path = results / f"{experiment.name}.log"
+    with path.open("a", encoding="utf-8") as log:
+        log.write(f"$ {shlex.join(['python', *words])}\n")
+        log.flush()
+        with subprocess.Popen([sys.executable, *words], stdout=log, stderr=subprocess.STDOUT) as process:
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                process.kill()
+                process.wait()  # two at once in a folder would undo each other's work
+                raise
+    if code != 0:
+        last = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1].strip()
+        raise UserError(
+            f"experiment {experiment.name} failed with exit code {code}: {last} (log: {path});"
+            " what is finished is kept, and the same command goes on from here"
+        )

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import get_type_hints
+
+import pytest
+
+from reft_math.command import parse
+from reft_math.errors import UserError
+from reft_math.suite import EXPERIMENTS, Experiment, duration, run_suite
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Writes its arguments down; starts its folder as a run does, and fails where there is a file that says so.
+SCRIPT = """
+import pathlib, sys
+root = pathlib.Path(__file__).parent
+folder = pathlib.Path(sys.argv[sys.argv.index("--output-dir") + 1])
+folder.mkdir(exist_ok=True)
+(folder / "run_config.json").write_text("{}")
+with (root / "calls").open("a") as calls:
+    print(*sys.argv[1:], file=calls)
+print("at work")
+if (root / f"{folder.name} fails").exists():
+    sys.exit("ValueError: no luck")
+"""
+TWO = (
+    Experiment("first", "eval/script.py --size 3 --output-dir {results}/first"),
+    Experiment("second", "eval/script.py --runs {results}/first --output-dir {results}/second"),
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "script.py").write_text(SCRIPT)
+    return tmp_path
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return tmp_path / "some results"
+
+
+def calls(root: Path) -> list[str]:
+    return (root / "eval" / "calls").read_text().splitlines()
+
+
+def test_runs_each_once_in_order_with_a_line_and_a_log(
+    root: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_suite(TWO, root, results)
+    first, second = (f"--output-dir {results}/{name}" for name in ("first", "second"))
+    assert calls(root) == [f"--size 3 {first}", f"--runs {results}/first {second}"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"\d+ s$", "_ s", line) for line in lines] == ["[1/2] first … _ s", "[2/2] second … _ s"]
+    log = (results / "second.log").read_text().splitlines()
+    assert shlex.split(log[0])[-2:] == ["--output-dir", f"{results}/second"]
+    assert log[1:] == ["at work"]
+
+    run_suite(TWO, root, results)
+    assert len(calls(root)) == 2
+    assert [line.rpartition(", ")[2] for line in capsys.readouterr().out.splitlines()] == ["done before"] * 2
+
+
+def test_a_failure_is_named_and_the_same_command_goes_on_from_there(
+    root: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = root / "eval" / "first fails"
+    mark.touch()
+    message = r"experiment first failed with exit code 1: ValueError: no luck \(log: .*/first\.log\)"
+    with pytest.raises(UserError, match=message):
+        run_suite(TWO, root, results)
+    assert re.fullmatch(r"\[1/2\] first … failed after \d+ s\n", capsys.readouterr().out)
+    assert len(calls(root)) == 1
+    mark.unlink()
+    (root / "eval" / "second fails").touch()
+    with pytest.raises(UserError, match="experiment second failed"):
+        run_suite(TWO, root, results)
+    (root / "eval" / "second fails").unlink()
+    run_suite(TWO, root, results)
+    assert [("second" in line.rpartition("--output-dir")[2], line.endswith("--resume")) for line in calls(root)] == [
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    ]
+
+
+def test_a_deleted_folder_is_made_anew(root: Path, results: Path) -> None:
+    run_suite(TWO, root, results)
+    (results / "second" / "run_config.json").unlink()
+    (results / "second").rmdir()
+    run_suite(TWO, root, results)
+    assert len(calls(root)) == 3
+    assert calls(root)[2] == calls(root)[1]
+
+
+def test_another_plan_or_a_missing_script_stops_before_anything_runs(root: Path, results: Path) -> None:
+    missing = Experiment("third", "eval/other.py --output-dir {results}/third")
+    with pytest.raises(UserError, match=r"experiment third needs .*eval/other\.py, which is not there"):
+        run_suite([*TWO, missing], root, results)
+    assert not results.exists()
+    run_suite(TWO[:1], root, results)
+    changed = Experiment("first", "eval/script.py --size 4 --output-dir {results}/first")
+    with pytest.raises(UserError, match=r"some results/first was made by another command, .*--size 3"):
+        run_suite([TWO[1], changed], root, results)
+    assert len(calls(root)) == 1
+
+
+def test_an_unreadable_list_of_what_is_finished_is_one_line(root: Path, results: Path) -> None:
+    results.mkdir()
+    (results / "finished.json").write_text("{")
+    with pytest.raises(UserError, match=r"finished\.json cannot be read"):
+        run_suite(TWO, root, results)
+
+
+def test_ctrl_c_stops_the_experiment_at_work(root: Path, results: Path) -> None:
+    pid = root / "pid"
+    script = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(f'{{os.getpid()}}.')\ntime.sleep(600)"
+    (root / "eval" / "script.py").write_text(script)
+    code = f"""if True:
+        from pathlib import Path
+        from reft_math.suite import Experiment, run_suite
+        run_suite([Experiment("slow", "eval/script.py")], Path({str(root)!r}), Path({str(results)!r}))
+    """
+    suite = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text().endswith(".")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    suite.send_signal(signal.SIGINT)
+    output, _ = suite.communicate(timeout=60)
+    assert suite.returncode == 130
+    assert output == "[1/1] slow … stopped; the same command goes on from here\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text().rstrip(".")), 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (41.2, "41 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (3600, "60 min 00 s")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_commands_of_the_plan_are_accepted_and_read_only_what_was_made_before(
+    experiment: Experiment, command: Callable[[str], ModuleType]
+) -> None:
+    script, *arguments = shlex.split(experiment.command.format(results="made"))
+    module = command(script)
+    options = parse(get_type_hints(module.main)["options"], None, arguments)
+    output = getattr(options, "output_dir", None) or str(Path(options.output).parent)
+    assert output == f"made/{experiment.name}"
+    names = [other.name for other in EXPERIMENTS]
+    earlier = names[: names.index(experiment.name) + 1]
+    assert set(re.findall(r"\{results\}/([^/ ]+)", experiment.command)) <= set(earlier)
+    assert names.count(experiment.name) == 1
