@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
 from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
-from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json
+from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json, write_text
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
 from reft_math.data.registry import held_out_problems
 from reft_math.data.templates import PromptTemplate, get_template
@@ -38,8 +38,10 @@ from reft_math.evaluation import (
 from reft_math.evaluation_options import EvaluationOptions, ModelOptions, RunOptions
 from reft_math.figures.kl_profile import kl_profile_figure
 from reft_math.hub import fetch
-from reft_math.kl_profile import kl_profile
+from reft_math.kl_profile import kl_profile, profile_gates
+from reft_math.markdown import markdown
 from reft_math.models import EMBEDDED_MODEL, end_token_ids, load_model, load_tokenizer
+from reft_math.probes.tables import lines
 from reft_math.processes import claim, part_ways
 from reft_math.scoring.records import RecordFile
 
@@ -215,13 +217,13 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
         found = evaluate_gates(every_gate, problems, setting.completer, score, records, options.batch_size)
     part_ways()
     profile = kl_profile(list(RecordFile(gate_records(records, "kl:inf")).done.values()))
-    write_csv(folder / "kl_profile.csv", profile)
-    scores = ("correct", "total", "accuracy", "median_closing_position", "never_closed")
-    rows = [{"gate": gate, **{name: summary[name] for name in scores}} for gate, summary in found.items()]
-    write_csv(folder / "gates.csv", rows)
+    tables = {"gates": profile_gates(found), "kl_profile": profile}
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", table)
+    write_text(folder / "kl_profile.md", markdown({name: lines(table) for name, table in tables.items()}))
     results = {"dataset": dataset, "gates": found, "kl_profile": profile}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
-    levels = {"always on": found["kl:inf"]["accuracy"], "base": found["off"]["accuracy"]}
+    levels = {"always on": found["kl:inf"], "base": found["off"]}
     figure = kl_profile_figure(profile, {gate: found[gate] for gate in gates}, levels)
     for ending in ("png", "svg"):
         figure.savefig(folder / f"kl_profile.{ending}", dpi=150)

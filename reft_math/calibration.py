@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from reft_math.completion import Complete
 from reft_math.data.problem import Problem
 from reft_math.evaluation import Score, evaluate, summarise
@@ -55,12 +57,14 @@ def best_gate(summaries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _closings(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """None for stock generation, where there is no gate that closes."""
+    """Quartiles over the rows that closed; None for stock generation, where there is no gate that closes."""
+    names = ("first_quartile", "median", "third_quartile")
     if "closing_position" not in records[0]:
-        return {"median_closing_position": None, "never_closed": None}
-    positions = sorted(row["closing_position"] for row in records if row["closing_position"] is not None)
-    median = positions[(len(positions) - 1) // 2] if positions else None
-    return {"median_closing_position": median, "never_closed": len(records) - len(positions)}
+        return {**{f"{name}_closing_position": None for name in names}, "never_closed": None}
+    positions = [row["closing_position"] for row in records if row["closing_position"] is not None]
+    found = np.quantile(positions, (0.25, 0.5, 0.75), method="lower").tolist() if positions else [None] * 3
+    quartiles = {f"{name}_closing_position": place for name, place in zip(names, found, strict=True)}
+    return {**quartiles, "never_closed": len(records) - len(positions)}
 
 
 def gate_rows(summaries: Mapping[str, Mapping[str, Any]], best: str | None = None) -> list[list[str]]:

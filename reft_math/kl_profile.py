@@ -30,3 +30,18 @@ def kl_profile(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
         for position in range(longest)
         for values in [table[~np.isnan(table[:, position]), position]]
     ]
+
+
+def profile_gates(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each gate: accuracy with its 95 % interval, where it closed, and how many rows it never closed on.
+
+    Args:
+        summaries: From `reft_math.calibration.evaluate_gates`.
+    """
+    rows = []
+    for gate, summary in summaries.items():
+        low, high = summary["interval_95"]
+        counts = {name: summary[name] for name in ("correct", "total", "accuracy")}
+        closings = {name: value for name, value in summary.items() if "clos" in name}
+        rows.append({"gate": gate, **counts, "low": low, "high": high, **closings})
+    return rows

@@ -17,10 +17,21 @@ def test_a_profile_by_hand() -> None:
 
 
 def test_the_figure_has_a_line_for_each_family_of_gates() -> None:
-    summary = {"accuracy": 0.5, "interval_95": [0.4, 0.6]}
-    gates = dict.fromkeys(["kl:1", "kl:2", "kl:1,min=1", "kl:2,min=1", "tokens:4", "tokens:2"], summary)
-    figure = kl_profile_figure(kl_profile([{"kl": [1.0, 0.5]}]), gates, {"base": 0.1})
-    divergence, thresholds, tokens = figure.axes
+    summary = {
+        "accuracy": 0.5,
+        "interval_95": [0.4, 0.6],
+        "total": 20,
+        "first_quartile_closing_position": 1,
+        "median_closing_position": 3,
+        "third_quartile_closing_position": 7,
+    }
+    gates = {gate: dict(summary) for gate in ("kl:1", "kl:2", "kl:1,min=1", "kl:2,min=1", "tokens:4", "tokens:2")}
+    gates["kl:2"]["median_closing_position"] = None  # never closed
+    figure = kl_profile_figure(kl_profile([{"kl": [1.0, 0.5]}]), gates, {"base": {"accuracy": 0.1, "total": 20}})
+    divergence, closings, thresholds, tokens = figure.axes
     assert divergence.lines[0].get_ydata().tolist() == [1.0, 0.5]
     assert [line.get_label() for line in thresholds.lines] == ["C ≤ threshold", "C ≤ threshold, min=1", "base"]
     assert list(tokens.lines[0].get_xdata()) == [2, 4]
+    assert [list(line.get_xydata()[0]) for line in closings.lines] == [[1, 3], [1, 3]]
+    assert [len(line.get_xdata()) for line in closings.lines] == [1, 2]
+    assert "n = 20" in figure.get_suptitle()

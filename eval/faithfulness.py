@@ -1,0 +1,51 @@
+"""Fit probes that tell true statements from false ones, and measure how an adapter shifts what they say.
+
+    uv run eval/faithfulness.py --adapter results/prefix-reft/adapter
+    uv run eval/faithfulness.py --adapter results/prefix-reft/adapter --reft results/reft-free/adapter
+
+The statements are those of reference solutions, and the same with one number changed. Logistic probes are fitted on the
+base, by layer, of the residual stream and of every attention head, on three quarters of the questions; on the rest they
+score true less false statements for the base and for the adapter always on, for the tokens it was trained on, and under
+its gate. Without ``--adapter`` the base alone. Writes figures (PNG and SVG), ``probes/*.safetensors``, records,
+``faithfulness.md``, ``results.json`` and
+
+- ``probes.csv``: accuracy on held-out questions, by layer and head;
+- ``scores.csv``: scores and their differences from the base's, by source, layer, head and position.
+
+``--resume`` goes on from the records.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from reft_math.command import run
+from reft_math.errors import UserError
+from reft_math.evaluation_options import RunOptions
+
+
+@dataclass(frozen=True)
+class FaithfulnessOptions(RunOptions):
+    dataset: str = field(default="arithmetic", metadata={"help": "Data set, or .json/.jsonl file."})
+    reft: str | None = field(
+        default=None, metadata={"help": "Ordinary ReFT, to show beside the adapter: folder or hub id."}
+    )
+    limit: int | None = field(default=500, metadata={"help": "First problems only."})
+    seed: int = field(default=0, metadata={"help": "Of wrong numbers and the problems probes are held to."})
+    batch_size: int = field(default=100, metadata={"help": "Texts a batch."})
+    output_dir: str = field(default="results/faithfulness", metadata={"help": "Everything goes here."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reft is not None and self.adapter is None:
+            raise UserError("--reft is shown beside an adapter; pass --adapter too, or the one as --adapter")
+
+
+def main(options: FaithfulnessOptions) -> None:
+    from interventions.faithfulness import run_faithfulness
+
+    run_faithfulness(options, options.dataset, options.seed, options.reft)
+
+
+if __name__ == "__main__":
+    run(main, FaithfulnessOptions, __doc__)

@@ -1,0 +1,115 @@
+"""The body of ``eval/faithfulness.py``: what is measured in which order, and what is written of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from interventions.evaluate import Setting, load_beside, load_setting
+from interventions.probing import Source
+from interventions.sites import check_site
+from interventions.truth import fit_layers, score_pairs
+from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
+from reft_math.data.problem import Problem
+from reft_math.data.registry import held_out_problems
+from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
+from reft_math.errors import UserError
+from reft_math.evaluation_options import RunOptions
+from reft_math.figures.faithfulness import heads_figure, positions_figure
+from reft_math.markdown import markdown
+from reft_math.probes.faithfulness import ALL, BASE, RESIDUAL, probe_rows, score_rows
+from reft_math.probes.number import held_out
+from reft_math.probes.statements import encode_pairs, probe_set, statements
+from reft_math.probes.tables import lines
+from reft_math.processes import claim, part_ways
+from reft_math.recording import record_rows
+
+_FEWEST = 8  # of six of them two each go to a fold; two are held out
+
+
+def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | None = None) -> None:
+    """Fits truth probes on the base and reads them under each source's interventions.
+
+    Args:
+        options: The command's settings.
+        dataset: A name `load_problems` knows.
+        seed: Draws wrong numbers, and the problems that probes are held to.
+        reft: Another adapter, ordinary ReFT, to show beside the first: folder or hub id.
+    """
+    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
+    usable = _usable(problems, dataset)
+    setting = load_setting(options, dataset)
+    check_site(setting.model, "attn_o")
+    sources = _sources(setting, reft)
+    folder = claim(setting.options)
+    records, batch_size = folder / "records", options.batch_size
+
+    tokenizer, decoding = setting.decoding.tokenizer, setting.decoding
+    rows = probe_set(usable, lambda text: len(tokenizer.encode(text, add_special_tokens=False)), seed)
+    record_rows(
+        rows, lambda _: 0, lambda _, missing: list(map(asdict, missing)), records / "probe_set.jsonl", "probe set", 100
+    )
+    pairs = encode_pairs(rows, decoding)
+    is_held_out = held_out([pair.problem for pair in pairs], seed)
+    to_fit, to_score = ([pairs[index] for index in np.flatnonzero(which)] for which in (~is_held_out, is_held_out))
+    probes = fit_layers(setting.model, to_fit, folder, batch_size)
+    scored = {}
+    for name, file, source in ((BASE, "base", None), *((source.name, source.file, source) for source in sources)):
+        path = records / f"scores-{file}.jsonl"
+        scored[name] = score_pairs(
+            setting.model, source, setting.options.handoff, to_score, probes, path, name, batch_size
+        )
+    part_ways()
+
+    tables = {"probes": probe_rows(scored[BASE]), "scores": score_rows(scored)}
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", table)
+    figures = {"heads": heads_figure(**tables), "positions": positions_figure(tables["scores"])}
+    for name, figure in figures.items():
+        for ending in ("png", "svg"):
+            figure.savefig(folder / f"{name}.{ending}", dpi=150)
+    short = {name: [row for row in table if row["head"] == RESIDUAL] for name, table in tables.items()}
+    short["scores"] = [row for row in short["scores"] if row["position"] == ALL]
+    titled = {
+        f"{dataset}: truth probes of the residual stream on held-out questions": lines(short["probes"]),
+        f"{dataset}: score of true less false statements in log-odds, residual stream": lines(short["scores"]),
+    }
+    write_text(folder / "faithfulness.md", markdown(titled))
+    others = {source.file: asdict(source.reft_model.prefix_config) for source in sources if source.file == "reft"}
+    counts = {"problems": len(problems), "left_out": len(problems) - len(usable), "pairs": len(pairs)}
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, **others, **counts, **short})
+    for title, (header, *body) in titled.items():
+        print_table(title, header, body)
+    print(f"{counts['left_out']} of {len(problems)} problems left out: they state no number that could be changed")
+    print(f"tables, figures, probes and records: {folder}")
+
+
+def _usable(problems: Sequence[Problem], dataset: str) -> list[Problem]:
+    usable = [problem for problem in problems if statements(problem)]
+    if len(usable) < _FEWEST:
+        raise UserError(
+            f"truth probes need at least {_FEWEST} problems that state a number in their solution or answer;"
+            f" {dataset} has {len(usable)} of {len(problems)}: take a larger --limit or another --dataset"
+        )
+    return usable
+
+
+def _sources(setting: Setting, reft: str | None) -> list[Source]:
+    """The adapter always on, for the tokens it was trained on, and under its gate, unless two of these are the same."""
+    if setting.reft_model is None:
+        return []
+    assert setting.adapter is not None
+    gate = parse_gate(str(setting.options.gate))
+    if isinstance(gate, PromptOnly):
+        raise UserError("gate prompt draws no tokens with interventions; pass --gate kl:NATS or tokens:N")
+    sources = [Source("always on", "always-on", setting.reft_model, "always")]
+    prefix = None if setting.adapter.k is None else TokenGate(setting.adapter.k)
+    if prefix is not None:
+        sources.append(Source(f"prefix, {prefix}", "prefix", setting.reft_model, str(prefix)))
+    if gate not in (prefix, AlwaysOn(), TokenGate(0)):
+        sources.append(Source(f"gated, {gate}", "gated", setting.reft_model, str(gate)))
+    if reft is not None:
+        sources.append(Source("ReFT, always on", "reft", load_beside(setting, reft), "always"))
+    return sources

@@ -1,0 +1,153 @@
+"""Truth probes on a model: fitted on the base's hidden states, read under an adapter's interventions.
+
+Everything is recorded as it is measured, and a stopped run goes on from its records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from interventions.probing import Source
+from interventions.reading import read_states, where_acting
+from interventions.sites import num_layers
+from reft_math.decoding.gate import parse_gate
+from reft_math.decoding.pairs import Handoff
+from reft_math.probes.faithfulness import fit_truth_probe, part_names
+from reft_math.probes.files import load_probes, save_probes
+from reft_math.probes.number import Array, Probe
+from reft_math.probes.statements import Pair
+from reft_math.recording import Record, record_rows
+
+_TARGET = "truth"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's place among records and files."""
+
+    number: int
+
+    @property
+    def id(self) -> str:
+        return f"layer-{self.number}"
+
+    def path(self, folder: Path) -> Path:
+        """Where its probes are kept."""
+        return folder / "probes" / f"{self.id}.safetensors"
+
+
+def fit_layers(model: PreTrainedModel, pairs: Sequence[Pair], folder: Path, batch_size: int) -> list[list[Probe]]:
+    """Probes of every layer, of the residual stream and each head, fitted on the base's hidden states.
+
+    Args:
+        model: The base.
+        pairs: To fit on.
+        folder: Gets ``probes/`` and ``records/probes.jsonl``.
+        batch_size: Texts at once.
+
+    Returns:
+        By layer the probes in the order of `part_names`.
+    """
+    texts = [text for pair in pairs for text in pair.texts]
+    is_true = np.tile([True, False], len(pairs))
+    questions = np.repeat([pair.problem for pair in pairs], 2)
+
+    @cache
+    def states() -> tuple[Array, Array]:
+        starts = tqdm(range(0, len(texts), batch_size), desc="reading", unit="batch")
+        read = [read_states(model, texts[start : start + batch_size]) for start in starts]
+        stream, heads = zip(*read, strict=True)
+        return np.concatenate(stream), np.concatenate(heads)
+
+    def work(_: Any, missing: Sequence[Layer]) -> list[Record]:
+        return [fit(layer) for layer in missing]
+
+    def fit(layer: Layer) -> Record:
+        """Probes go to their file before the record that says they are there."""
+        parts = _parts(*states(), layer.number)
+        probes = [fit_truth_probe(hidden, is_true, questions) for hidden in parts]
+        names = part_names(len(parts) - 1)
+        save_probes(layer.path(folder), {(name, _TARGET): probe for name, probe in zip(names, probes, strict=True)})
+        penalties = {name: probe.penalty for name, probe in zip(names, probes, strict=True)}
+        return {"layer": layer.number, "pairs": len(pairs), "penalties": penalties}
+
+    layers = [Layer(number) for number in range(num_layers(model))]
+    found = record_rows(layers, lambda _: 0, work, folder / "records" / "probes.jsonl", "probes", 1)
+    return [
+        [load_probes(layer.path(folder))[name, _TARGET] for name in record["penalties"]]
+        for layer, record in zip(layers, found, strict=True)
+    ]
+
+
+def score_pairs(
+    model: PreTrainedModel,
+    source: Source | None,
+    handoff: Handoff,
+    pairs: Sequence[Pair],
+    probes: Sequence[Sequence[Probe]],
+    path: Path,
+    name: str,
+    batch_size: int,
+) -> list[Record]:
+    """What probes say of true and false texts, as a source's decoder holds them in mind once it has written them.
+
+    Args:
+        model: The base.
+        source: The adapter at work; None for the base on its own.
+        handoff: What goes on after its gate.
+        pairs: To score.
+        probes: The base's, by layer, in the order of `part_names`.
+        path: Of the records.
+        name: Shown by the progress bar.
+        batch_size: Texts at once.
+
+    Returns:
+        For each pair ``problem``, ``position``, ``open`` (whether the gate is open after the true text and after the
+        false one) and ``true`` and ``false``, log-odds ``(layer, part)``.
+    """
+
+    def work(batch: Sequence[Pair], missing: Sequence[Pair]) -> list[Record]:
+        # The whole batch: beside other rows, or fewer, the last digit of a state might be another.
+        texts = [text for pair in batch for text in pair.texts]
+        is_open, acts = [False] * len(texts), None
+        if source is not None:
+            acts, is_open = where_acting(source.reft_model, parse_gate(source.gate), handoff, texts)
+        stream, heads = read_states(model, texts, None if source is None else source.reft_model, acts)
+        odds = np.stack(
+            [
+                np.stack([probe.read(part) for probe, part in zip(row, _parts(stream, heads, layer), strict=True)], 1)
+                for layer, row in enumerate(probes)
+            ],
+            axis=1,
+        )
+        found = {
+            pair.id: {
+                "problem": pair.problem,
+                "position": pair.position,
+                "open": is_open[2 * index : 2 * index + 2],
+                "true": _rounded(odds[2 * index]),
+                "false": _rounded(odds[2 * index + 1]),
+            }
+            for index, pair in enumerate(batch)
+        }
+        return [found[pair.id] for pair in missing]
+
+    return record_rows(pairs, lambda pair: len(pair.true), work, path, name, max(1, batch_size // 2))
+
+
+def _parts(stream: Array, heads: Array, layer: int) -> list[Array]:
+    """A layer's hidden states, ``(text, width)`` each, in the order of `part_names`."""
+    return [stream[:, layer], *heads[:, layer].swapaxes(0, 1)]
+
+
+def _rounded(rows: Array) -> list[list[float]]:
+    """Six digits, which is what float32 has."""
+    return [[float(f"{value:.6g}") for value in row] for row in rows.tolist()]

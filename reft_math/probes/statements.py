@@ -1,0 +1,208 @@
+"""Statements of worked solutions, and the same with one number changed: what faithfulness probes tell apart.
+
+A statement is a line or a sentence that holds a number. A problem without a solution states its answer.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+from reft_math.completion import Decoding
+from reft_math.data.problem import Problem
+from reft_math.data.templates import encode_target
+
+_SEPARATOR = re.compile(r"\n+|(?<=[.?!])\s+|\Z")
+_NUMBER = re.compile(r"(?<!\w)(?<!\d[.,])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?!\w|[.,]\d)")
+_LIST_MARK = re.compile(r"[0-9]+[.)]")
+# Where more or fewer is right, another number may be right too.
+_INEQUALITY = re.compile(r"[<>≤≥≠≈]|\\(?:[lg]eq?|[lg]t|neq?|approx)\b")
+_EQUALS = re.compile(r"=[\s$€£−-]*\Z")
+_OPERATOR = re.compile(r"\s*(?:[-−+*/×÷·^=]|[xX]\s*[\d(]|\\(?:cdot|times|div|pm))|\(")
+_DRAWS = 10  # wrong numbers to look for one of the same number of tokens among
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A statement within a solution.
+
+    Attributes:
+        text: The solution up to and with it.
+        start, stop: Of the number to change, in ``text``.
+    """
+
+    text: str
+    start: int
+    stop: int
+
+    @property
+    def number(self) -> str:
+        return self.text[self.start : self.stop]
+
+    def with_number(self, number: str) -> str:
+        """``text`` with another number."""
+        return self.text[: self.start] + number + self.text[self.stop :]
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """A problem's statements; the i-th correct and the i-th incorrect answer differ in one number.
+
+    Attributes:
+        id: The problem's.
+        question: As in `Problem`.
+        correct_answers: The solution up to and with each statement.
+        incorrect_answers: The same with a wrong number in that statement; those before it are right.
+    """
+
+    id: str
+    question: str
+    correct_answers: list[str]
+    incorrect_answers: list[str]
+
+
+def statements(problem: Problem) -> list[Statement]:
+    """The statements that a changed number makes false, in their order.
+
+    In an equation the number is its last result, a number right after an equals sign and not itself part of a term: a
+    changed operand may leave a sum true (``2*0=3*0``). Elsewhere it is the last number. Inequalities, and equations
+    whose result is no plain number, are left out.
+    """
+    solution = problem.solution or f"The answer is {problem.answer}."
+    found, start = [], 0
+    for separator in _SEPARATOR.finditer(solution):
+        stop = separator.start()
+        number = _number_to_change(solution[start:stop])
+        if number is not None:
+            text = solution[:stop].rstrip()
+            found.append(Statement(text, start + number.start(), start + number.end()))
+        start = separator.end()
+    return found
+
+
+def _number_to_change(statement: str) -> re.Match[str] | None:
+    if _LIST_MARK.fullmatch(statement.strip()) or _INEQUALITY.search(statement):
+        return None
+    numbers = list(_NUMBER.finditer(statement))
+    if "=" in statement:
+        numbers = [
+            number
+            for number in numbers
+            if _EQUALS.search(statement, 0, number.start()) and not _OPERATOR.match(statement, number.end())
+        ]
+    return numbers[-1] if numbers else None
+
+
+def near_misses(number: str) -> list[str]:
+    """Every number that differs in one digit, in the same format; none of them starts with a new 0.
+
+    Another digit at any place is another value: none equals the number, however that is written.
+    """
+    return [
+        number[:index] + digit + number[index + 1 :]
+        for index, old in enumerate(number)
+        if old.isdecimal()
+        for digit in "0123456789"
+        if digit != old and (digit != "0" or index > 0)
+    ]
+
+
+def probe_set(problems: Sequence[Problem], count_tokens: Callable[[str], int], seed: int) -> list[ProbeRow]:
+    """A row for each problem that has statements.
+
+    A wrong number is another statement's right one of the same format, so that among true and among false statements
+    numbers are spread alike and no probe can go by the number alone; a near miss where there is no other of the format.
+
+    Args:
+        problems: With or without solutions.
+        count_tokens: Texts that the change leaves as long as they were come first.
+        seed: Draws wrong numbers, problem by problem.
+    """
+    found = [(problem, statements(problem)) for problem in problems]
+    numbers: defaultdict[str, list[str]] = defaultdict(list)
+    for statement in chain.from_iterable(right for _, right in found):
+        numbers[_format(statement.number)].append(statement.number)
+    rows = []
+    for problem, right in found:
+        rng = random.Random(f"faithfulness/{seed}/{problem.id}")
+        wrong = [_falsified(statement, numbers[_format(statement.number)], count_tokens, rng) for statement in right]
+        if right:
+            rows.append(ProbeRow(problem.id, problem.question, [statement.text for statement in right], wrong))
+    return rows
+
+
+def _format(number: str) -> str:
+    """Two numbers of one format that are written differently differ in value."""
+    return re.sub("[0-9]", "0", number)
+
+
+def _falsified(
+    statement: Statement, numbers: Sequence[str], count_tokens: Callable[[str], int], rng: random.Random
+) -> str:
+    others = [number for number in numbers if number != statement.number] or near_misses(statement.number)
+    texts = [statement.with_number(number) for number in rng.sample(others, min(len(others), _DRAWS))]
+    length = count_tokens(statement.text)
+    return next((text for text in texts if count_tokens(text) == length), texts[0])
+
+
+# --- as tokens ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Text:
+    """A question and its solution up to a statement.
+
+    Attributes:
+        prompt: Token ids.
+        answer: Those that follow; the last one ends the statement.
+    """
+
+    prompt: list[int]
+    answer: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A statement, true and false.
+
+    Attributes:
+        problem: Its id.
+        position: How many statements of the solution come before.
+        true, false: They differ in one number.
+    """
+
+    problem: str
+    position: int
+    true: Text
+    false: Text
+
+    @property
+    def id(self) -> str:
+        return f"{self.problem}/{self.position}"
+
+    @property
+    def texts(self) -> tuple[Text, Text]:
+        return self.true, self.false
+
+
+def encode_pairs(rows: Sequence[ProbeRow], decoding: Decoding) -> list[Pair]:
+    """Every pair of a probe set as a model reads it."""
+    prompts = [prompt.tolist() for prompt in decoding.prompts([row.question for row in rows])]
+    return [
+        Pair(row.id, position, *map(partial(_encode, decoding, row.question, prompt), answers))
+        for row, prompt in zip(rows, prompts, strict=True)
+        for position, answers in enumerate(zip(row.correct_answers, row.incorrect_answers, strict=True))
+    ]
+
+
+def _encode(decoding: Decoding, question: str, prompt: list[int], answer: str) -> Text:
+    *token_ids, _end = encode_target(decoding.template, question, answer, decoding.tokenizer)
+    return Text(prompt, token_ids)
