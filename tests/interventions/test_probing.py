@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ import torch
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
 from interventions.evaluate import Setting, load_setting
-from interventions.probing import Pusher, Solver, Source, measure_changes, solve_pushed
+from interventions.probing import Pusher, Solver, Source, fit_number_directions, measure_changes, solve_pushed
 from reft_math.data.registry import load_problems
 from reft_math.decoding.gate import parse_gate
 from reft_math.evaluation_options import RunOptions
-from reft_math.probes.number import Array, unit
+from reft_math.probes.number import Array, fit_probes, unit
 from reft_math.probes.tables import Push
 from reft_math.probes.texts import draw_sums
 
@@ -50,6 +51,35 @@ def solve(
     solver = Solver(setting, batch_size)
     pusher = Pusher.draw(weights, NORMS, draws=3, seed=0)
     return solve_pushed(solver, solver.prompts(SUMS, "worked"), pushes, pusher, 5, tmp_path / "pushes.jsonl")
+
+
+def test_number_directions_are_those_of_a_probe_fitted_text_by_text(setting: Setting) -> None:
+    """Against transformers' own hidden states, read at the last digit of every number of questions and solutions."""
+    problems = load_problems("arithmetic", "validation", limit=12)
+    found = fit_number_directions(setting.model, setting.decoding, problems, "block", batch_size=5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1)
+    tokenizer = setting.decoding.tokenizer
+    hidden: list[Array] = []
+    values = []
+    for problem in problems:
+        solution = problem.solution.partition("####")[0]
+        messages = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": solution}]
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(solution)
+        text = text[0] + text[1]
+        encoded = tokenizer(text, return_offsets_mapping=True, return_tensors="pt", add_special_tokens=False)
+        with torch.no_grad():
+            states = setting.model(input_ids=encoded["input_ids"], output_hidden_states=True).hidden_states
+        ends = encoded["offset_mapping"][0, :, 1].tolist()
+        for number in re.finditer(r"\d+", text):
+            if 0 < int(number[0]) <= 198:
+                token = next(index for index, end in enumerate(ends) if end >= number.end())
+                hidden.append(torch.stack([state[0, token] for state in states[1:4]]).double().numpy())
+                values.append(int(number[0]))
+    assert len(values) > 60
+    for layer in range(3):
+        rows = np.stack(hidden)[:, layer]
+        probe = fit_probes(rows, {"identity": np.array(values, dtype=float)})["identity"]
+        assert found[layer] @ unit(probe.weight) > 0.9999
 
 
 def test_the_curve_of_a_null_push_is_flat(setting: Setting, tmp_path: Path) -> None:
