@@ -4,15 +4,16 @@
 
 *Truncation*: trained on the first K tokens of solutions, or on whole ones. *Norm control*: the bias norm held at its
 target, or free. *Gate*: decoded under the gate chosen on validation problems, or always on. Trials are in ``trials/``,
-each as `train/prefix_reft.py` would leave it; the options are that command's. Writes ``cells.csv``, ``effects.csv``
-(what each of the three adds, paired by problem), ``trials.csv``, Markdown, the figure (PNG and SVG) and
-``results.json``. ``--resume`` runs the trials that are missing.
+with adapter, records and results; the options are those of `train/prefix_reft.py`. Writes ``cells.csv``,
+``effects.csv`` (what each of the three adds, paired by seed and problem), ``trials.csv``, Markdown, the figure (PNG and
+SVG) and ``results.json``. ``--resume`` runs the trials that are missing, also those of more seeds.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from reft_math.command import run
 from reft_math.errors import UserError, require
@@ -21,6 +22,8 @@ from reft_math.training.prefix_options import PrefixOptions
 
 @dataclass(frozen=True)
 class AblationOptions(PrefixOptions):
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = PrefixOptions.FREE_ON_RESUME | {"seeds"}
+
     output_dir: str = field(default="results/ablation", metadata={"help": "Everything goes here."})
     target_norm: float = field(
         default=0.54, metadata={"help": "Set point of the bias norm (mean over layers of ‖b‖₂)."}
@@ -37,7 +40,7 @@ class AblationOptions(PrefixOptions):
             )
         if self.full_fraction:
             raise UserError("truncation is switched on and off here; leave --full-fraction out")
-        if self.gate == "always" or (self.gate is None and not self.calibrate_gate):
+        if self.gate in ("always", "off", "prompt") or (self.gate is None and not self.calibrate_gate):
             raise UserError("the gate is put beside always on; name another with --gate, or let it be calibrated")
 
 

@@ -14,11 +14,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from reft_math.command import run
-from reft_math.errors import UserError, require
+from reft_math.errors import require, require_different, require_one_process
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder or file")
-        if len({Path(name).resolve() for name in self.runs}) < len(self.runs):
-            raise UserError(f"--runs must be different runs; got {' '.join(self.runs)}")
+        require_different(self.runs)
+        require_one_process("a comparison")
 
 
 def main(options: CompareOptions) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reft_math.command import run
-from reft_math.errors import require
+from reft_math.errors import require, require_one_process
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class CompareRegressionOptions:
 
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder")
+        require_one_process("a comparison")
 
 
 def main(options: CompareRegressionOptions) -> None:

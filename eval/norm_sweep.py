@@ -2,17 +2,19 @@
 
     uv run eval/norm_sweep.py --target-norms 0.27 0.54 1.08 --seeds 3 --project-number-direction
 
-A trial for each norm and seed, in ``trials/``, each as `train/prefix_reft.py` would leave it; the options are that
-command's. Writes ``trials.csv``, ``norms.csv`` (accuracy against the achieved norm, always on and under the gate; the
-norm best on validation problems is ``chosen``), ``shares.csv`` (of biases and of the changes they make along the number
-direction), Markdown, the figure (PNG and SVG) and ``results.json``. With ``--project-number-direction`` a second curve:
-biases kept off the number direction of their layer. ``--resume`` runs the trials that are missing.
+A trial for each norm and seed, in ``trials/``, with adapter, records and results; the options are those of
+`train/prefix_reft.py`. Writes ``trials.csv``, ``norms.csv`` (accuracy against the achieved norm, always on and under
+the gate; the norm best on validation problems is ``chosen``), ``shares.csv`` (of biases, and of the changes they make,
+along the number direction), Markdown, the figure (PNG and SVG) and ``results.json``. With
+``--project-number-direction`` a second curve: biases kept off the number direction of their layer. ``--resume`` runs
+the trials that are missing, also those of more norms and seeds.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from reft_math.command import run
 from reft_math.errors import UserError, require
@@ -23,6 +25,8 @@ NORMS = (0.14, 0.27, 0.54, 1.08, 2.16, 4.32)
 
 @dataclass(frozen=True)
 class NormSweepOptions(PrefixOptions):
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = PrefixOptions.FREE_ON_RESUME | {"target_norms", "seeds"}
+
     output_dir: str = field(default="results/norm_sweep", metadata={"help": "Everything goes here."})
     target_norms: list[float] = field(
         default_factory=lambda: list(NORMS), metadata={"help": "Set points of the bias norm (0.14 to 4.32)."}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reft_math.command import run
-from reft_math.errors import UserError, require
+from reft_math.errors import UserError, require, require_different, require_one_process
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class NormTraceOptions:
 
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder")
+        require_different(self.runs)
+        require_one_process("a figure")
 
 
 def main(options: NormTraceOptions) -> None:
@@ -31,7 +33,7 @@ def main(options: NormTraceOptions) -> None:
 
     runs = [Run.read(folder) for folder in options.runs]
     for item in runs:
-        if "bias_norm" not in item.results:
+        if not (item.results.get("bias_norm") or {}).get("trace", {}).get("norm"):
             raise UserError(f"{item.folder} held no bias norm; pass output folders of train/prefix_reft.py")
     folder = claim_output_dir(options)
     write_csv(folder / "norm_trace.csv", trace_rows(runs))

@@ -10,12 +10,11 @@ stopped or failed one left off. For other models run the commands themselves (RE
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from reft_math.command import run, write_text
-from reft_math.errors import UserError
+from reft_math.errors import UserError, require_one_process
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ class ReportOptions:
     )
 
     def __post_init__(self) -> None:
-        if "RANK" in os.environ:
-            raise UserError("a report is made by one process; run it without torchrun")
+        require_one_process("a report")
 
     @property
     def folder(self) -> Path:

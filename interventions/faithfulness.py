@@ -83,6 +83,8 @@ def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | N
     for title, (header, *body) in titled.items():
         print_table(title, header, body)
     print(f"{counts['left_out']} of {len(problems)} problems left out: they state no number that could be changed")
+    if not any(row["reads"] for row in tables["probes"]):
+        print("no probe tells true from false better than chance: what moves their scores says nothing of truth")
     print(f"tables, figures, probes and records: {folder}")
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel
 
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
@@ -28,7 +29,7 @@ from reft_math.training.prefix_options import PrefixReftOptions
 from reft_math.training.trainer import NormControl, NumberLoss
 
 # Problems that number directions are fitted on, and how many are read at once.
-_PROBE_PROBLEMS, _PROBE_BATCH = 500, 16
+_PROBE_PROBLEMS, _PROBE_BATCH = 200, 16
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,15 @@ class PrefixJob:
         return _calibrates(self.options)
 
 
-def prepare(options: PrefixReftOptions) -> PrefixJob:
+def prepare(
+    options: PrefixReftOptions, base: PreTrainedModel | None = None, directions: Array | None = None
+) -> PrefixJob:
     """Reads everything, and makes what is trained. Writes nothing.
+
+    Args:
+        options: The command's.
+        base: Where it is loaded already.
+        directions: `number_directions` at the site, where they are known already.
 
     Raises:
         UserError: Any of it cannot be had as asked.
@@ -72,7 +80,7 @@ def prepare(options: PrefixReftOptions) -> PrefixJob:
     options = replace(jobs.resolve(options), site=site)
     is_ordinary = options.full_fraction == 1
     gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
-    job = jobs.prepare(options)
+    job = jobs.prepare(options, base)
     if _calibrates(options) and not job.validation_problems:
         raise UserError(f"{options.dataset} is too small to choose a gate on; name one with --gate, such as {gate}")
     config = PrefixReftConfig(
@@ -94,7 +102,11 @@ def prepare(options: PrefixReftOptions) -> PrefixJob:
         job.train_problems, job.tokenizer, job.template, options.k, options.full_fraction, options.seed
     )
     controller = make_controller(options.norm_control, options.target_norm, len(dataset))
-    control = NormControl(model, controller, options.target_scale_norm, _directions(options, job, model))
+    kept_off = None
+    if options.project_number_direction:
+        found = number_directions(job, site) if directions is None else directions
+        kept_off = [torch.from_numpy(found[layer]).float() for layer in model.biases()]
+    control = NormControl(model, controller, options.target_scale_norm, kept_off)
     number_loss = None
     if options.numeric_weight > 0:
         number_loss = NumberLoss(options.numeric_weight, *number_tokens(job.tokenizer))
@@ -106,17 +118,16 @@ def _calibrates(options: PrefixReftOptions) -> bool:
 
 
 def number_directions(job: jobs.Job, site: str) -> Array:
-    """`fit_number_directions` on problems that are neither trained nor tested on, if there are any."""
-    problems = (job.validation_problems or job.train_problems)[:_PROBE_PROBLEMS]
-    return fit_number_directions(job.model, jobs.decoding(job), problems, site, _PROBE_BATCH)
+    """`fit_number_directions` on problems that are neither trained nor tested on, if there are any.
 
-
-def _directions(options: PrefixReftOptions, job: jobs.Job, model: PrefixReftModel) -> Sequence[torch.Tensor] | None:
-    """Of the intervened layers, in the biases' order."""
-    if not options.project_number_direction:
-        return None
-    found = number_directions(job, str(options.site))
-    return [torch.from_numpy(found[layer]).float() for layer in model.biases()]
+    The main process fits; the others' last digits might differ, and their biases drift apart.
+    """
+    found: list[Array | None] = [None]
+    if process_state().is_main_process:
+        problems = (job.validation_problems or job.train_problems)[:_PROBE_PROBLEMS]
+        found = [fit_number_directions(job.model, jobs.decoding(job), problems, site, _PROBE_BATCH)]
+    directions: Array = broadcast_object_list(found)[0]
+    return directions
 
 
 def train(prefix: PrefixJob) -> None:

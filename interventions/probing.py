@@ -24,6 +24,7 @@ from reft_math.completion import Decoding
 from reft_math.data.positions import intervention_mask
 from reft_math.data.prefix import pad_left
 from reft_math.data.problem import Problem
+from reft_math.errors import UserError
 from reft_math.probes.files import load_probes, save_probes
 from reft_math.probes.number import (
     TARGETS,
@@ -50,6 +51,7 @@ READS = {
 
 
 _LARGEST = 198  # of two-digit sums; larger numbers are too few for a direction to be theirs
+_FEWEST = 10
 
 # --- fitting --------------------------------------------------------------------------------------------------------
 
@@ -182,10 +184,18 @@ def fit_number_directions(
 
     Returns:
         ``u: (layer, width)`` float64.
+
+    Raises:
+        UserError: The problems hold too few different numbers.
     """
     texts = [probe_text(item, decoding.template, decoding.tokenizer, _LARGEST) for item in problems]
     numbers = Numbers.of(texts)
     is_number = np.isin(numbers.roles, READS["number"])
+    if len(set(numbers.values[is_number])) < _FEWEST:
+        raise UserError(
+            f"a number direction needs {_FEWEST} different numbers of at most {_LARGEST} in problems and solutions;"
+            f" these {len(problems)} hold {len(set(numbers.values[is_number]))}: take another --dataset"
+        )
     values = {"identity": numbers.values[is_number]}
     hidden = _read_all(model, texts, site, batch_size)[is_number]
     probes = [fit_probes(hidden[:, layer], values)["identity"] for layer in range(num_layers(model))]

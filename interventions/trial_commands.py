@@ -31,17 +31,16 @@ def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, p
         seeds: Runs at each.
         project: Whether there is a second curve, of biases kept off the number direction.
     """
-    prefix = prepare(options, norms[0])
-    folder = claim(options)
-    common = begin(prefix, folder)
+    prefix, directions = prepare(options, norms[0])
+    common = begin(prefix, directions, claim(options))
     curves = {FREE: False, **({KEPT_OFF: True} if project else {})}
     plan = [(curve, norm, seed) for curve in curves for norm in norms for seed in _seeds(options, seeds)]
     trials: list[Trial] = []
     for place, (curve, norm, seed) in enumerate(plan, start=1):
-        name = f"{'kept-off' if curves[curve] else 'free'}-{norm:g}-seed{seed}"
+        name = f"{'kept-off' if curves[curve] else 'free'}-{norm}-seed{seed}"
         about = {"curve": curve, "target_norm": norm, "seed": seed}
         changes = {"target_norm": norm, "seed": seed, "project_number_direction": curves[curve]}
-        trials.append(_run(place, len(plan), name, options, common, about, changes))
+        trials.append(_run(place, len(plan), name, options, common, about, changes, prefix.calibrates))
     part_ways()
     base, model = summarise(common.base), common.job.model
     widths = {"change": site_width(model, "block"), "bias": site_width(model, str(prefix.options.site))}
@@ -59,9 +58,8 @@ def run_ablation(options: PrefixOptions, target_norm: float, seeds: int) -> None
         target_norm: Where the norm is held.
         seeds: Runs of each kind.
     """
-    prefix = prepare(options, target_norm)
-    folder = claim(options)
-    common = begin(prefix, folder)
+    prefix, directions = prepare(options, target_norm)
+    common = begin(prefix, directions, claim(options))
     plan = [(cut, held, seed) for cut in (True, False) for held in (True, False) for seed in _seeds(options, seeds)]
     trials: list[Trial] = []
     for place, (cut, held, seed) in enumerate(plan, start=1):
@@ -74,7 +72,9 @@ def run_ablation(options: PrefixOptions, target_norm: float, seeds: int) -> None
             "full_fraction": 0.0 if cut else 1.0,
             "norm_control": control,
         }
-        trials.append(_run(place, len(plan), name, options, common, about, changes))
+        # Whole solutions too: the gate is one of the three.
+        calibrates = options.calibrate_gate and options.gate is None
+        trials.append(_run(place, len(plan), name, options, common, about, changes, calibrates))
     part_ways()
     base = summarise(common.base)
     tables = {"cells": cell_rows(trials), "effects": effect_rows(trials), "trials": trial_rows(trials)}
@@ -93,10 +93,11 @@ def _run(
     common: Common,
     about: Mapping[str, Any],
     changes: Mapping[str, Any],
+    calibrates: bool,
 ) -> Trial:
     if process_state().is_main_process:
         print(f"trial {place} of {total}: {name}", flush=True)
-    return run_trial(options_of(options, common.folder / "trials" / name, **changes), common, about)
+    return run_trial(options_of(options, common.folder / "trials" / name, **changes), common, about, calibrates)
 
 
 def _write(

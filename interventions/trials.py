@@ -1,6 +1,6 @@
 """Trials: a training run evaluated on the validation split, to choose by, and on the test split, to report.
 
-Each has a folder of its own, made as ``train/prefix_reft.py`` makes it; finished trials are read, not run again.
+Each has a folder of its own, with adapter, records and results; finished trials are read, not run again.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Common:
     Attributes:
         folder: The command's.
         job: The base and the problems.
+        site: The adapters'.
         base: The base's records on the test problems.
         directions: Along which layers encode numbers, ``(layer, width)``: at the adapters' site and in the residual
             stream (``block``).
@@ -50,6 +51,7 @@ class Common:
 
     folder: Path
     job: jobs.Job
+    site: str
     base: list[Record]
     directions: dict[str, Array]
 
@@ -65,8 +67,8 @@ def options_of(options: PrefixOptions, folder: Path, **changes: Any) -> PrefixRe
     return PrefixReftOptions(**{**values, "output_dir": str(folder), "overwrite": False, **changes})
 
 
-def prepare(options: PrefixOptions, target_norm: float) -> PrefixJob:
-    """Reads everything that trials need, as the first of them would; writes nothing.
+def prepare(options: PrefixOptions, target_norm: float) -> tuple[PrefixJob, dict[str, Array]]:
+    """Reads everything that trials need, as the first of them would, and fits number directions. Writes nothing.
 
     Raises:
         UserError: Any of it cannot be had, or there is nothing to choose by.
@@ -74,47 +76,48 @@ def prepare(options: PrefixOptions, target_norm: float) -> PrefixJob:
     prefix = prefix_training.prepare(options_of(options, Path(options.output_dir), target_norm=target_norm))
     if not prefix.job.validation_problems:
         raise UserError(f"{options.dataset} has no validation problems to choose by; take a larger --dataset")
-    return prefix
+    prefix.model.unload()  # trials put interventions of their own on the base
+    sites = dict.fromkeys([str(prefix.options.site), "block"])
+    return prefix, {site: prefix_training.number_directions(prefix.job, site) for site in sites}
 
 
-def begin(prefix: PrefixJob, folder: Path) -> Common:
-    """Evaluates the base on its own, and fits number directions on it."""
-    job, site = prefix.job, str(prefix.options.site)
-    directions = {name: prefix_training.number_directions(job, name) for name in {site, "block"}}
-    base = _complete(prefix, job.test_problems, job.model.generate, folder / "records" / "base.jsonl", "base")
-    return Common(folder, job, base, directions)
+def begin(prefix: PrefixJob, directions: dict[str, Array], folder: Path) -> Common:
+    """Evaluates the base on its own."""
+    path = folder / "records" / "base.jsonl"
+    base = _complete(prefix, prefix.job.test_problems, prefix.job.model.generate, path, "base")
+    return Common(folder, prefix.job, str(prefix.options.site), base, directions)
 
 
-def run_trial(options: PrefixReftOptions, common: Common, about: Mapping[str, Any]) -> Trial:
+def run_trial(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], calibrates: bool) -> Trial:
     """Trains and evaluates in the options' folder, unless that is done.
 
     Args:
         options: The trial's.
         common: What it shares with the others.
         about: What tells it from them; kept with the results.
+        calibrates: Whether its gate is chosen on validation problems.
     """
     folder = Path(options.output_dir)
     if not (folder / RESULTS_NAME).is_file():
-        _run(options, common, about)
+        _run(options, common, about, calibrates)
     process_state().wait_for_everyone()
     results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
-    correct = {name: _outcomes(folder, name) for name in results["evaluation"]}
     return Trial(
         about=dict(about),
         achieved=results["bias_norm"]["achieved"],
         gate=results["gate"],
-        validation={name: row["accuracy"] for name, row in results["validation"].items()},
+        validation=results["validation"],
         test=results["evaluation"],
-        correct=correct,
+        correct={name: _outcomes(folder, name) for name in results["evaluation"]},
         shares=results["number_direction"],
     )
 
 
-def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any]) -> None:
-    prefix = prefix_training.prepare(options)
+def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], calibrates: bool) -> None:
+    prefix = prefix_training.prepare(options, common.job.model, common.directions[common.site])
     folder, model = claim(prefix.options), prefix.model
     prefix_training.train(prefix)
-    calibration = prefix_training.calibrate(prefix) if options.calibrate_gate and options.gate is None else None
+    calibration = prefix_training.calibrate(prefix) if calibrates else None
     decoders: dict[str, Generate] = {ALWAYS: partial(model.generate, gate="always")}
     if not isinstance(parse_gate(model.gate), AlwaysOn):
         decoders = {GATED: model.generate, **decoders}
@@ -141,6 +144,7 @@ def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any]) -
         "validation": summaries["validation"],
         "evaluation": summaries["test"],
     }
+    model.unload()
     if process_state().is_main_process:
         write_json(folder / RESULTS_NAME, results)
 
@@ -183,7 +187,7 @@ def _number_shares(prefix: PrefixJob, common: Common) -> dict[str, float]:
     moved = sizes > 0
     shares = {"change": float(np.mean(np.abs(projections[moved]) / sizes[moved])) if moved.any() else 0.0}
     if prefix.options.intervention == "red":
-        units = common.directions[str(prefix.options.site)]
+        units = common.directions[common.site]
         biases = {layer: bias.detach().cpu().numpy() for layer, bias in prefix.model.biases().items()}
         norms = {layer: np.linalg.norm(bias) for layer, bias in biases.items()}
         cosines = [abs(units[layer] @ bias) / norms[layer] for layer, bias in biases.items() if norms[layer] > 0]

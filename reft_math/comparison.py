@@ -78,19 +78,33 @@ class Run:
         if decoder.startswith("base"):
             return {}
         if "train_rows" in results:
-            config, norm = results["config"], results.get("bias_norm") or {}
-            return {
-                "data_num": results["train_rows"],
-                "epochs": config["epochs"],
-                "prefix": _prefix(config["k"], config.get("full_fraction", 0.0)),
-                "lr": config["learning_rate"],
-                "parameters": results["trainable_parameters"],
-                "norm": norm.get("achieved"),
-                "tracking": norm.get("tracking_error"),
-            }
+            try:
+                return self._trained()
+            except (KeyError, TypeError, AttributeError) as error:
+                path = self.folder / RESULTS_NAME
+                raise UserError(f"{path} has not the form that its command writes ({error!r}); leave it out") from None
         # Where always-on completions are put beside an adapter's, they may be another's.
         adapter = (results.get("reft") if decoder == "always_on" else None) or results.get("adapter")
         return {"prefix": _prefix(adapter["k"])} if adapter else {}
+
+    def _trained(self) -> dict[str, Any]:
+        results = self.results
+        config, norm = results["config"], results.get("bias_norm") or {}
+        return {
+            "data_num": results["train_rows"],
+            "epochs": config["epochs"],
+            "prefix": _prefix(config["k"], config.get("full_fraction", 0.0)),
+            "lr": config["learning_rate"],
+            "parameters": results["trainable_parameters"],
+            "norm": norm.get("achieved"),
+            "tracking": norm.get("tracking_error"),
+        }
+
+
+def run_names(sources: Sequence[str]) -> list[str]:
+    """The last part of each path, or all of it where two share that."""
+    last = [Path(source).resolve().name for source in sources]
+    return [name if last.count(name) == 1 else str(Path(source)) for source, name in zip(sources, last, strict=True)]
 
 
 def _prefix(k: int | None, full_fraction: float = 0.0) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -15,3 +17,15 @@ def require(options: object, name: str, holds: Callable[[Any], bool], rule: str)
     value = getattr(options, name)
     if not holds(value):
         raise UserError(f"--{name.replace('_', '-')} must be {rule}; got {value}")
+
+
+def require_different(runs: Sequence[str]) -> None:
+    """Raises `UserError` where a run is named twice."""
+    if len({Path(name).resolve() for name in runs}) < len(runs):
+        raise UserError(f"--runs must be different runs; got {' '.join(runs)}")
+
+
+def require_one_process(what: str) -> None:
+    """Raises `UserError` under ``torchrun``."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{what} is made by one process; run it without torchrun")

@@ -181,9 +181,9 @@ def _summarise_samples(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     votes = [majority_vote(*pair) for pair in zip(answers, correct, strict=True)]
     return {
         "samples": n,
-        "interval_95": mean_interval(passes[1])["interval_95"],
-        "pass_at_k": {str(k): mean_interval(values) for k, values in passes.items()},
-        "majority": mean_interval(votes),
+        "interval_95": _mean(passes[1])["interval_95"],
+        "pass_at_k": {str(k): _mean(values) for k, values in passes.items()},
+        "majority": _mean(votes),
     }
 
 
@@ -193,7 +193,7 @@ def _answer(record: Mapping[str, Any]) -> str | None:
     return answer
 
 
-def mean_interval(values: Sequence[float]) -> dict[str, Any]:
+def _mean(values: Sequence[float]) -> dict[str, Any]:
     """Mean over problems and its 95 % interval: percentile bootstrap, or Wilson's where every value is 0 or 1.
 
     The bootstrap of equal values would have no width; then there is none.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reft_math.comparison import Entry, Run, by_problem
+from reft_math.comparison import Entry, Run, by_problem, run_names
 from reft_math.data.problem import Problem
 from reft_math.data.rows import Row, file_rows
 from reft_math.errors import UserError
@@ -24,7 +23,7 @@ _BRACE = re.compile(r"\\[{}]|[{}]")
 def read_entries(sources: Sequence[str]) -> list[Entry]:
     """The rows of a comparison, those of files without scores yet.
 
-    Runs are called by the last part of their path, by all of it where two share that.
+    Runs are called by `run_names`.
 
     Args:
         sources: Output folders, and files for `read_generations`.
@@ -32,12 +31,9 @@ def read_entries(sources: Sequence[str]) -> list[Entry]:
     Raises:
         UserError: One of them is neither, or cannot be read.
     """
-    last = Counter(Path(source).resolve().name for source in sources)
     entries: list[Entry] = []
-    for source in sources:
+    for source, name in zip(sources, run_names(sources), strict=True):
         path = Path(source)
-        name = path.resolve().name
-        name = name if last[name] == 1 else str(path)
         if path.is_file():
             if path.suffix.lower() not in (".jsonl", ".json"):
                 raise UserError(f"completions made elsewhere come in a .jsonl or .json file; got {path}: convert it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from reft_math.errors import UserError
 
 FINISHED_NAME = "finished.json"
 
+_FOLDER = re.compile(r"\{results\}/([^/\s]+)")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -30,6 +33,11 @@ class Experiment:
 
     name: str
     command: str
+
+    @property
+    def inputs(self) -> list[str]:
+        """The experiments whose output folders it reads."""
+        return [name for name in dict.fromkeys(_FOLDER.findall(self.command)) if name != self.name]
 
 
 _BOTH = "--adapter {results}/prefix-reft/adapter --reft {results}/reft-free/adapter"
@@ -71,7 +79,8 @@ EXPERIMENTS = (
 def run_suite(experiments: Sequence[Experiment], root: Path, results: Path) -> None:
     """Runs what is not finished yet, with a line of progress for each experiment.
 
-    ``finished.json`` in the results tells what has come to its end, and by which command.
+    ``finished.json`` in the results tells what has come to its end, by which command, and when. What was made from
+    something that has been made again since is made anew.
 
     Args:
         experiments: In this order.
@@ -96,7 +105,7 @@ def run_suite(experiments: Sequence[Experiment], root: Path, results: Path) -> N
             continue
         start = time.monotonic()
         try:
-            _run(experiment, root, results)
+            _run(experiment, root, results, "--overwrite" if experiment.name in finished else "--resume")
         except UserError:
             print(f"failed after {duration(time.monotonic() - start)}", flush=True)
             raise
@@ -104,7 +113,11 @@ def run_suite(experiments: Sequence[Experiment], root: Path, results: Path) -> N
             print("stopped; the same command goes on from here", flush=True)
             raise SystemExit(130) from None
         seconds = time.monotonic() - start
-        finished[experiment.name] = {"command": experiment.command, "seconds": round(seconds, 1)}
+        finished[experiment.name] = {
+            "command": experiment.command,
+            "seconds": round(seconds, 1),
+            "time": time.time(),
+        }
         write_json(results / FINISHED_NAME, finished)
         print(duration(seconds), flush=True)
 
@@ -120,13 +133,23 @@ def _read_finished(results: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it, and runs that are whole go by quickly") from None
+        finished = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            name: {"command": str(done["command"]), "seconds": float(done["seconds"]), "time": float(done["time"])}
+            for name, done in finished.items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error!r}); delete it, and runs that are whole go by quickly"
+        ) from None
 
 
 def _is_finished(experiment: Experiment, results: Path, finished: dict[str, Any]) -> bool:
-    return experiment.name in finished and (results / experiment.name).is_dir()
+    if experiment.name not in finished or not (results / experiment.name).is_dir():
+        return False
+    return all(
+        name in finished and finished[name]["time"] < finished[experiment.name]["time"] for name in experiment.inputs
+    )
 
 
 def _check(experiment: Experiment, root: Path, results: Path, finished: dict[str, Any]) -> None:
@@ -141,11 +164,11 @@ def _check(experiment: Experiment, root: Path, results: Path, finished: dict[str
         )
 
 
-def _run(experiment: Experiment, root: Path, results: Path) -> None:
-    """Runs the command to its end; a run that was stopped goes on."""
+def _run(experiment: Experiment, root: Path, results: Path, way: str) -> None:
+    """Runs the command to its end; ``way`` is what it does with a folder that is there."""
     script, *arguments = (word.format(results=results) for word in shlex.split(experiment.command))
     if (results / experiment.name / CONFIG_NAME).exists():
-        arguments.append("--resume")
+        arguments.append(way)
     words = [os.path.relpath(root / script), *arguments]
     path = results / f"{experiment.name}.log"
     with path.open("a", encoding="utf-8") as log:

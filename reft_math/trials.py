@@ -1,7 +1,7 @@
 """Tables of trials: accuracy against the bias norm, and what each of three choices contributes.
 
-A trial is one training run with one seed, evaluated always on and under its gate. Accuracies of several seeds are means
-over problems of a problem's mean over seeds, and so are their intervals: they speak of other problems, not other seeds.
+A trial is one training run with one seed, evaluated always on and under its gate. Intervals of several seeds are over
+seeds and problems, those of one seed over problems only: they do not say what another seed would have given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from scipy.special import gammaln
 
-from reft_math.evaluation import mean_interval
+from reft_math.probes.number import Array
+from reft_math.scoring.statistics import crossed_interval, wilson_interval
 
 GATED, ALWAYS = "gated", "always_on"
 FACTORS = ("truncation", "norm_control", "gate")
@@ -30,7 +31,7 @@ class Trial:
         about: What tells it from others: a curve and a target norm, or levels of `FACTORS`; and its seed.
         achieved: The bias norm at its end.
         gate: Its gate.
-        validation: Accuracy on validation problems, by decoder.
+        validation: Summary on validation problems, by decoder.
         test: Summary on test problems, by decoder.
         correct: Whether each test problem was solved, by decoder.
         shares: Of biases and changes along the number directions.
@@ -39,7 +40,7 @@ class Trial:
     about: dict[str, Any]
     achieved: float
     gate: str
-    validation: Mapping[str, float]
+    validation: Mapping[str, Mapping[str, Any]]
     test: Mapping[str, Mapping[str, Any]]
     correct: Mapping[str, Mapping[str, bool]]
     shares: Mapping[str, float]
@@ -57,7 +58,7 @@ def trial_rows(trials: Sequence[Trial]) -> list[Row]:
                     "achieved": trial.achieved,
                     "decoder": decoder,
                     "gate": trial.gate if decoder == GATED else "always",
-                    "validation": trial.validation[decoder],
+                    "validation": trial.validation[decoder]["accuracy"],
                     "correct": summary["correct"],
                     "total": summary["total"],
                     "accuracy": summary["accuracy"],
@@ -73,32 +74,44 @@ def trial_rows(trials: Sequence[Trial]) -> list[Row]:
 def norm_rows(trials: Sequence[Trial]) -> list[Row]:
     """A row for each curve, decoder and target norm, over seeds; ``chosen`` is the norm best on validation problems.
 
-    Of norms that are equally good there the smallest is chosen.
+    Of norms that are equally good there, ``tied`` many, the smallest is chosen. ``at_edge`` says that the chosen is the
+    first or last of the grid: a better one may lie beyond.
     """
     rows: list[Row] = []
     for curve in dict.fromkeys(trial.about["curve"] for trial in trials):
         of_curve = [trial for trial in trials if trial.about["curve"] == curve]
         for decoder in dict.fromkeys(name for trial in of_curve for name in trial.test):
-            found = [
-                _norm_row(curve, decoder, target, [trial for trial in of_curve if trial.about["target_norm"] == target])
-                for target in sorted({trial.about["target_norm"] for trial in of_curve})
-            ]
-            best = max(row["validation"] for row in found)
-            chosen = next(row["target_norm"] for row in found if row["validation"] == best)
-            rows += [{**row, "chosen": row["target_norm"] == chosen} for row in found]
+            by_norm = {
+                norm: [trial for trial in of_curve if trial.about["target_norm"] == norm]
+                for norm in sorted({trial.about["target_norm"] for trial in of_curve})
+            }
+            solved = {norm: _solved(members, decoder) for norm, members in by_norm.items()}
+            best = [norm for norm, count in solved.items() if count == max(solved.values())]
+            for norm, members in by_norm.items():
+                is_chosen = norm == best[0]
+                choice = {
+                    "chosen": is_chosen,
+                    "tied": len(best) if is_chosen else None,
+                    "at_edge": norm in (min(by_norm), max(by_norm)) if is_chosen else None,
+                }
+                rows.append({"curve": curve, "decoder": decoder, **_norm_row(norm, members, decoder), **choice})
     return rows
 
 
-def _norm_row(curve: str, decoder: str, target: float, trials: Sequence[Trial]) -> Row:
+def _solved(trials: Sequence[Trial], decoder: str) -> int:
+    """Validation problems, over seeds: whole numbers, so that equals are equal."""
+    return sum(trial.validation[decoder]["correct"] for trial in trials)
+
+
+def _norm_row(norm: float, trials: Sequence[Trial], decoder: str) -> Row:
+    tried = sum(trial.validation[decoder]["total"] for trial in trials)
     return {
-        "curve": curve,
-        "decoder": decoder,
-        "target_norm": target,
+        "target_norm": norm,
         "seeds": len(trials),
         "achieved": float(np.mean([trial.achieved for trial in trials])),
-        "validation": float(np.mean([trial.validation[decoder] for trial in trials])),
+        "validation": _solved(trials, decoder) / tried,
         "total": trials[0].test[decoder]["total"],
-        **_estimate("accuracy", list(_by_problem(trials, decoder).values())),
+        **_accuracy(_outcomes(trials, decoder)),
     }
 
 
@@ -151,30 +164,33 @@ def cell_rows(trials: Sequence[Trial]) -> list[Row]:
                     "seeds": len(members),
                     "achieved": float(np.mean([trial.achieved for trial in members])),
                     "total": members[0].test[decoder]["total"],
-                    **_estimate("accuracy", list(_by_problem(members, decoder).values())),
+                    **_accuracy(_outcomes(members, decoder)),
                 }
             )
     return rows
 
 
 def effect_rows(trials: Sequence[Trial]) -> list[Row]:
-    """``E_f = mean over the other factors of (accuracy with f − accuracy without f)``, paired by problem.
+    """``E_f = mean over the other factors of (accuracy with f − accuracy without f)``, paired by seed and problem.
 
     On average over the others, and with the other two on: a factor may be needed only where the others are not there.
+    Of one seed, truncation and norm control have no interval: what they change is trained, and another seed's training
+    might have differed as much.
     """
-    cells = {
-        (truncation, norm_control, decoder == GATED): _by_problem(members, decoder)
+    values = {
+        (truncation, norm_control, decoder == GATED): _outcomes(members, decoder)
         for (truncation, norm_control), members in _cells(trials).items()
         for decoder in (GATED, ALWAYS)
     }
-    problems = list(next(iter(cells.values())))
-    values = {levels: np.array([found[name] for name in problems]) for levels, found in cells.items()}
     rows = []
     for index, factor in enumerate(FACTORS):
         for others in ("any", "on"):
             with_it = [levels for levels in values if levels[index] and (others == "any" or all(levels))]
-            gains = [values[levels] - values[_without(levels, index)] for levels in with_it]
-            rows.append({"factor": factor, "others": others, **_estimate("effect", np.mean(gains, axis=0).tolist())})
+            gains = np.mean([values[levels] - values[_without(levels, index)] for levels in with_it], axis=0)
+            is_seen = len(gains) > 1 or factor == "gate"
+            low, high = (crossed_interval(gains) if is_seen else None) or (None, None)
+            effect = {"effect": float(gains.mean()), "low": low, "high": high, "over": _over(gains)}
+            rows.append({"factor": factor, "others": others, "seeds": len(gains), **effect})
     return rows
 
 
@@ -190,13 +206,20 @@ def _cells(trials: Sequence[Trial]) -> dict[tuple[bool, bool], list[Trial]]:
     return cells
 
 
-def _by_problem(trials: Sequence[Trial], decoder: str) -> dict[str, float]:
-    """Each problem's mean over seeds."""
-    first = trials[0].correct[decoder]
-    return {name: float(np.mean([trial.correct[decoder][name] for trial in trials])) for name in first}
+def _outcomes(trials: Sequence[Trial], decoder: str) -> Array:
+    """1.0 where a problem was solved, ``(seed, problem)``."""
+    problems = list(trials[0].correct[decoder])
+    return np.array([[trial.correct[decoder][name] for name in problems] for trial in trials], dtype=np.float64)
 
 
-def _estimate(name: str, values: Sequence[float]) -> Row:
-    found = mean_interval(values)
-    low, high = found["interval_95"] or (None, None)
-    return {name: found["value"], "low": low, "high": high}
+def _accuracy(outcomes: Array) -> Row:
+    """With its 95 % interval: Wilson's where all seeds solved the same problems."""
+    seeds_agree = (outcomes == outcomes[0]).all()
+    counts = int(outcomes[0].sum()), outcomes.shape[1]
+    low, high = (wilson_interval(*counts) if seeds_agree else crossed_interval(outcomes)) or (None, None)
+    return {"accuracy": float(outcomes.mean()), "low": low, "high": high, "over": _over(outcomes)}
+
+
+def _over(table: Array) -> str:
+    """What an interval speaks of."""
+    return "seeds and problems" if len(table) > 1 else "problems"

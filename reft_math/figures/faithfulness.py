@@ -20,7 +20,7 @@ _FEW = 10  # questions; a cell with fewer stays blank
 _BLANK = "0.85"
 _DIVERGING = "RdBu_r"  # red up, blue down; told apart by colour-blind readers
 _SMALL = 8  # columns; in more, figures would not fit into the cells
-_DELTA = "true − false, change against\nthe base, log-odds (dot: 95 %\ninterval leaves out 0)"
+_DELTA = "true − false, change against\nthe base, log-odds (dot: 95 %\ninterval leaves out 0; by\nchance 1 in 20 does)"
 
 
 def heads_figure(probes: Sequence[Row], scores: Sequence[Row]) -> Figure:
@@ -42,7 +42,7 @@ def heads_figure(probes: Sequence[Row], scores: Sequence[Row]) -> Figure:
     )
     _changes(figure, panels, sources, everywhere, "head")
     for axes in (first, *panels):
-        axes.set_xlabel("attention head\n(res.: residual stream)")
+        axes.set_xlabel("attention head (res.: residual stream;\ngrey: its probe is at chance)")
     return figure
 
 
@@ -72,7 +72,7 @@ def positions_figure(scores: Sequence[Row]) -> Figure:
     figure.colorbar(first.images[0], ax=first, label="true − false, log-odds", shrink=0.8)
     _changes(figure, panels, sources, rows, "position")
     for axes in (first, *panels):
-        axes.set_xlabel(f"position of the statement\n(below it n, questions; grey: n < {_FEW})")
+        axes.set_xlabel(f"position of the statement\n(below it n, questions;\ngrey: n < {_FEW}, or probe at chance)")
     return figure
 
 
@@ -117,7 +117,7 @@ def _heat_map(
     table = np.full((layers, len(columns)), np.nan)
     marks = []
     for row in rows:
-        if row["questions"] < _FEW:
+        if not _is_shown(row):
             continue
         place = row["layer"], columns.index(row[column])
         table[place] = row[value]
@@ -143,8 +143,13 @@ def _column_name(name: str | int, rows: Sequence[Row]) -> str:
 
 
 def _symmetric(rows: Sequence[Row], value: str) -> Normalize:
-    reach = max((abs(row[value]) for row in rows if row["questions"] >= _FEW), default=0.0) or 1.0
+    reach = max((abs(row[value]) for row in rows if _is_shown(row)), default=0.0) or 1.0
     return Normalize(-reach, reach)
+
+
+def _is_shown(row: Row) -> bool:
+    """A score of few questions is noise, and so is one of a probe that reads nothing; its accuracy is shown."""
+    return bool(row["questions"] >= _FEW and (row["reads"] or "score" not in row))
 
 
 def _most(rows: Sequence[Row]) -> int:

@@ -53,7 +53,10 @@ def kl_profile_figure(
         axes.set(xlabel=label, xscale="log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.legend(frameon=False, fontsize=8)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
+        else:
+            axes.remove()  # no gate of that kind closed
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from reft_math.comparison import Run
+from reft_math.comparison import Run, run_names
 
 # Okabe and Ito's palette, told apart by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -16,7 +16,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 def trace_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each run and optimiser step, with the columns that all runs have."""
-    traces = {run.folder.name: run.results["bias_norm"]["trace"] for run in runs}
+    traces = {name: run.results["bias_norm"]["trace"] for name, run in _named(runs)}
     names = [name for name in next(iter(traces.values())) if all(name in trace for trace in traces.values())]
     return [
         {"run": run, **dict(zip(names, values, strict=True))}
@@ -25,14 +25,18 @@ def trace_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
+def _named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    return list(zip(run_names([str(run.folder) for run in runs]), runs, strict=True))
+
+
 def norm_trace(runs: Sequence[Run]) -> Figure:
     """One panel for the norm, one for the distance of RED's scales from 1; one line a run, the target dashed."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         norm_axes, scale_axes = figure.subplots(1, 2)
-    for index, run in enumerate(runs):
+    for index, (name, run) in enumerate(_named(runs)):
         norm = run.results["bias_norm"]
-        style = {"color": PALETTE[index % len(PALETTE)], "linewidth": 1.3, "label": run.folder.name}
+        style = {"color": PALETTE[index % len(PALETTE)], "linewidth": 1.3, "label": name}
         norm_axes.plot(norm["trace"]["step"], norm["trace"]["norm"], **style)
         scale_axes.plot(norm["trace"]["step"], norm["trace"]["scale_norm"], **style)
     for target in sorted({run.results["bias_norm"]["target"] for run in runs}):

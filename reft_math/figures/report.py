@@ -27,7 +27,7 @@ Lines = Sequence[Sequence[str]]
 LONG_TABLE = 30  # rows; longer ones are folded
 LARGE_SVG = 500_000  # bytes; a PNG of the same figure is taken instead
 _PROVENANCE = ("command", "date", "commit", "config", "versions", "machine")
-_FLOAT = re.compile(r"[-+]?(\d*\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+)")
+_FLOAT = re.compile(r"[-+]?(\d*\.\d+([eE][-+]?\d{1,3})?|\d+[eE][-+]\d{1,3})")
 _NUMERIC = re.compile(r"[-+.,%eE\d ]*\d[-+.,%eE\d ]*|-|")
 
 
@@ -234,7 +234,7 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _text(value: Any) -> str:
-    return round_number(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return value if isinstance(value, str) else round_number(json.dumps(value, ensure_ascii=False))
 
 
 def _definitions(values: Mapping[str, str]) -> Element:

@@ -41,7 +41,7 @@ def norm_sweep_figure(trials: Sequence[Row], norms: Sequence[Row], shares: Seque
             axes.plot(*seeds, ".", color=PALETTE[index], alpha=0.6, markersize=4)
         axes.axhline(base["accuracy"], color="0.4", linestyle=":", linewidth=1, label="base")
         axes.set_title(f"{_DECODERS[decoder]}, n = {rows[0]['total']} problems, {rows[0]['seeds']} seeds", fontsize=10)
-        axes.set(ylabel="accuracy (95 % interval; dots: seeds)", ylim=(-0.02, 1.02))
+        axes.set(ylabel=f"accuracy (95 % over {rows[0]['over']}; dots: seeds)", ylim=(-0.02, 1.02))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
     panels[0].plot([], [], "*", color="k", markersize=10, label="chosen on validation problems")
     panels[0].legend(loc="best", **_LEGEND)
@@ -63,6 +63,8 @@ def _draw_curve(axes: Axes, rows: Sequence[Row], color: str, linestyle: str) -> 
     for row in rows:
         if row["chosen"]:
             axes.plot(row["achieved"], row["accuracy"], "*", color=color, markersize=12)
+            note = f"{row['tied']} tied" if row["tied"] > 1 else "at the grid's end" if row["at_edge"] else ""
+            axes.annotate(note, (row["achieved"], row["accuracy"]), (4, -14), textcoords="offset points", fontsize=7)
 
 
 def _draw_shares(axes: Axes, shares: Sequence[Row]) -> None:
@@ -111,9 +113,8 @@ def ablation_figure(cells: Sequence[Row], base: Row) -> Figure:
     axes.annotate("base", (base["accuracy"], len(names) - 0.4), fontsize=8, color="0.3", ha="center")
     axes.set_yticks(range(len(names)), names)
     first = cells[0]
-    axes.set(
-        xlabel=f"accuracy (95 % interval), n = {first['total']} problems, {first['seeds']} seeds", xlim=(-0.02, 1.02)
-    )
+    size = f"n = {first['total']} problems, {first['seeds']} seeds"
+    axes.set(xlabel=f"accuracy (95 % interval over {first['over']}), {size}", xlim=(-0.02, 1.02))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     for label, fmt, color in (("under the gate", "o", PALETTE[0]), ("always on", "s", PALETTE[1])):
         axes.plot([], [], fmt, color=color, label=label)

@@ -19,7 +19,6 @@ from sklearn.preprocessing import StandardScaler
 from reft_math.probes.number import Array, Probe
 from reft_math.probes.trajectory import mean_intervals
 from reft_math.recording import Record
-from reft_math.scoring.statistics import wilson_interval
 
 Row = dict[str, Any]
 
@@ -78,35 +77,42 @@ def probe_rows(records: Sequence[Record]) -> list[Row]:
         records: The base's, of these questions.
 
     Returns:
-        Rows ``{layer, head, questions, texts, accuracy, low, high}``: the share of texts whose log-odds are on the
-        right side of 0 (chance: one half), with its Wilson interval, which takes texts for independent.
+        Rows ``{layer, head, questions, texts, accuracy, low, high, reads}``: the share of texts whose log-odds are on
+        the right side of 0 (chance: one half), as a mean over questions with its 95 % interval, and whether that is
+        above chance. A probe that is not reads nothing, and neither does what moves it.
     """
     true, false = _odds(records)
-    right = (true > 0).sum(axis=0) + (false <= 0).sum(axis=0)
-    about = {"questions": len({record["problem"] for record in records}), "texts": 2 * len(records)}
+    right = ((true > 0).astype(float) + (false <= 0)) / 2
+    questions, question = np.unique([record["problem"] for record in records], return_inverse=True)
+    found = mean_intervals(_by_question(right, question, len(questions)))
+    names = part_names(right.shape[2] - 1)
     rows = []
-    for layer, counts in enumerate(right.tolist()):
-        for name, count in zip(part_names(len(counts) - 1), counts, strict=True):
-            low, high = wilson_interval(count, about["texts"])
-            accuracy = {"accuracy": count / about["texts"], "low": low, "high": high}
-            rows.append({"layer": layer, "head": name, **about, **accuracy})
+    for column, (accuracy, low, high) in enumerate(found):
+        layer, part = divmod(column, len(names))
+        about = {"layer": layer, "head": names[part], "questions": len(questions), "texts": 2 * len(records)}
+        reads = low is not None and low > 0.5
+        rows.append({**about, "accuracy": accuracy, "low": low, "high": high, "reads": reads})
     return rows
 
 
 def score_rows(records: Mapping[str, Sequence[Record]]) -> list[Row]:
     """Mean score of every source, and its difference from the base's on the same pairs.
 
-    Means are over questions, of the mean over a question's pairs; so are the 95 % intervals, by `mean_intervals`.
+    Means are over questions, of the mean over a question's pairs; so are the 95 % intervals, by `mean_intervals`. Pairs
+    after one text of which a source's gate is open and after the other closed are left out for it, ``mixed`` many: the
+    difference of an intervened state and one of the base says more of the intervention than of the truth.
 
     Args:
         records: By source, `BASE` among them; the same pairs in the same order.
 
     Returns:
-        Rows ``{source, layer, head, position, questions, pairs, open, score, low, high, delta, delta_low,
-        delta_high}``, in log-odds. ``position`` counts statements from 0: every head at all positions, the residual
-        stream at each one too. ``open`` is the share of texts after which the source draws with interventions.
+        Rows ``{source, layer, head, position, questions, pairs, mixed, open, reads, score, low, high, delta,
+        delta_low, delta_high}``, in log-odds. ``position`` counts statements from 0: every head at all positions, the
+        residual stream at each one too. ``open`` is the share of texts after which the source draws with
+        interventions, ``reads`` as in `probe_rows`.
     """
     first = records[BASE]
+    reads = {(row["layer"], row["head"]): row["reads"] for row in probe_rows(first)}
     questions, question = np.unique([record["problem"] for record in first], return_inverse=True)
     position = np.array([record["position"] for record in first])
     base = scores(first)
@@ -114,8 +120,10 @@ def score_rows(records: Mapping[str, Sequence[Record]]) -> list[Row]:
     for source, found in records.items():
         mine = scores(found)
         is_open = np.array([record["open"] for record in found])
+        is_mixed = is_open[:, 0] != is_open[:, 1]
         for where in (ALL, *range(position.max() + 1)):
-            at = np.full(len(first), True) if where == ALL else position == where
+            here = np.full(len(first), True) if where == ALL else position == where
+            at = here & ~is_mixed
             if not at.any():
                 continue
             parts = mine.shape[2] if where == ALL else 1
@@ -125,10 +133,11 @@ def score_rows(records: Mapping[str, Sequence[Record]]) -> list[Row]:
                 for values in (mine, mine - base)
             )
             about = {"position": where, "questions": len(set(of_question)), "pairs": int(at.sum())}
-            about["open"] = float(is_open[at].mean())
+            about |= {"mixed": int((here & is_mixed).sum()), "open": float(is_open[at].mean())}
             for column, (mean, delta) in enumerate(zip(means, deltas, strict=True)):
                 layer, part = divmod(column, parts)
-                row = {"source": source, "layer": layer, "head": part_names(parts - 1)[part], **about}
+                head = part_names(parts - 1)[part]
+                row = {"source": source, "layer": layer, "head": head, **about, "reads": reads[layer, head]}
                 row |= zip(("score", "low", "high"), mean, strict=True)
                 row |= zip(("delta", "delta_low", "delta_high"), delta, strict=True)
                 rows.append(row)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from scipy.stats import binomtest
+
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,20 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     interval = binomtest(correct, total).proportion_ci(confidence_level=confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def crossed_interval(values: npt.ArrayLike) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of ``values: (seed, problem)``: percentiles over resampled seeds and problems.
+
+    Seeds are drawn with replacement, and problems, the same for all of them; one seed alone is kept as it is, and the
+    interval speaks of other problems only. None where every draw gives the same mean.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    seeds, problems = (rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n for n in table.shape)
+    means = np.einsum("rs,sp,rp->r", seeds, table, problems, optimize=True)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return (float(low), float(high)) if high > low else None
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:

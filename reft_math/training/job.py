@@ -67,8 +67,12 @@ def resolve(options: Options) -> Options:
     )
 
 
-def prepare(options: TrainingOptions) -> Job:
+def prepare(options: TrainingOptions, model: PreTrainedModel | None = None) -> Job:
     """Reads tokenizer, model and data. Writes nothing.
+
+    Args:
+        options: Resolved.
+        model: The base, where it is loaded already.
 
     Raises:
         UserError: Any of them cannot be had as asked.
@@ -82,7 +86,7 @@ def prepare(options: TrainingOptions) -> Job:
     load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=seed)
     train = load("train", limit=options.train_size, noise=options.noise or 0.0)
     validation, test = held_out_problems(options.dataset, options.data_dir)
-    model = load_model(options.model, options.revision, options.dtype)
+    model = model or load_model(options.model, options.revision, options.dtype)
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
     return Job(options, model, tokenizer, template, train, validation, test[: options.eval_size])
 

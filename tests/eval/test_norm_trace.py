@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from reft_math.comparison import Run
-from reft_math.figures.norm_trace import norm_trace
+from reft_math.figures.norm_trace import norm_trace, trace_rows
 
 
 @pytest.fixture
@@ -36,3 +37,24 @@ def test_writes_figure_table_and_settings(call: Callable[[str], None], run_folde
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["bias_norm"][str(run_folder)]["target"] == 0.54
     assert results["config"]["runs"] == [str(run_folder)]
+
+
+def test_runs_of_one_name_are_told_apart(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "other" / "penalty")
+    runs = [Run.read(str(folder)) for folder in (run_folder, tmp_path / "other" / "penalty")]
+    rows = trace_rows(runs)
+    assert len(rows) == 6
+    assert {row["run"] for row in rows} == {str(run.folder) for run in runs}
+    labels = [line.get_label() for line in norm_trace(runs).axes[0].lines]
+    assert labels[:2] == [str(run.folder) for run in runs]
+
+
+@pytest.mark.parametrize("norm", [None, {"target": 0.54, "trace": {}}])
+def test_a_run_without_a_trace_is_refused(
+    call: Callable[[str], None], run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], norm: object
+) -> None:
+    (run_folder / "results.json").write_text(json.dumps({"bias_norm": norm}))
+    with pytest.raises(SystemExit):
+        call(f"eval/norm_trace.py --runs {run_folder} --output-dir {tmp_path}/run")
+    assert capsys.readouterr().err.startswith(f"error: {run_folder} held no bias norm")
+    assert not (tmp_path / "run").exists()

@@ -77,6 +77,7 @@ def test_torchrun_is_refused(
     call: Callable[[str], None], results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
         call(f"eval/report.py --results {results}")
     assert capsys.readouterr().err == "error: a report is made by one process; run it without torchrun\n"

@@ -36,16 +36,20 @@ def solved(folder: Path, decoder: str) -> list[bool]:
     return [record["correct"] for record in RecordFile(folder / "records" / f"{decoder}.jsonl").done.values()]
 
 
+@pytest.fixture
+def swept(call: Callable[[str], None], sweep_folder: Path, tiny_base: str) -> Path:
+    """Run once; as the second test leaves it, it is the same."""
+    if not (sweep_folder / "results.json").exists():
+        call(f"{SWEEP} --model {tiny_base} {SMALL} --output-dir {sweep_folder}")
+    return sweep_folder
+
+
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sweep") / "run"
 
 
-def test_a_sweep_trains_each_norm_and_seed_on_both_curves(
-    call: Callable[[str], None], swept: Path, tiny_base: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    call(f"{SWEEP} --model {tiny_base} {SMALL} --output-dir {swept}")
-    assert "trial 8 of 8: kept-off-0.1-seed1" in capsys.readouterr().out
+def test_a_sweep_trains_each_norm_and_seed_on_both_curves(swept: Path) -> None:
     trials = table(swept / "trials.csv")
     assert len(trials) == 2 * 2 * 2 * 2
     for row in trials:
@@ -113,6 +117,19 @@ def test_a_stopped_sweep_runs_the_trials_that_are_missing(
     assert files(swept) == before
 
 
+def test_a_sweep_goes_on_with_more_norms(
+    call: Callable[[str], None], swept: Path, tiny_base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Any] = []
+    train = prefix_training.train
+    monkeypatch.setattr(prefix_training, "train", lambda prefix: trained.append(prefix.options) or train(prefix))
+    longer = SWEEP.replace("0.2 0.1", "0.2 0.1 0.05")
+    call(f"{longer} --model {tiny_base} {SMALL} --output-dir {swept} --resume")
+    assert {item.target_norm for item in trained} == {0.05}
+    assert len(trained) == 2 * 2
+    assert {row["target_norm"] for row in table(swept / "norms.csv")} == {"0.05", "0.1", "0.2"}
+
+
 def test_an_ablation_has_eight_combinations(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
     call(f"eval/ablation.py --k 3 --seeds 1 --target-norm 0.03 --model {tiny_base} {SMALL} --output-dir {tmp_path}/run")
     cells = table(tmp_path / "run" / "cells.csv")
@@ -141,6 +158,7 @@ def test_an_ablation_has_eight_combinations(call: Callable[[str], None], tmp_pat
         ("ablation.py --norm-control none", "switched on and off here"),
         ("ablation.py --full-fraction 0.5", "leave --full-fraction out"),
         ("ablation.py --gate always", "beside always on"),
+        ("ablation.py --gate off", "beside always on"),
         ("ablation.py --no-calibrate-gate", "beside always on"),
     ],
 )

@@ -105,6 +105,19 @@ def test_a_deleted_folder_is_made_anew(root: Path, results: Path) -> None:
     assert calls(root)[2] == calls(root)[1]
 
 
+def test_what_was_made_from_something_made_again_is_made_anew_too(root: Path, results: Path) -> None:
+    run_suite(TWO, root, results)
+    (results / "first" / "run_config.json").unlink()
+    (results / "first").rmdir()
+    run_suite(TWO, root, results)
+    again = calls(root)[2:]
+    assert len(again) == 2
+    assert again[0] == calls(root)[0]
+    assert again[1] == f"{calls(root)[1]} --overwrite"
+    run_suite(TWO, root, results)
+    assert len(calls(root)) == 4
+
+
 def test_another_plan_or_a_missing_script_stops_before_anything_runs(root: Path, results: Path) -> None:
     missing = Experiment("third", "eval/other.py --output-dir {results}/third")
     with pytest.raises(UserError, match=r"experiment third needs .*eval/other\.py, which is not there"):

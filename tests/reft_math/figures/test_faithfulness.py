@@ -14,11 +14,12 @@ def score(source: str, layer: int, head: str, position: str | int, delta: float,
     low, high = delta - 0.2, delta + 0.2
     about = {"source": source, "layer": layer, "head": head, "position": position, "questions": questions}
     interval = {"delta": delta, "delta_low": low, "delta_high": high}
-    return {**about, "pairs": 60, "open": 0.25, "score": layer + delta, "low": 0.0, "high": 2.0, **interval}
+    about |= {"pairs": 60, "open": 0.25, "reads": (layer, head) != (0, "1")}
+    return {**about, "score": layer + delta, "low": 0.0, "high": 2.0, **interval}
 
 
 PROBES = [
-    {"layer": layer, "head": head, "questions": 50, "texts": 120, "accuracy": 0.5 + 0.1 * layer}
+    {"layer": layer, "head": head, "questions": 50, "texts": 120, "accuracy": 0.5 + 0.1 * layer, "reads": True}
     for layer in range(2)
     for head in HEADS
 ]
@@ -41,7 +42,10 @@ def test_heads_are_the_tables() -> None:
     assert [text.get_text() for text in first.texts] == ["50%"] * 3 + ["60%"] * 3
     assert [label.get_text() for label in first.get_xticklabels()] == ["res.", "0", "1"]
     assert "n = 120 texts, 50 questions" in first.get_title()
-    np.testing.assert_allclose(always_on.images[0].get_array(), [[0, -0.1, -0.2], [0, 0.9, 1.8]])
+    changes = always_on.images[0].get_array()
+    np.testing.assert_allclose(changes[1], [0, 0.9, 1.8])
+    np.testing.assert_allclose(changes[0, :2], [0, -0.1])
+    assert np.ma.getmaskarray(changes).tolist() == [[False, False, True], [False] * 3], "its probe reads nothing"
     assert always_on.get_title() == "always on, n = 50 questions\non after 25% of texts"
     ((x, y),) = [line.get_data() for line in always_on.lines]
     assert list(zip(x, y, strict=True)) == [(1, 1), (2, 1)], "marked are the intervals without 0"

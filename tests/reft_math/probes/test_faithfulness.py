@@ -59,42 +59,56 @@ def test_the_probe_is_where_its_formula_has_its_minimum() -> None:
     assert abs(pull.sum()) < 0.5
 
 
-def record(problem: str, position: int, true: list[list[float]], false: list[list[float]], is_open: bool) -> Any:
-    return {"problem": problem, "position": position, "true": true, "false": false, "open": [is_open, False]}
+def record(problem: str, position: int, true: list[list[float]], false: list[list[float]], *is_open: bool) -> Any:
+    return {"problem": problem, "position": position, "true": true, "false": false, "open": is_open or (False, False)}
 
 
 BASE = [
-    record("a", 0, [[1.0, 2.0]], [[-1.0, 0.0]], False),
-    record("a", 1, [[3.0, 0.0]], [[1.0, -2.0]], False),
-    record("b", 0, [[-1.0, 1.0]], [[-2.0, 1.0]], False),
+    record("a", 0, [[1.0, 2.0]], [[-1.0, 0.0]]),
+    record("a", 1, [[3.0, 0.0]], [[1.0, -2.0]]),
+    record("b", 0, [[-1.0, 1.0]], [[-2.0, 1.0]]),
+    record("c", 0, [[5.0, 1.0]], [[-5.0, 1.0]]),
 ]
 OTHER = [
-    record("a", 0, [[2.0, 2.0]], [[-1.0, 0.0]], True),
-    record("a", 1, [[3.0, 0.0]], [[1.0, -3.0]], False),
-    record("b", 0, [[-1.0, 1.0]], [[-7.0, 1.0]], True),
+    record("a", 0, [[2.0, 2.0]], [[-1.0, 0.0]], True, True),
+    record("a", 1, [[3.0, 0.0]], [[1.0, -3.0]]),
+    record("b", 0, [[-1.0, 1.0]], [[-7.0, 1.0]], True, True),
+    record("c", 0, [[90.0, 1.0]], [[-5.0, 1.0]], True, False),
 ]
 
 
-def test_accuracy_counts_texts_on_their_side_of_0() -> None:
+def test_accuracy_is_the_mean_over_questions_of_texts_on_their_side_of_0() -> None:
     residual, head = probe_rows(BASE)
-    low, high = wilson_interval(4, 6)
-    about = {"layer": 0, "questions": 2, "texts": 6}
-    assert residual == {**about, "head": "residual", "accuracy": 4 / 6, "low": low, "high": high}
-    assert (head["head"], head["accuracy"]) == ("0", 4 / 6), "0 counts as false"
+    right = [(1 + 0.5) / 2, 0.5, 1.0]  # of a's two pairs, of b's and of c's one
+    ((mean, low, high),) = mean_intervals(np.array(right)[:, None])
+    about = {"layer": 0, "questions": 3, "texts": 8}
+    expected = {**about, "head": "residual", "accuracy": mean, "low": low, "high": high, "reads": False}
+    assert residual == expected
+    assert (head["head"], head["accuracy"]) == ("0", pytest.approx((0.75 + 0.5 + 0.5) / 3)), "0 counts as false"
+
+
+def test_a_probe_reads_where_the_interval_of_its_accuracy_is_above_chance() -> None:
+    rng = np.random.default_rng(0)
+    odds = rng.standard_normal((40, 2, 2)) + np.array([[2.0, -2.0], [0.0, 0.0]]).T
+    records = [record(str(index), 0, [[*true]], [[*false]]) for index, (true, false) in enumerate(odds)]
+    assert [row["reads"] for row in probe_rows(records)] == [True, False]
+    assert [row["reads"] for row in score_rows({"base": records})] == [True, False, True]
 
 
 def test_scores_are_means_over_questions_and_differences_those_of_the_same_pairs() -> None:
+    """The pair with the gate open after one of its texts only is left out for that source."""
     rows = score_rows({"base": BASE, "other": OTHER})
     found = {(row["source"], row["head"], row["position"]): row for row in rows}
     assert len(found) == len(rows) == 2 * (2 + 2)
     row = found["other", "residual", "all"]
-    assert (row["questions"], row["pairs"], row["open"]) == (2, 3, pytest.approx(1 / 3))
+    assert (row["questions"], row["pairs"], row["mixed"], row["open"]) == (2, 3, 1, pytest.approx(2 / 3))
     assert row["score"] == pytest.approx(((3 + 2) / 2 + 6) / 2)
     assert row["delta"] == pytest.approx(((1 + 0) / 2 + 5) / 2)
     assert [(row["delta"], row["delta_low"], row["delta_high"])] == mean_intervals(np.array([[0.5], [5.0]]))
     assert found["other", "0", "all"]["delta"] == pytest.approx(0.25)
     later = found["other", "residual", 1]
     assert (later["questions"], later["score"], later["delta"], later["delta_low"]) == (1, 2.0, 0.0, None)
+    assert (found["base", "residual", "all"]["pairs"], found["base", "residual", "all"]["mixed"]) == (4, 0)
     assert all(row["delta"] == 0 for row in rows if row["source"] == "base")
 
 
