@@ -3,9 +3,10 @@ from __future__ import annotations
 from math import comb, sqrt
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 
-from reft_math.scoring.statistics import McNemar, mcnemar, wilson_interval
+from reft_math.scoring.statistics import McNemar, crossed_interval, mcnemar, wilson_interval
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
@@ -46,3 +47,26 @@ def test_mcnemar_needs_pairs() -> None:
     assert mcnemar([], []) == McNemar(0, 0, 1.0)
     with pytest.raises(ValueError, match="got 2 and 1"):
         mcnemar([True, False], [True])
+
+
+def test_crossed_interval_draws_seeds_and_problems() -> None:
+    """Against draws made one by one; a spread between seeds widens it far beyond that of the problems alone."""
+    rng = np.random.default_rng(3)
+    values = (rng.random((4, 60)) < np.array([[0.2], [0.4], [0.6], [0.8]])).astype(float)
+    drawn = [values[np.ix_(rng.integers(4, size=4), rng.integers(60, size=60))].mean() for _ in range(20_000)]
+    found = crossed_interval(values)
+    assert found == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.015)
+    alone = crossed_interval(values.mean(axis=0)[None])
+    assert alone is not None
+    assert found is not None
+    assert found[1] - found[0] > 2 * (alone[1] - alone[0])
+
+
+def test_crossed_interval_of_one_seed_is_the_bootstrap_over_problems() -> None:
+    values = np.random.default_rng(4).random((1, 50))
+    drawn = np.random.default_rng(5).choice(values[0], size=(20_000, 50)).mean(axis=1)
+    assert crossed_interval(values) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.01)
+
+
+def test_crossed_interval_of_equal_values_has_no_width_and_is_none() -> None:
+    assert crossed_interval(np.zeros((3, 10))) is None
