@@ -10,6 +10,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that nnsight, a
     import pyvene  # noqa: F401
 
 from interventions.config import PrefixReftConfig
+from interventions.direft import DireftIntervention
 from interventions.loreft import LoreftIntervention
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.red import RedIntervention
@@ -18,6 +19,7 @@ from interventions.sites import register_sites
 register_sites()
 
 __all__ = [
+    "DireftIntervention",
     "LoreftIntervention",
     "PrefixReftConfig",
     "PrefixReftModel",
