@@ -11,6 +11,7 @@ with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that nnsight, a
 
 from interventions.config import PrefixReftConfig
 from interventions.direft import DireftIntervention
+from interventions.importing import import_checkpoint, read_checkpoint
 from interventions.loreft import LoreftIntervention
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.red import RedIntervention
@@ -25,4 +26,6 @@ __all__ = [
     "PrefixReftModel",
     "RedIntervention",
     "get_prefix_reft_model",
+    "import_checkpoint",
+    "read_checkpoint",
 ]
