@@ -13,6 +13,7 @@ from interventions.config import PrefixReftConfig
 from interventions.direft import DireftIntervention
 from interventions.importing import import_checkpoint, read_checkpoint
 from interventions.loreft import LoreftIntervention
+from interventions.merging import merge
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.red import RedIntervention
 from interventions.sites import register_sites
@@ -27,5 +28,6 @@ __all__ = [
     "RedIntervention",
     "get_prefix_reft_model",
     "import_checkpoint",
+    "merge",
     "read_checkpoint",
 ]
