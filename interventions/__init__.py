@@ -10,7 +10,10 @@ with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that nnsight, a
     import pyvene  # noqa: F401
 
 from interventions.config import PrefixReftConfig
+from interventions.direft import DireftIntervention
+from interventions.importing import import_checkpoint, read_checkpoint
 from interventions.loreft import LoreftIntervention
+from interventions.merging import merge
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.red import RedIntervention
 from interventions.sites import register_sites
@@ -18,9 +21,13 @@ from interventions.sites import register_sites
 register_sites()
 
 __all__ = [
+    "DireftIntervention",
     "LoreftIntervention",
     "PrefixReftConfig",
     "PrefixReftModel",
     "RedIntervention",
     "get_prefix_reft_model",
+    "import_checkpoint",
+    "merge",
+    "read_checkpoint",
 ]

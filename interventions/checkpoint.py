@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from interventions.config import PrefixReftConfig
+from interventions.subspace import OPTIONS
 from reft_math.errors import UserError
 
 WEIGHTS_NAME = "reft_model.safetensors"
@@ -17,7 +18,11 @@ WEIGHTS_NAME = "reft_model.safetensors"
 def save(folder: str | Path, config: PrefixReftConfig, interventions: nn.ModuleDict) -> None:
     """Writes configuration and parameters; the folder is made where missing."""
     config.save_pretrained(folder)
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in interventions.state_dict().items()}
+    tensors = {
+        name: tensor.detach().contiguous().cpu()
+        for name, tensor in interventions.state_dict().items()
+        if not name.endswith(f".{OPTIONS}")  # they stand in the configuration
+    }
     save_file(tensors, Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
 
 

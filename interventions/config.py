@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from transformers.activations import ACT2FN
+
 from reft_math.command import write_json
 from reft_math.data.positions import Positions
 from reft_math.decoding.gate import parse_gate
 from reft_math.errors import UserError
 
 CONFIG_NAME = "reft_config.json"
-InterventionName = Literal["red", "loreft"]
+InterventionName = Literal["red", "loreft", "direft"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class PrefixReftConfig:
     """An adapter: which intervention acts where, how it was trained, how it is meant to be decoded.
 
     Attributes:
-        intervention: ``red`` or ``loreft``.
+        intervention: ``red``, ``loreft`` or ``direft``.
         site: A name from `interventions.sites`.
         layers: ``all``, or numbers and ranges (``0,2,8-11``), or the numbers; saved as the numbers.
         positions: Where the intervention acts: ``all`` (prompt and generated tokens), ``generated`` or ``prompt``.
-        rank: LoReFT's rank; None for RED.
+        rank: LoReFT's and DiReFT's; None for RED.
+        act_fn: LoReFT's and DiReFT's ``σ``, one of transformers' activations; None for ``σ(x) = x``.
+        dropout: LoReFT's and DiReFT's, while training.
         width: Width of the site; filled in when the adapter is made and checked when it is loaded.
         k: Tokens of each solution it was trained on; None for whole solutions.
         target_norm: The bias norm held in training; None where it was free.
@@ -50,6 +54,8 @@ class PrefixReftConfig:
     base_revision: str | None = None
     template: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    act_fn: str | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in (("intervention", get_args(InterventionName)), ("positions", get_args(Positions))):
@@ -59,8 +65,21 @@ class PrefixReftConfig:
         parse_gate(self.gate)
         if not isinstance(self.layers, str | tuple):
             raise UserError(f"layers must be text or whole numbers; got {self.layers!r}")
-        if self.rank is not None and (self.intervention != "loreft" or self.rank < 1):
-            raise UserError(f"rank is LoReFT's, a whole number of at least 1; got {self.rank} for {self.intervention}")
+        if self.rank is not None and (self.intervention == "red" or self.rank < 1):
+            raise UserError(
+                f"rank is LoReFT's and DiReFT's, a whole number of at least 1; got {self.rank} for {self.intervention}"
+            )
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if self.intervention == "red" and (self.act_fn is not None or self.dropout != 0):
+            raise UserError(
+                f"act_fn and dropout are LoReFT's and DiReFT's; got {self.act_fn!r} and {self.dropout} for red"
+            )
+        if self.act_fn is not None and self.act_fn not in ACT2FN:
+            raise UserError(f"act_fn must be one of transformers' activations, such as relu; got {self.act_fn!r}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout must be in [0, 1); got {self.dropout}")
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -20,20 +20,22 @@ from transformers import PreTrainedModel
 
 from interventions import checkpoint
 from interventions.config import CONFIG_NAME, PrefixReftConfig
-from interventions.loreft import DEFAULT_RANK, LoreftIntervention
+from interventions.direft import DireftIntervention
+from interventions.loreft import LoreftIntervention
 from interventions.red import RedIntervention
 from interventions.sites import check_site, num_layers, parse_layers, site_module, site_width
+from interventions.subspace import DEFAULT_RANK
 from reft_math.data.positions import Positions, intervention_mask
 from reft_math.decoding.gate import Gate, parse_gate
 from reft_math.decoding.generation import Handoff, generate_with_gate
 from reft_math.errors import UserError
 from reft_math.hub import fetch, push
 
-_CLASSES = {"red": RedIntervention, "loreft": LoreftIntervention}
+_CLASSES = {"red": RedIntervention, "loreft": LoreftIntervention, "direft": DireftIntervention}
 
 
 def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> PrefixReftModel:
-    """Puts fresh interventions on a frozen base. RED's change nothing yet; LoReFT's start from random directions.
+    """Puts fresh interventions on a frozen base. RED's change nothing yet; the others start from random directions.
 
     Raises:
         UserError: The model lacks the site or the layers, or its width is not the one in the config.
@@ -46,7 +48,7 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
             f"an adapter fits models of its own width: this one is for {config.site} of width {config.width}"
             f" (base {config.base_model}), the model's is {width}"
         )
-    rank = (config.rank or DEFAULT_RANK) if config.intervention == "loreft" else None
+    rank = None if config.intervention == "red" else config.rank or DEFAULT_RANK
     if rank is not None and rank > width:
         raise UserError(f"rank must be at most the site's width {width}; got {rank}")
     config = replace(config, layers=layers, width=width, rank=rank)
@@ -55,7 +57,9 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
             layer=layer,
             component=config.site,
             low_rank_dimension=rank,
-            intervention=_CLASSES[config.intervention](embed_dim=width, low_rank_dimension=rank),
+            intervention=_CLASSES[config.intervention](
+                embed_dim=width, low_rank_dimension=rank, act_fn=config.act_fn, dropout=config.dropout
+            ),
         )
         for layer in layers
     ]
@@ -263,14 +267,15 @@ class PrefixReftModel(pyreft.ReftModel):
         self.model.gradient_checkpointing_disable()
 
     def biases(self) -> dict[int, torch.Tensor]:
-        """``b`` by layer: RED's ``(width,)``, LoReFT's ``(rank,)``."""
-        return {layer: intervention.bias for layer, intervention in self._by_layer()}
+        """``b`` by layer: RED's ``(width,)``, the others' ``(rank,)``."""
+        return {layer: intervention.bias for layer, intervention in self.by_layer()}
 
     def scales(self) -> dict[int, torch.Tensor]:
-        """RED's ``s`` by layer; empty for LoReFT, which has none."""
-        return {layer: module.scale for layer, module in self._by_layer() if isinstance(module, RedIntervention)}
+        """RED's ``s`` by layer; empty for the others, which have none."""
+        return {layer: module.scale for layer, module in self.by_layer() if isinstance(module, RedIntervention)}
 
-    def _by_layer(self) -> Iterator[tuple[int, Any]]:
+    def by_layer(self) -> Iterator[tuple[int, Any]]:
+        """Layers and their interventions."""
         for representation, intervention in zip(self.config.representations, self.interventions.values(), strict=True):
             yield representation.layer, intervention
 
@@ -298,6 +303,7 @@ class PrefixReftModel(pyreft.ReftModel):
         folder = fetch(source, CONFIG_NAME, revision)
         reft_model = get_prefix_reft_model(model, PrefixReftConfig.from_pretrained(folder))
         reft_model.load_weights(folder)
+        reft_model.interventions.eval()  # as transformers does; dropout waits for `train`
         return reft_model
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:

@@ -78,10 +78,21 @@ def check_site(model: PreTrainedModel, site: str) -> None:
         raise UserError(f"the model has no site {site!r}; it has {', '.join(SITES)}")
 
 
+def site_path(site: str, layer: int) -> str:
+    """Within the model, the path of the module whose output is the site's representation."""
+    return f"model.layers.{layer}{_WITHIN_LAYER[site]}"
+
+
 def site_module(model: PreTrainedModel, site: str, layer: int) -> nn.Module:
     """The module whose output is the site's representation."""
-    module: nn.Module = model.get_submodule(f"model.layers.{layer}{_WITHIN_LAYER[site]}")
+    module: nn.Module = model.get_submodule(site_path(site, layer))
     return module
+
+
+def site_at(path: str) -> str | None:
+    """The site that is the output of a layer's submodule, such as ``mlp.up_proj``; None where there is none."""
+    within = "." + path if path else ""
+    return next((site for site, known in _WITHIN_LAYER.items() if known == within), None)
 
 
 def site_width(model: PreTrainedModel, site: str) -> int:

@@ -28,10 +28,14 @@ def test_keys_of_a_later_version_are_named_and_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"intervention": "lora"}, "intervention must be one of red, loreft; got 'lora'"),
+        ({"intervention": "lora"}, "intervention must be one of red, loreft, direft; got 'lora'"),
         ({"positions": "last"}, "positions must be one of all, generated, prompt; got 'last'"),
-        ({"rank": 2}, "rank is LoReFT's"),
+        ({"rank": 2}, "rank is LoReFT's and DiReFT's"),
         ({"intervention": "loreft", "rank": 0}, "at least 1; got 0"),
+        ({"act_fn": "relu"}, "act_fn and dropout are LoReFT's and DiReFT's; got 'relu'"),
+        ({"dropout": 0.1}, "act_fn and dropout are LoReFT's and DiReFT's; got None and 0.1 for red"),
+        ({"intervention": "loreft", "act_fn": "step"}, "activations, such as relu; got 'step'"),
+        ({"intervention": "direft", "dropout": 1.0}, r"in \[0, 1\); got 1.0"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(values: dict[str, object], message: str) -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from interventions import PrefixReftConfig, get_prefix_reft_model
-from interventions.sites import SITES, parse_layers, site_module, site_width
+from interventions.sites import SITES, parse_layers, site_at, site_module, site_path, site_width
 from reft_math.errors import UserError
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")
@@ -57,3 +57,9 @@ def test_an_unknown_family_lists_the_known() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=16))
     with pytest.raises(UserError, match=r"known for LlamaForCausalLM.*the model is a GPT2LMHeadModel"):
         get_prefix_reft_model(model, PrefixReftConfig())
+
+
+def test_a_site_is_found_by_its_path() -> None:
+    for site in SITES:
+        assert site_at(site_path(site, 3).removeprefix("model.layers.3").removeprefix(".")) == site
+    assert site_at("mlp.gate_proj") is None

@@ -1,0 +1,92 @@
+"""An adapter folded into its base's weights: a plain transformers model that is intervened on at every token."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from interventions.config import PrefixReftConfig
+from interventions.model import PrefixReftModel
+from interventions.sites import SITES, site_path
+from interventions.subspace import LINEAR
+from reft_math.errors import UserError
+
+Tensors = dict[str, torch.Tensor]
+
+# By the first part of a site's name, the config's switch for biases of the linears there, where it has one.
+_SWITCHES = {"ffn": "mlp_bias", "attn": "attention_bias"}
+
+
+@torch.no_grad()
+def merge(reft_model: PrefixReftModel) -> PreTrainedModel:
+    """``W ← f(W) − f(0)`` column by column and ``β ← f(β)``, of the linear ``Wx + β`` whose output ``f`` edits
+
+    Exact for any affine ``f(h) = Ah + c``: it gives ``AW`` and ``Aβ + c``, for RED ``diag(s)W`` and ``s ⊙ β + b``.
+    Computed in float64, kept in the base's dtype. Where the linear has no bias and the architecture's config has a
+    switch for one, the switch is set, and the other linears that it concerns get zeros.
+
+    Args:
+        reft_model: The base, left as it is, and interventions that act at every token.
+
+    Returns:
+        A new model of the base's class, on the base's device.
+
+    Raises:
+        UserError: The adapter cannot be folded, or not into this architecture.
+    """
+    base, site = reft_model.model, reft_model.prefix_config.site
+    check_mergeable(reft_model.prefix_config)
+    if getattr(base, "is_quantized", False):
+        raise UserError("quantised weights cannot be folded into; load the base in bfloat16 or float32")
+    config, state = copy.deepcopy(base.config), {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    if f"{site_path(site, 0)}.bias" not in state:
+        config, zeros = _switch_biases_on(base, site)
+        state |= zeros
+    for layer, intervention in reft_model.by_layer():
+        path, edit = site_path(site, layer), copy.deepcopy(intervention).eval()  # without dropout
+        weight, bias = state[f"{path}.weight"], state[f"{path}.bias"]
+        offset = edit(torch.zeros_like(bias, dtype=torch.float64))
+        state[f"{path}.weight"] = (edit(weight.double().T) - offset).T.to(weight.dtype)
+        state[f"{path}.bias"] = edit(bias.double()).to(bias.dtype)
+    merged: PreTrainedModel = type(base).from_pretrained(None, config=config, state_dict=state, dtype=base.dtype)
+    merged.generation_config = copy.deepcopy(base.generation_config)
+    return merged.eval().to(base.device)
+
+
+def check_mergeable(config: PrefixReftConfig) -> None:
+    """Raises `UserError` for adapters that no model's weights can do the work of."""
+    if config.positions != "all":
+        raise UserError(f"weights act at every token; the adapter acts on {config.positions} positions only")
+    if config.site == "block":
+        raise UserError("site block is a sum, the output of no linear module, so nothing there can be folded into one")
+    if config.act_fn not in (None, LINEAR):
+        raise UserError(f"only affine interventions can be folded into weights; the adapter has act_fn {config.act_fn}")
+
+
+def _switch_biases_on(base: PreTrainedModel, site: str) -> tuple[PretrainedConfig, Tensors]:
+    """A config with the site's switch set, and zeros for every bias that it brings."""
+    switch = _SWITCHES[site.split("_")[0]]
+    config, parameters = _architecture(base, switch)
+    if f"{site_path(site, 0)}.bias" not in parameters:
+        names = _architecture(base, *_SWITCHES.values())[1]
+        can = [name for name in SITES if f"{site_path(name, 0)}.bias" in names]
+        raise UserError(
+            f"a {type(base).__name__} cannot have a bias at {site}, which the adapter needs;"
+            f" adapters that can be folded into it are those at {', '.join(can) or 'no site'}"
+        )
+    missing = parameters.keys() - base.state_dict().keys()
+    zeros = {
+        name: torch.zeros(parameters[name].shape, dtype=base.dtype, device=base.device) for name in sorted(missing)
+    }
+    return config, zeros
+
+
+def _architecture(base: PreTrainedModel, *switches: str) -> tuple[PretrainedConfig, Tensors]:
+    """The base's config with switches set, and what parameters it then has, without their values."""
+    config = copy.deepcopy(base.config)
+    for switch in switches:
+        setattr(config.get_text_config(), switch, True)
+    with torch.device("meta"):
+        return config, type(base)(config).state_dict()

@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyreft
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from interventions import PrefixReftModel, import_checkpoint
+from reft_math.errors import UserError
+
+TOKENS = torch.arange(3, 11)[None]
+Formula = Callable[[torch.Tensor], torch.Tensor]
+
+LOAD_WITH_STOCK_CLASSES = """
+import sys, torch, pyreft, pyvene, interventions
+from transformers import AutoModelForCausalLM
+folder = sys.argv[1]
+tokens = torch.arange(3, 11)[None]
+for load in (pyvene.IntervenableModel.load, pyreft.ReftModel.load):
+    stock = load(folder + "/adapter", AutoModelForCausalLM.from_pretrained(folder + "/base").eval())
+    for intervention in stock.interventions.values():
+        intervention.eval()
+    with torch.no_grad():
+        _, output = stock({"input_ids": tokens}, unit_locations={"base": list(range(8))})
+    assert torch.equal(output.logits, torch.load(folder + "/logits.pt")), load
+print("equal")
+"""
+
+
+def hooked_logits(model: PreTrainedModel, formulas: dict[str, Formula]) -> torch.Tensor:
+    """The model's logits with each module's output replaced by a formula of it."""
+    handles = [
+        model.get_submodule(path).register_forward_hook(lambda module, args, output, formula=formula: formula(output))
+        for path, formula in formulas.items()
+    ]
+    with torch.no_grad():
+        logits: torch.Tensor = model(TOKENS).logits
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+def save_with_pyreft(
+    folder: Path, model: PreTrainedModel, kind: type[nn.Module], components: dict[int, str], **options: object
+) -> dict[int, nn.Module]:
+    """A folder as pyreft's users make it, of random interventions; returns these by layer."""
+    torch.manual_seed(1)
+    made = {layer: kind(embed_dim=32, low_rank_dimension=3, **options).eval() for layer in components}
+    representations = [
+        {"layer": layer, "component": components[layer], "low_rank_dimension": 3, "intervention": intervention}
+        for layer, intervention in made.items()
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        pyreft.get_reft_model(model, pyreft.ReftConfig(representations=representations)).save(str(folder))
+    return made
+
+
+BLOCKS = {2: "block_output", 0: "block_output"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("act_fn", [None, "relu"])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(pyreft.LoreftIntervention, "loreft"), (pyreft.DireftIntervention, "direft")]
+)
+def test_pyrefts_interventions_act_by_their_formulas(
+    tiny_model: Callable[..., PreTrainedModel],
+    tmp_path: Path,
+    kind: type[nn.Module],
+    name: str,
+    act_fn: str | None,
+    dtype: torch.dtype,
+) -> None:
+    model = tiny_model()
+    made = save_with_pyreft(tmp_path, model, kind, BLOCKS, act_fn=act_fn, dropout=0.1, dtype=dtype)
+    reft_model = import_checkpoint(tmp_path, model, act_fn=act_fn, dropout=0.1)
+
+    def formula(intervention: nn.Module) -> Formula:
+        weight, bias = (tensor.detach().float() for tensor in intervention.learned_source.parameters())
+        rotation = intervention.rotate_layer.weight.detach()
+        nonlinear = {None: lambda x: x, "relu": F.relu}[act_fn]
+
+        def apply(h: torch.Tensor) -> torch.Tensor:
+            kept = h @ rotation if name == "loreft" else 0
+            return h + (nonlinear(h @ weight.T + bias) - kept) @ rotation.T
+
+        return apply
+
+    expected = hooked_logits(model, {f"model.layers.{layer}": formula(made[layer]) for layer in made})
+    torch.testing.assert_close(reft_model(TOKENS).logits, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - model(TOKENS).logits).abs().max() > 0.1
+    config = reft_model.prefix_config
+    assert (config.intervention, config.site, config.layers, config.rank) == (name, "block", (0, 2), 3)
+    assert (config.act_fn, config.dropout) == (act_fn, 0.1)
+
+
+def test_what_was_imported_is_saved_whole_and_loads_with_stock_classes_too(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    model = tiny_model()
+    save_with_pyreft(tmp_path / "theirs", model, pyreft.DireftIntervention, BLOCKS, act_fn="relu", dropout=0.1)
+    reft_model = import_checkpoint(tmp_path / "theirs", model, act_fn="relu", dropout=0.1)
+    with torch.no_grad():
+        logits = reft_model(TOKENS).logits
+    torch.save(logits, tmp_path / "logits.pt")
+    reft_model.save_pretrained(tmp_path / "adapter")
+    reft_model.unload().save_pretrained(tmp_path / "base")
+    loaded = PrefixReftModel.from_pretrained(tmp_path / "adapter", tiny_model())
+    assert loaded.prefix_config == reft_model.prefix_config
+    assert torch.equal(loaded(TOKENS).logits, logits)
+    assert not torch.equal(loaded.train()(TOKENS).logits, logits), "dropout acts in training"
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_WITH_STOCK_CLASSES, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "equal"
+
+
+@pytest.mark.parametrize(
+    ("component", "site"),
+    [
+        ("model.layers[1].output", "block"),
+        ("model.layers[1].mlp.output", "ffn_down"),
+        ("mlp_output", "ffn_down"),
+        ("attention_output", "attn_o"),
+        ("model.layers[1].self_attn.o_proj.output", "attn_o"),
+    ],
+)
+def test_pyvenes_names_of_a_place_are_known(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, component: str, site: str
+) -> None:
+    model = tiny_model()
+    made = save_with_pyreft(tmp_path, model, pyreft.LoreftIntervention, {1: component}, dtype=torch.float32)
+    with torch.no_grad():
+        _, expected = pyreft.get_reft_model(
+            model, pyreft.ReftConfig(representations=[{"layer": 1, "component": component, "intervention": made[1]}])
+        )({"input_ids": TOKENS}, unit_locations={"base": list(range(8))})
+    reft_model = import_checkpoint(tmp_path, model)
+    assert (reft_model.prefix_config.site, reft_model.prefix_config.layers) == (site, (1,))
+    torch.testing.assert_close(reft_model(TOKENS).logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_older_folders_have_dots_in_file_names(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    save_with_pyreft(tmp_path, tiny_model(), pyreft.LoreftIntervention, {1: "model.layers[1].output"})
+    (file,) = tmp_path.glob("*.bin")
+    file.rename(tmp_path / "intkey_comp.model.layers[1].output.unit.pos.nunit.1#0.bin")
+    assert import_checkpoint(tmp_path, tiny_model()).prefix_config.layers == (1,)
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(file: Path, **changes: torch.Tensor) -> None:
+    torch.save({**torch.load(file, weights_only=True), **changes}, file)
+
+
+def a_file(folder: Path) -> Path:
+    return min(folder.glob("*.bin"))
+
+
+PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: edit_config(folder, intervention_types=["<class 'antigravity.fly'>"]), r"antigravity\.fly"),
+        (lambda folder: edit_config(folder, intervention_types=[]), "it names none"),
+        (lambda folder: edit_config(folder, mode="serial"), "in parallel.*serial"),
+        (lambda folder: edit_config(folder, representations=3), "is no config of pyreft's"),
+        (lambda folder: edit_config(folder, representations=[PLACE]), "does not account for"),
+        (lambda folder: edit_config(folder, representations=[PLACE, PLACE]), "one a layer; there is no intkey_layer_0"),
+        (lambda folder: edit_config(folder, representations=[[0, "mlp_input", *PLACE[2:]]]), "got mlp_input by pos"),
+        (lambda folder: edit_config(folder, representations=[[*PLACE[:2], "h.pos", *PLACE[3:]]]), r"by h\.pos"),
+        (lambda folder: edit_config(folder, representations=[[*PLACE[:9], "tied", *PLACE[10:]]]), "intervention_link"),
+        (lambda folder: a_file(folder).unlink(), "there is no intkey_layer_0_comp_block_output"),
+        (lambda folder: a_file(folder).write_bytes(b"no tensors"), "must hold tensors and nothing else"),
+        (lambda folder: a_file(folder).write_bytes(b"."), "cannot be read so"),
+        (lambda folder: torch.save([1], a_file(folder)), "must hold a dictionary of tensors"),
+        (lambda folder: torch.save({}, folder / "pytorch_model.bin"), r"holds pytorch_model\.bin, which"),
+        (lambda folder: edit_tensors(a_file(folder), extra=torch.ones(1)), r"extra must be absent; it is \(1,\)"),
+        (lambda folder: edit_tensors(a_file(folder), bias=torch.ones(4)), "must be"),
+        (lambda folder: edit_tensors(a_file(folder), rotate_layer=torch.ones(32, 3)), "R must be orthonormal"),
+        (
+            lambda folder: edit_tensors(
+                a_file(folder), weight=torch.ones(2, 32), bias=torch.ones(2), rotate_layer=torch.eye(32)[:, :2]
+            ),
+            r"one width and one rank.*\(2, 32\), \(3, 32\)",
+        ),
+        (lambda folder: (folder / "reft_config.json").write_text("{}"), "is an adapter of this project already"),
+    ],
+)
+def test_what_is_wrong_in_pyrefts_folder_is_refused(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    model = tiny_model()
+    save_with_pyreft(tmp_path, model, pyreft.LoreftIntervention, BLOCKS)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(tmp_path, model)
+    assert "antigravity" not in sys.modules
+
+
+def test_another_model_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    save_with_pyreft(tmp_path, tiny_model(), pyreft.LoreftIntervention, BLOCKS)
+    with pytest.raises(UserError, match=r"block of width 32 .*the model's is 64"):
+        import_checkpoint(tmp_path, tiny_model(hidden_size=64))
+    with pytest.raises(UserError, match=r"layers must lie in 0-1.*got 2"):
+        import_checkpoint(tmp_path, tiny_model(num_hidden_layers=2))
+
+
+# --- BREP -----------------------------------------------------------------------------------------------------------
+
+
+def brep_tensors(module: str, width: int, layers: int = 3) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {
+        f"model.layers.{layer}.{module}.delta_vector.activation_{name}": (
+            centre + torch.randn(1, width) * 0.3
+        ).bfloat16()
+        for layer in range(layers)
+        for name, centre in (("scaling", 1.0), ("bias", 0.0))
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "site", "width"),
+    [
+        ("mlp.up_proj", "ffn_up", 48),
+        ("mlp.down_proj", "ffn_down", 32),
+        ("self_attn.q_proj", "attn_q", 48),
+        ("self_attn.k_proj", "attn_k", 24),
+        ("self_attn.v_proj", "attn_v", 24),
+        ("self_attn.o_proj", "attn_o", 32),
+    ],
+)
+def test_breps_vectors_act_by_their_formula(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, module: str, site: str, width: int
+) -> None:
+    tensors, model = brep_tensors(module, width), tiny_model()
+    torch.save(tensors, tmp_path / "delta_vector.pth")
+
+    def formula(layer: int) -> Formula:
+        prefix = f"model.layers.{layer}.{module}.delta_vector.activation_"
+        scale, bias = tensors[f"{prefix}scaling"].float(), tensors[f"{prefix}bias"].float()
+        return lambda h: scale * h + bias
+
+    expected = hooked_logits(model, {f"model.layers.{layer}.{module}": formula(layer) for layer in range(3)})
+    for path in (tmp_path, tmp_path / "delta_vector.pth"):
+        reft_model = import_checkpoint(path, model, gate="tokens:9")
+        torch.testing.assert_close(reft_model(TOKENS).logits, expected, rtol=1e-5, atol=1e-5)
+        config = reft_model.prefix_config
+        assert (config.intervention, config.site, config.layers) == ("red", site, (0, 1, 2))
+        assert (config.width, config.gate) == (width, "tokens:9")
+
+
+UP, BIAS = "model.layers.1.mlp.up_proj.delta_vector.", "activation_bias"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({f"{UP}activation_ln.weight": torch.ones(48)}, r"only; got .*activation_ln\.weight"),
+        ({"model.layers.1.mlp.gate_proj.delta_vector.activation_bias": torch.ones(1, 48)}, "only; got .*gate_proj"),
+        ({f"{UP}{BIAS}": torch.ones(1, 47)}, r"activation_bias must be \(1, 48\); it is \(1, 47\)"),
+        ({f"{UP}{BIAS}": None}, "layer 1, ffn_up: activation_bias must be .*it is absent"),
+        (brep_tensors("self_attn.q_proj", 48), "one site.*has 6 of them in 3 layers, at attn_q, ffn_up"),
+        (brep_tensors("mlp.up_proj", 40, layers=1), r"one width and one rank.*\(40,\), \(48,\)"),
+    ],
+)
+def test_what_is_wrong_in_breps_file_is_refused(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, changes: dict[str, torch.Tensor | None], message: str
+) -> None:
+    tensors = {**brep_tensors("mlp.up_proj", 48), **changes}
+    torch.save({key: tensor for key, tensor in tensors.items() if tensor is not None}, tmp_path / "delta_vector.pth")
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(tmp_path, tiny_model())
+
+
+def test_what_is_no_checkpoint_and_options_that_are_not_its_own_are_refused(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="is neither"):
+        import_checkpoint(tmp_path, tiny_model())
+    torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
+    with pytest.raises(UserError, match="act_fn and dropout are LoReFT's and DiReFT's"):
+        import_checkpoint(tmp_path, tiny_model(), act_fn="relu")
+
+
+def test_pickles_run_no_code(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (Path(f"{tmp_path}/harmed"),)  # type: ignore[return-value]
+
+    torch.save({f"{UP}{BIAS}": Harm()}, tmp_path / "delta_vector.pth")
+    with pytest.raises(UserError, match="must hold tensors and nothing else"):
+        import_checkpoint(tmp_path, tiny_model())
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("num_prefix", [1, 4])
+def test_breps_number_of_prefix_tokens_is_a_gate_of_one_more_that_keeps_the_cache(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, num_prefix: int
+) -> None:
+    """BREP edits the pass over the prompt, which draws the first token, and n passes more."""
+    tensors, model = brep_tensors("mlp.up_proj", 48), tiny_model()
+    torch.save(tensors, tmp_path / "delta_vector.pth")
+    reft_model = import_checkpoint(tmp_path, model, gate=f"tokens:{num_prefix + 1}")
+    passes = [0, 0, 0]
+
+    def edit_while_prefix(layer: int) -> Formula:
+        scale, bias = (
+            tensors[f"model.layers.{layer}.mlp.up_proj.delta_vector.activation_{name}"].float()
+            for name in ("scaling", "bias")
+        )
+
+        def formula(h: torch.Tensor) -> torch.Tensor:
+            passes[layer] += 1
+            return scale * h + bias if passes[layer] <= 1 + num_prefix else h
+
+        return formula
+
+    settings = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False}
+    output = reft_model.generate(TOKENS, handoff="keep", **settings)
+    always = reft_model.generate(TOKENS, gate="always", **settings)
+    for layer in range(3):
+        module, formula = model.model.layers[layer].mlp.up_proj, edit_while_prefix(layer)
+        module.register_forward_hook(lambda module, args, output, formula=formula: formula(output))
+    expected = model.generate(TOKENS, **settings)
+    assert torch.equal(output, expected)
+    assert not torch.equal(output, always)

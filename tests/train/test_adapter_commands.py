@@ -1,0 +1,113 @@
+"""Import and export as commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
+from reft_math.models import load_model, load_tokenizer
+
+TOKENS = torch.arange(3, 11)[None]
+
+
+@pytest.fixture
+def delta_vector(tmp_path: Path) -> Path:
+    """BREP's file for the two layers of `tiny_base`."""
+    torch.manual_seed(0)
+    prefixes = [f"model.layers.{layer}.mlp.up_proj.delta_vector.activation_" for layer in range(2)]
+    scales = {f"{prefix}scaling": 1 + 0.5 * torch.randn(1, 48).bfloat16() for prefix in prefixes}
+    torch.save(
+        {**scales, **{f"{prefix}bias": torch.randn(1, 48).bfloat16() for prefix in prefixes}}, tmp_path / "d.pth"
+    )
+    return tmp_path / "d.pth"
+
+
+def test_an_import_is_evaluated_and_merged(
+    call: Callable[[str], None],
+    tmp_path: Path,
+    tiny_base: str,
+    delta_vector: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    imported, merged = tmp_path / "imported", tmp_path / "merged"
+    line = f"train/import_checkpoint.py --source {delta_vector} --model {tiny_base} --gate tokens:9"
+    call(f"{line} --output-dir {imported}")
+    assert "red at ffn_up, width 48, layers (0, 1)" in capsys.readouterr().out
+    results = json.loads((imported / "results.json").read_text())
+    assert results["adapter"]["base_model"] == tiny_base
+    assert results["adapter"]["gate"] == "tokens:9"
+    evaluation = f"eval/arithmetic.py --adapter {imported} --template chat --limit 2 --max-new-tokens 2"
+    call(f"{evaluation} --output-dir {tmp_path}/evaluation")
+    call(f"train/merge_adapter.py --adapter {imported} --output-dir {merged}")
+    assert "the adapter's own gate is tokens:9; weights have none" in capsys.readouterr().out
+    reft_model = PrefixReftModel.from_pretrained(imported, load_model(tiny_base))
+    plain = AutoModelForCausalLM.from_pretrained(merged)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(TOKENS).logits, reft_model(TOKENS).logits, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(plain(TOKENS).logits, load_model(tiny_base)(TOKENS).logits)
+    text = "Anna has 47 books."
+    assert AutoTokenizer.from_pretrained(merged)(text)["input_ids"] == load_tokenizer(tiny_base)(text)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--model {base}", "--source must be a folder or a file to import"),
+        ("--source {delta}", "--model must be the base that the adapter was trained on"),
+        ("--source {delta}.gone --model nobody/nothing", "is neither"),
+        ("--source {delta} --model nobody/nothing --act-fn relu", "act_fn and dropout are LoReFT's and DiReFT's"),
+        ("--source {delta} --model nobody/nothing --gate half", "a gate is"),
+        ("--source {delta} --model arithmetic", "this one is for ffn_up of width 48"),
+    ],
+)
+def test_a_mistake_in_an_import_is_one_line_and_nothing_is_written(
+    call: Callable[[str], None],
+    tmp_path: Path,
+    tiny_base: str,
+    delta_vector: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+) -> None:
+    """All but the last before a model is looked for."""
+    arguments = arguments.format(base=tiny_base, delta=delta_vector)
+    with pytest.raises(SystemExit):
+        call(f"train/import_checkpoint.py {arguments} --output-dir {tmp_path}/run")
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "--adapter must be an adapter's folder or hub id; got None"),
+        ({"site": "block", "base_model": "nobody/nothing"}, "site block is a sum"),
+        ({"positions": "prompt", "base_model": "nobody/nothing"}, "acts on prompt positions only"),
+    ],
+)
+def test_a_mistake_in_a_merge_is_one_line_and_nothing_is_written(
+    call: Callable[[str], None],
+    tmp_path: Path,
+    tiny_base: str,
+    capsys: pytest.CaptureFixture[str],
+    config: dict[str, str] | None,
+    message: str,
+) -> None:
+    adapter = ""
+    if config is not None:
+        get_prefix_reft_model(load_model(tiny_base), PrefixReftConfig(**config)).save_pretrained(tmp_path / "adapter")  # type: ignore[arg-type]
+        adapter = f"--adapter {tmp_path}/adapter"
+    with pytest.raises(SystemExit):
+        call(f"train/merge_adapter.py {adapter} --output-dir {tmp_path}/run")
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,61 @@
+"""Fold an adapter into its base's weights: a plain transformers checkpoint that is intervened on at every token.
+
+    uv run train/merge_adapter.py --adapter results/prefix-reft/adapter --output-dir results/merged
+
+Whatever loads checkpoints loads the output folder, without this project. docs/adapters.md says what cannot be folded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reft_math.command import run
+from reft_math.errors import require
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    adapter: str | None = field(default=None, metadata={"help": "Adapter: folder or hub id."})
+    model: str | None = field(default=None, metadata={"help": "Base: hub id or folder (the adapter's base)."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto", metadata={"help": "Of the weights; auto is the base's own."}
+    )
+    output_dir: str = field(default="results/merged", metadata={"help": "Model and tokenizer go here."})
+    resume: bool = field(default=False, metadata={"help": "Write the checkpoint again where it is."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's checkpoint and start anew."})
+
+    def __post_init__(self) -> None:
+        require(self, "adapter", bool, "an adapter's folder or hub id")
+
+
+def main(options: MergeOptions) -> None:
+    import dataclasses
+
+    from interventions import PrefixReftConfig, PrefixReftModel, merge
+    from interventions.config import CONFIG_NAME
+    from interventions.merging import check_mergeable
+    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, write_json
+    from reft_math.hub import fetch
+    from reft_math.models import EMBEDDED_MODEL, load_model, load_tokenizer
+
+    assert options.adapter is not None  # checked
+    source = fetch(options.adapter, CONFIG_NAME)
+    config = PrefixReftConfig.from_pretrained(source)
+    check_mergeable(config)
+    name = options.model or config.base_model or EMBEDDED_MODEL
+    revision = options.revision or (config.base_revision if options.model is None else None)
+    tokenizer = load_tokenizer(name, revision)
+    merged = merge(PrefixReftModel.from_pretrained(source, load_model(name, revision, options.dtype)))
+    folder = claim_output_dir(options)
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / RESULTS_NAME, {**provenance(options), "base": name, "adapter": dataclasses.asdict(config)})
+    print(f"{name} with {config.intervention} at {config.site} in its weights, at every token: {folder}")
+    if config.gate != "always":
+        print(f"the adapter's own gate is {config.gate}; weights have none")
+
+
+if __name__ == "__main__":
+    run(main, MergeOptions, __doc__)
