@@ -61,9 +61,10 @@ def main(options: HarnessOptions) -> None:
     import dataclasses
 
     from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
-    from reft_math.harness import RESULT_COLUMNS, load_tasks, plain, result_rows, write_samples
+    from reft_math.harness import RESULT_COLUMNS, load_tasks, plain, read_gen_kwargs, result_rows, write_samples
 
     manager = load_tasks(options.names, options.include_path)  # says what is missing, lm-eval too
+    gen_kwargs = read_gen_kwargs(options.gen_kwargs)
 
     from lm_eval import simple_evaluate
 
@@ -72,6 +73,8 @@ def main(options: HarnessOptions) -> None:
 
     decoder = {each.name: getattr(options, each.name) for each in dataclasses.fields(DecoderOptions)}
     lm = ReftMathLM(pretrained=decoder.pop("model"), batch_size=options.batch_size, **decoder)
+    if options.apply_chat_template and not lm.tokenizer.chat_template:
+        raise UserError("--apply-chat-template needs a tokenizer that has one; the model's has none: leave it out")
     resolved = lm.setting.options
     options = dataclasses.replace(options, **{name: getattr(resolved, name) for name in (*decoder, "model")})
     folder = claim(options)
@@ -86,13 +89,14 @@ def main(options: HarnessOptions) -> None:
         apply_chat_template=options.apply_chat_template,
         fewshot_as_multiturn=options.fewshot_as_multiturn,
         system_instruction=options.system_instruction,
-        gen_kwargs=options.gen_kwargs,
+        gen_kwargs=gen_kwargs,
         use_cache=str(folder / "answers"),  # what --resume goes on from
         **seeds,
     )
     part_ways()
     samples = found.pop("samples")
-    prompts = [request[0] for rows in samples.values() for row in rows for request in row["arguments"]]
+    requests = [request for rows in samples.values() for row in rows for request in row["arguments"]]
+    prompts = {prompt for prompt, *rest in requests if rest}  # a whole text has none
     results = {
         **provenance(options),
         "base_commit": getattr(lm.setting.model.config, "_commit_hash", None),

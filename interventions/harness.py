@@ -83,7 +83,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         options = ModelOptions(
             model=pretrained, adapter=adapter, gate=gate, handoff=handoff, revision=revision, dtype=dtype
         )
-        self.setting = load_setting(options, "")
+        self.setting = load_setting(options, "")  # how long completions get is for lm-eval's tasks to say
         self.gate = parse_gate(str(self.setting.options.gate))
         # What the gate opens, if it ever does.
         self.reft_model = None if self.gate == TokenGate(0) else self.setting.reft_model
@@ -105,12 +105,13 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             self._rank, self._world_size = state.process_index, state.num_processes
 
     def unlike_training(self, prompts: Iterable[str]) -> int:
-        """How many prompts the template of the adapter's training would not have framed; 0 where no adapter acts.
+        """How many prompts the template of the adapter's training would not have framed.
 
         Few-shot examples, a system message, and a chat template that is applied, or not, otherwise than in training
-        all make one.
+        all make one. 0 where no adapter acts, or one that does not say what it was trained with.
         """
-        if self.reft_model is None:
+        adapter = self.setting.adapter
+        if self.reft_model is None or adapter is None or adapter.template is None:
             return 0
         template, tokenizer = self.setting.decoding.template, self.tokenizer
         return sum(not template.has_framed(prompt, tokenizer) for prompt in prompts)
@@ -135,9 +136,10 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         }
 
     def _warn_of_prompts(self, requests: Sequence[Instance]) -> None:
-        if unlike := self.unlike_training(request.args[0] for request in requests):
+        prompts = {request.args[0] for request in requests}
+        if unlike := self.unlike_training(prompts):
             warnings.warn(
-                f"{unlike} of {len(requests)} prompts are not framed as the adapter's training prompts were (template"
+                f"{unlike} of {len(prompts)} prompts are not framed as the adapter's training prompts were (template"
                 f" {self.setting.decoding.template}): mind the chat template, few-shot examples and system messages",
                 stacklevel=3,
             )

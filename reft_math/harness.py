@@ -46,6 +46,27 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> TaskMan
     return manager
 
 
+def read_gen_kwargs(text: str | None) -> dict[str, Any] | None:
+    """``name=value`` pairs with commas between them, as lm-eval reads them.
+
+    Raises:
+        UserError: A name without a value, or one that neither ``generate`` nor lm-eval knows.
+    """
+    from lm_eval.utils import simple_parse_args_string
+    from transformers import GenerationConfig
+
+    if text is None:
+        return None
+    values: dict[str, Any] = simple_parse_args_string(text)
+    known = {*GenerationConfig().to_dict(), "until", "max_gen_toks"}
+    if wrong := [name for name, value in values.items() if name not in known or value == ""]:
+        raise UserError(
+            "--gen-kwargs holds settings of generate as name=value, with commas between them, such as"
+            f" max_gen_toks=1024,temperature=0.7; got {', '.join(wrong)}"
+        )
+    return values
+
+
 def result_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:
     """lm-eval's results as table rows for `RESULT_COLUMNS`; groups come with their tasks, in lm-eval's order.
 

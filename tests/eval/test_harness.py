@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -206,6 +207,11 @@ def test_what_shapes_a_prompt_is_handed_on_and_noted(
         ("--tasks sums --include-path no/where", "--include-path must be a folder with task files (.yaml); no/where"),
         ("--tasks sums --include-path {tasks} --limit 0", "--limit must be at least 1; got 0"),
         ("--tasks sums --include-path {tasks} --gate kl:1", "--gate kl:1 opens an adapter's interventions"),
+        ("--tasks sums --include-path {tasks} --gen-kwargs cold", "--gen-kwargs holds settings of generate"),
+        (
+            "--tasks sums --include-path {tasks} --apply-chat-template --model {broken}",
+            "--apply-chat-template needs a tokenizer that has one",
+        ),
         ("--tasks broken --include-path {broken}", "--tasks must be within reach, data and all; broken:"),
     ],
 )
@@ -218,7 +224,8 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(
     message: str,
 ) -> None:
     broken = tmp_path / "broken"
-    broken.mkdir()
+    shutil.copytree(EMBEDDED_FOLDER, broken)
+    (broken / "chat_template.jinja").unlink()
     (broken / "broken.yaml").write_text(CHOSEN.replace("choices", "broken").replace("PROBLEMS", str(broken / "none")))
     with pytest.raises(SystemExit):
         call(f"eval/harness.py {arguments.format(tasks=tasks, broken=broken)} --output-dir {tmp_path}/run")

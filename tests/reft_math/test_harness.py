@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reft_math.errors import UserError
-from reft_math.harness import RESULT_COLUMNS, load_tasks, plain, result_rows, write_samples
+from reft_math.harness import RESULT_COLUMNS, load_tasks, plain, read_gen_kwargs, result_rows, write_samples
 
 
 def test_lm_evals_own_tasks_are_known_and_no_others(tmp_path: Path) -> None:
@@ -27,6 +27,18 @@ def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(UserError, match="uv sync --extra harness"):
         load_tasks(["gsm8k"])
+
+
+def test_generation_settings_are_read_as_lm_eval_does() -> None:
+    assert read_gen_kwargs("do_sample=True,temperature=0.7,max_gen_toks=5") == {
+        "do_sample": True,
+        "temperature": 0.7,
+        "max_gen_toks": 5,
+    }
+    assert read_gen_kwargs(None) is None
+    for text in ("top_p=0.5,temperature", "temprature=1", "="):
+        with pytest.raises(UserError, match="--gen-kwargs holds settings of generate"):
+            read_gen_kwargs(text)
 
 
 def test_rows_hold_each_metric_under_each_filter() -> None:
