@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from reft_math.completion import Decoding
     from reft_math.data.problem import Problem
-    from reft_math.probes.trajectory import Text
+    from reft_math.probes.teacher_forcing import Text
     from reft_math.recording import Record
 
 
@@ -108,7 +108,7 @@ def _texts(
 ) -> dict[str, list[Text]]:
     """What to score: the reference solutions, where there are any, and each decoder's answers."""
     from reft_math.data.templates import encode_target
-    from reft_math.probes.trajectory import Text
+    from reft_math.probes.teacher_forcing import Text
 
     prompts = decoding.prompts([problem.question for problem in problems])
     texts = {

@@ -18,7 +18,7 @@ from reft_math.decoding.gate import Gate, KLGate, kl_divergence
 from reft_math.decoding.pairs import Handoff
 from reft_math.probes.number import Array
 from reft_math.probes.statements import Text
-from reft_math.probes.trajectory import closing
+from reft_math.probes.teacher_forcing import closing
 
 
 @torch.no_grad()

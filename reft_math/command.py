@@ -33,6 +33,7 @@ _PACKAGES = (
     "pyreft",
     "peft",
     "math-verify",
+    "lm-eval",
     "scikit-learn",
 )
 

@@ -9,8 +9,8 @@ from reft_math.errors import UserError, require
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """Model, adapter, decoding and data.
+class DecoderOptions:
+    """Model, adapter and gate.
 
     None stands for what the help text says in brackets; results hold the resolved value.
     """
@@ -32,6 +32,12 @@ class ModelOptions:
         default="base",
         metadata={"help": "What goes on once the gate has closed: the base, or the cache that the adapter changed."},
     )
+
+
+@dataclass(frozen=True)
+class ModelOptions(DecoderOptions):
+    """What `DecoderOptions` has, prompts, data and the length of completions."""
+
     template: str | None = field(
         default=None,
         metadata={"help": "Prompt: auto, chat, plain, either with -step-by-step or -boxed (the adapter's; auto)."},

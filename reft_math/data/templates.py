@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from reft_math.errors import UserError
 
+_MARK = "SOLUTION"  # shows where in a frame a text stands
 _STEP_BY_STEP = "\nLet's think step by step."
 _BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
@@ -43,6 +44,14 @@ class PromptTemplate:
             return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         return f"Question: {text}\nAnswer:"
 
+    def has_framed(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether a prompt is this template's of some question, and holds one frame only (no examples before it)."""
+        before, _, after = self.prompt(_MARK, tokenizer).partition(_MARK)
+        if not (prompt.startswith(before) and prompt.removeprefix(before).endswith(after)):
+            return False
+        question = prompt[len(before) : len(prompt) - len(after)]
+        return not any(part and part in question for part in (before, after))
+
     def target(self, solution: str) -> str:
         """The text after the prompt, without its end token."""
         return solution if self.is_chat else f" {solution}"
@@ -51,9 +60,8 @@ class PromptTemplate:
         """The token that ends a solution: what the chat template puts after an assistant's turn, else the tokenizer's
         end of sequence (the two differ, e.g. ``<end_of_turn>`` and ``<eos>`` for Gemma)."""
         if self.is_chat:
-            mark = "SOLUTION"
-            messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": mark}]
-            after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(mark)[2]
+            messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": _MARK}]
+            after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(_MARK)[2]
             special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
             for token in tokenizer.encode(after, add_special_tokens=False):
                 if token in special:

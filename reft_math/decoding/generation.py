@@ -23,7 +23,7 @@ from reft_math.decoding.gate import AlwaysOn, Gate, PromptOnly, TokenGate, parse
 from reft_math.decoding.pairs import GatedOutput, Handoff, Interventions, Pairs
 from reft_math.errors import UserError
 
-__all__ = ["GatedOutput", "Handoff", "Interventions", "gated_generate", "generate_with_gate"]
+__all__ = ["GatedOutput", "Handoff", "Interventions", "acting_positions", "gated_generate", "generate_with_gate"]
 
 
 def generate_with_gate(
@@ -58,7 +58,7 @@ def generate_with_gate(
     if gate == TokenGate(0):
         return model.generate(inputs, streamer=streamer, **kwargs)
     if isinstance(gate, AlwaysOn | PromptOnly):
-        with interventions.decoding(inputs.shape[1], _acting_positions(gate, interventions)):
+        with interventions.decoding(inputs.shape[1], acting_positions(gate, interventions)):
             return model.generate(inputs, streamer=streamer, **kwargs)
     for name in ("assistant_model", "custom_generate"):
         if kwargs.pop(name, None) is not None:
@@ -154,7 +154,7 @@ def gated_generate(
     if isinstance(gate, AlwaysOn | PromptOnly):
         if until_closed:
             raise UserError(f"until_closed needs a gate that closes; got {gate}")
-        with interventions.decoding(input_ids.shape[1], _acting_positions(gate, interventions)):
+        with interventions.decoding(input_ids.shape[1], acting_positions(gate, interventions)):
             return go_on(input_ids, logits_processor, stopping_criteria, **model_kwargs)
     # As in stock sampling, rows that ended are padded where there is an end token at all.
     pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
@@ -172,7 +172,8 @@ def gated_generate(
     return pairs.output(go_on(pairs.input_ids, processor, criteria, **pairs.model_kwargs))
 
 
-def _acting_positions(gate: Gate, interventions: Interventions) -> Positions:
+def acting_positions(gate: Gate, interventions: Interventions) -> Positions:
+    """Where the interventions act while the gate is open."""
     if not isinstance(gate, PromptOnly):
         return interventions.positions
     if interventions.positions == "generated":

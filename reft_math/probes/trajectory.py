@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,29 +12,13 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from reft_math.data.positions import intervention_mask
-from reft_math.data.prefix import pad_left
-from reft_math.decoding.gate import Gate, KLGate, kl_divergence
+from reft_math.decoding.gate import Gate
 from reft_math.decoding.pairs import Handoff, Interventions
+from reft_math.probes.teacher_forcing import Text, text_logits
 from reft_math.recording import Record, record_rows
 
 SCORERS = ("base", "always_on", "prefix")
 FATES = ("right/right", "right/wrong", "wrong/right", "wrong/wrong")
-
-
-@dataclass(frozen=True)
-class Text:
-    """What follows a prompt, the end token included.
-
-    Attributes:
-        id: The problem's.
-        prompt: Token ids.
-        token_ids: ``y_1..y_n``.
-    """
-
-    id: str
-    prompt: torch.Tensor
-    token_ids: Sequence[int]
 
 
 def score_texts(
@@ -64,7 +47,6 @@ def score_texts(
     return record_rows(texts, lambda text: len(text.prompt) + len(text.token_ids), work, records_path, name, batch_size)
 
 
-@torch.no_grad()
 def log_likelihoods(
     model: PreTrainedModel,
     interventions: Interventions,
@@ -73,104 +55,23 @@ def log_likelihoods(
     texts: Sequence[Text],
     pad_token: int,
 ) -> list[Record]:
-    """``log p(y_t | x, y_<t)`` in nats, for each token of each text, under each of `SCORERS`.
-
-    ``prefix`` is the probability that decoding under the gate draws that token after those before it. The gate decides
-    by what stands before a token, so it is run along the text, whoever wrote that: with ``D_t`` of this very text,
-    tokens before its closing position are the intervened model's, and the others are
-
-    - with ``handoff="base"`` the base's: it reads prompt and prefix itself, and a pass of its own is not needed;
-    - with ``"keep"`` those of a pass with interventions on the prompt and the tokens that were read before the gate
-      closed, except that the token at which a divergence closed it is the base's.
-
-    Args:
-        model: The base.
-        interventions: The adapter's.
-        gate, handoff: Of ``prefix``.
-        texts: A batch.
-        pad_token: Padding, on no text's path.
+    """``log p(y_t | x, y_<t)`` in nats, for each token of each text, under each of `SCORERS`; see `text_logits`.
 
     Returns:
-        By text ``{closing_position, base, always_on, prefix}``: the first None where the gate stays open, the others
-        lists of one number per token.
+        By text ``{closing_position, base, always_on, prefix}``, the last three lists of one number per token.
     """
-    inputs, is_generated = _teacher_forced(texts, pad_token, model.device)
-    width, longest = int((~is_generated).sum()), max(len(text.token_ids) for text in texts)
-
-    def logits(acts: torch.Tensor) -> torch.Tensor:
-        """Raw, of each row's text: ``(row, token, vocabulary)``."""
-        with interventions.intervening(acts):
-            found: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=longest).logits
-        return found
-
-    may_act = intervention_mask(is_generated, interventions.positions)
-    off, on = logits(torch.zeros_like(may_act)), logits(may_act)
-    direction = gate.direction if isinstance(gate, KLGate) else "mod||base"
-    lengths = [len(text.token_ids) for text in texts]
-    closings = [
-        closing(gate, kl_divergence(on[row, :length], off[row, :length], direction).cpu())
-        for row, length in enumerate(lengths)
+    found = text_logits(model, interventions, gate, handoff, texts, pad_token)
+    return [
+        {
+            "closing_position": logits.closing_position,
+            **{scorer: _of_tokens(getattr(logits, scorer), text.token_ids) for scorer in SCORERS},
+        }
+        for text, logits in zip(texts, found, strict=True)
     ]
-    after = off
-    if handoff == "keep":
-        read = torch.tensor([steps for _, steps in closings], device=model.device)[:, None]
-        tokens = torch.arange(is_generated.shape[1], device=model.device)[None] - width
-        # Token j is read at step j + 1, the prompt at step 0.
-        after = logits(may_act & (read > 0) & (tokens < read - 1))
-    records = []
-    for row, (text, (position, steps)) in enumerate(zip(texts, closings, strict=True)):
-        base, mod, rest = (_of_tokens(each[row], text.token_ids) for each in (off, on, after))
-        closes_at = len(mod) if position is None else position
-        prefix = [*mod[:closes_at], *base[closes_at:steps], *rest[steps:]]
-        records.append({"closing_position": position, "base": base, "always_on": mod, "prefix": prefix})
-    return records
-
-
-def closing(gate: Gate, kl: torch.Tensor) -> tuple[int | None, int]:
-    """The first t with ``C_t = Σ_{s≤t} D_s`` over the gate's threshold, or with t over its count; None without one.
-
-    Args:
-        gate: Any that draws the first tokens from the intervened model.
-        kl: ``D_t: (token,)`` along a text.
-
-    Returns:
-        The closing position, and how many tokens' divergence was read: a count closes before, a divergence after it.
-    """
-    cumulative = kl.new_zeros(1)
-    for step, divergence in enumerate(kl):
-        if not gate.allows(step):
-            return step, step
-        cumulative = cumulative + divergence
-        if not gate.stays_open(step, cumulative):
-            return step, step + 1
-    return None, len(kl)
-
-
-def _teacher_forced(
-    texts: Sequence[Text], pad_token: int, device: torch.device
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The base's inputs ``(row, column)``, and ``(1, column)``, true at a text's columns.
-
-    Prompts are padded on the left and texts on the right: every text starts in the same column. The last token of a
-    text predicts nothing and is left out.
-    """
-    read = [torch.tensor(list(text.token_ids[:-1])).long() for text in texts]
-    prompts = pad_left([text.prompt for text in texts], pad_token)
-    rest = torch.nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=pad_token)
-    mask = pad_left([torch.ones_like(text.prompt) for text in texts], 0)
-    rest_mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in read], batch_first=True)
-    attention_mask = torch.cat([mask, rest_mask], dim=1).to(device)
-    inputs = {
-        "input_ids": torch.cat([prompts, rest], dim=1).to(device),
-        "attention_mask": attention_mask,
-        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
-    }
-    return inputs, torch.arange(attention_mask.shape[1], device=device)[None] >= prompts.shape[1]
 
 
 def _of_tokens(logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
     """``log softmax(f_t)[y_t]`` in float32 or better; six digits, which is what float32 has."""
-    logits = logits[: len(token_ids)]
     dtype = torch.promote_types(logits.dtype, torch.float32)
     chosen = torch.tensor(token_ids, device=logits.device)[:, None]
     values = logits.to(dtype).log_softmax(dim=-1).gather(1, chosen)[:, 0]

@@ -188,3 +188,17 @@ def test_a_tokenizer_without_eos_is_an_error_that_names_the_way_out(tokenizer: P
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="has no eos_token; set one"):
         PLAIN.end_token_id(tokenizer)
+
+
+def test_a_template_knows_the_prompts_it_has_framed(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Of one question: not with the other frame, without the instruction, or with examples before it."""
+    questions = ("What is 2+3?", "Tom has 4 coins. How many?")
+    prompts = {name: [each.prompt(question, tokenizer) for question in questions] for name, each in TEMPLATES.items()}
+    for name, template in TEMPLATES.items():
+        framed = {other for other in TEMPLATES if template.has_framed(prompts[other][0], tokenizer)}
+        # An instruction is as good as a part of the question, unless a line break is the frame's own end.
+        assert framed == ({name} if name != "plain" else {"plain", "plain-step-by-step", "plain-boxed"})
+        first, second = prompts[name]
+        assert not template.has_framed(f"{first} 5\n\n{second}", tokenizer)
+    assert not PLAIN.has_framed("Question: \nAnswer", tokenizer)
+    assert PLAIN.has_framed("Question: \nAnswer:", tokenizer)

@@ -13,10 +13,9 @@ from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_mod
 from reft_math.data.positions import Positions, intervention_mask
 from reft_math.decoding.gate import parse_gate
 from reft_math.decoding.generation import Handoff
+from reft_math.probes.teacher_forcing import Text, closing
 from reft_math.probes.trajectory import (
     FATES,
-    Text,
-    closing,
     fate_lines,
     fate_table,
     log_likelihoods,

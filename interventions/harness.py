@@ -1,0 +1,223 @@
+"""lm-eval's model: the base with an adapter's interventions under a gate, registered as ``reft_math``.
+
+Importing this module registers it; afterwards ``lm_eval.simple_evaluate(model="reft_math", model_args={…})`` knows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from torch.nn.utils import parametrize
+from tqdm import tqdm
+
+from interventions.evaluate import load_setting
+from reft_math.decoding.gate import TokenGate, parse_gate
+from reft_math.decoding.generation import Handoff, gated_generate
+from reft_math.errors import UserError
+from reft_math.evaluation_options import ModelOptions
+from reft_math.models import Dtype
+from reft_math.probes.teacher_forcing import Text, text_logits
+from reft_math.processes import process_state
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+Answer = tuple[float, bool]
+
+
+@register_model("reft_math")
+class ReftMathLM(HFLM):  # type: ignore[misc]
+    """``HFLM`` whose model has interventions while a gate is open.
+
+    Without an adapter, and with gate ``off``, every number is HFLM's own. Otherwise:
+
+    - a generation is drawn as by `PrefixReftModel.generate`: row by row from the intervened model until the row's gate
+      closes, then from the base;
+    - ``log p(y | x) = Σ_t log p(y_t | x, y_<t)`` is the probability with which such decoding would draw the
+      continuation: the gate's rule runs along ``y``, tokens before its closing position have the intervened model's
+      probabilities, the others the base's (`text_logits`). ``is_greedy`` says whether each token is that decoder's
+      likeliest. Where lm-eval scores a whole text, each of its windows is a continuation of one token, with a gate of
+      its own.
+
+    Interventions act on lm-eval's context as on a prompt, and on continuation or generation as on generated tokens.
+    Penalties and sampling habits in the checkpoint's generation configuration are left out, as everywhere in reft-math.
+
+    Args:
+        pretrained: The base: hub id, folder or ``arithmetic``; the adapter's own by default.
+        adapter: Folder or hub id; None for the base on its own.
+        gate: As text; the adapter's own by default. One with a comma in it needs ``model_args`` as a dictionary.
+        handoff: What goes on once the gate has closed.
+        revision, dtype: Of the base.
+        batch_size: Requests at once.
+        max_length: Context and continuation together, in tokens; the model's own by default.
+        add_bos_token: Whether prompts get a start token; the tokenizer's habit by default.
+        enable_thinking, think_end_token, chat_template_args: As HFLM's.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        adapter: str | None = None,
+        gate: str | None = None,
+        handoff: Handoff = "base",
+        revision: str | None = None,
+        dtype: Dtype = "auto",
+        batch_size: int | str = 1,
+        max_length: int | None = None,
+        add_bos_token: bool | None = None,
+        enable_thinking: bool | None = None,
+        think_end_token: str | int | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+    ) -> None:
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise UserError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
+        options = ModelOptions(
+            model=pretrained, adapter=adapter, gate=gate, handoff=handoff, revision=revision, dtype=dtype
+        )
+        self.setting = load_setting(options, "")  # how long completions get is for lm-eval's tasks to say
+        self.gate = parse_gate(str(self.setting.options.gate))
+        # What the gate opens, if it ever does.
+        self.reft_model = None if self.gate == TokenGate(0) else self.setting.reft_model
+        with _quiet(logging.getLogger(HFLM.__module__)):  # it warns that the model is loaded already
+            super().__init__(
+                pretrained=self.setting.model,
+                tokenizer=self.setting.decoding.tokenizer,
+                revision=self.setting.options.revision or "main",
+                batch_size=int(batch_size),
+                max_length=max_length,
+                add_bos_token=add_bos_token,
+                enable_thinking=enable_thinking,
+                think_end_token=think_end_token,
+                chat_template_args=chat_template_args,
+            )
+        state = process_state()
+        if state.num_processes > 1:  # with a model that is loaded already HFLM leaves this to others
+            self.accelerator = Accelerator()
+            self._rank, self._world_size = state.process_index, state.num_processes
+
+    def unlike_training(self, prompts: Iterable[str]) -> int:
+        """How many prompts the template of the adapter's training would not have framed.
+
+        Few-shot examples, a system message, and a chat template that is applied, or not, otherwise than in training
+        all make one. 0 where no adapter acts, or one that does not say what it was trained with.
+        """
+        adapter = self.setting.adapter
+        if self.reft_model is None or adapter is None or adapter.template is None:
+            return 0
+        template, tokenizer = self.setting.decoding.template, self.tokenizer
+        return sum(not template.has_framed(prompt, tokenizer) for prompt in prompts)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        self._warn_of_prompts(requests)
+        return super().generate_until(requests, disable_tqdm)  # type: ignore[no-any-return]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
+        self._warn_of_prompts(requests)
+        return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """HFLM's, and what reft-math adds; lm-eval writes it beside its results."""
+        options = self.setting.options
+        return {
+            **super().get_model_info(),
+            "adapter": options.adapter,
+            "gate": options.gate,
+            "handoff": options.handoff,
+            "adapter_template": None if self.setting.adapter is None else self.setting.adapter.template,
+        }
+
+    def _warn_of_prompts(self, requests: Sequence[Instance]) -> None:
+        prompts = {request.args[0] for request in requests}
+        if unlike := self.unlike_training(prompts):
+            warnings.warn(
+                f"{unlike} of {len(prompts)} prompts are not framed as the adapter's training prompts were (template"
+                f" {self.setting.decoding.template}): mind the chat template, few-shot examples and system messages",
+                stacklevel=3,
+            )
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> torch.Tensor:
+        if self.reft_model is not None:
+            generation_kwargs["custom_generate"] = partial(
+                gated_generate,
+                interventions=self.reft_model,
+                gate=self.gate,
+                handoff=self.setting.options.handoff,
+            )
+        with parametrize.cached():  # LoReFT's R once a generation
+            generated: torch.Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        return generated
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        if self.reft_model is None:
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)  # type: ignore[no-any-return]
+        # The last token is not read: choices of one token share their forward pass.
+        sharing: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
+        for index, (_, context, continuation) in enumerate(requests):
+            sharing[tuple(context), tuple(continuation[:-1])].append(index)
+        groups = sorted(sharing.values(), key=lambda group: -len(requests[group[0]][1] + requests[group[0]][2]))
+        answers: list[Answer | None] = [None] * len(requests)
+        size = override_bs or self.batch_size
+        for start in tqdm(range(0, len(groups), size), desc="log-likelihoods", disable=disable_tqdm or self.rank != 0):
+            batch = groups[start : start + size]
+            for group, logits in zip(batch, self._logits([requests[group[0]] for group in batch]), strict=True):
+                for index in group:
+                    name, _, continuation = requests[index]
+                    answers[index] = answer = _answer(logits, continuation)
+                    if name is not None:
+                        self.cache_hook.add_partial("loglikelihood", name, answer)
+        return [answer for answer in answers if answer is not None]
+
+    def _logits(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        """Raw logits ``(token, vocabulary)`` that gated decoding would draw each continuation from."""
+        texts = []
+        for _, context, continuation in requests:
+            room = self.max_length + 1 - len(continuation)  # the last token is not read
+            if room < 1:
+                raise UserError(
+                    f"a continuation of {len(continuation)} tokens is longer than the model's {self.max_length}; raise"
+                    " max_length, or take another task"
+                )
+            texts.append(Text("", torch.tensor(context[-room:]), continuation))
+        assert self.reft_model is not None  # HFLM's own path else
+        with parametrize.cached():
+            found = text_logits(
+                self.model,
+                self.reft_model,
+                self.gate,
+                self.setting.options.handoff,
+                texts,
+                int(self.tokenizer.pad_token_id),
+            )
+        return [logits.prefix for logits in found]
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Within it the logger says nothing below an error."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _answer(logits: torch.Tensor, continuation: Sequence[int]) -> Answer:
+    """``Σ_t log softmax(f_t)[y_t]``, in float32 or better, and whether each ``y_t`` is the likeliest token."""
+    tokens = torch.tensor(continuation, device=logits.device)
+    log_probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+    chosen = log_probabilities.gather(1, tokens[:, None]).sum()
+    return float(chosen), bool((logits.argmax(dim=-1) == tokens).all())

@@ -1,0 +1,149 @@
+"""Texts read under teacher forcing: what each token would have been drawn from, by base, adapter and gated decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from reft_math.data.positions import intervention_mask
+from reft_math.data.prefix import pad_left
+from reft_math.decoding.gate import Gate, KLGate, kl_divergence
+from reft_math.decoding.generation import acting_positions
+from reft_math.decoding.pairs import Handoff, Interventions
+
+
+@dataclass(frozen=True)
+class Text:
+    """What follows a prompt, the end token included.
+
+    Attributes:
+        id: The problem's.
+        prompt: Token ids.
+        token_ids: ``y_1..y_n``.
+    """
+
+    id: str
+    prompt: torch.Tensor
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class TextLogits:
+    """Raw logits ``(token, vocabulary)`` of a text's tokens under the three decoders of `text_logits`.
+
+    Attributes:
+        closing_position: Of the gate along the text; None where it stays open.
+    """
+
+    closing_position: int | None
+    base: torch.Tensor
+    always_on: torch.Tensor
+    prefix: torch.Tensor
+
+
+@torch.no_grad()
+def text_logits(
+    model: PreTrainedModel,
+    interventions: Interventions,
+    gate: Gate,
+    handoff: Handoff,
+    texts: Sequence[Text],
+    pad_token: int,
+) -> list[TextLogits]:
+    """What each token of each text is drawn from, under the base, the adapter always on, and decoding under a gate.
+
+    ``prefix`` is what decoding under the gate draws that token from after those before it. The gate decides by what
+    stands before a token, so it is run along the text, whoever wrote that: with ``D_t`` of this very text, tokens
+    before its closing position are the intervened model's, and the others are
+
+    - with ``handoff="base"`` the base's: it reads prompt and prefix itself, and a pass of its own is not needed;
+    - with ``"keep"`` those of a pass with interventions on the prompt and the tokens that were read before the gate
+      closed, except that the token at which a divergence closed it is the base's.
+
+    Under gate ``prompt`` interventions act on the prompt, for ``always_on`` too.
+
+    Args:
+        model: The base.
+        interventions: The adapter's.
+        gate, handoff: Of ``prefix``.
+        texts: A batch.
+        pad_token: Padding, on no text's path.
+
+    Raises:
+        UserError: Gate ``prompt`` and an adapter that does not act there.
+    """
+    inputs, is_generated = _teacher_forced(texts, pad_token, model.device)
+    width, longest = int((~is_generated).sum()), max(len(text.token_ids) for text in texts)
+
+    def logits(acts: torch.Tensor) -> torch.Tensor:
+        """Raw, of each row's text: ``(row, token, vocabulary)``."""
+        with interventions.intervening(acts):
+            found: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=longest).logits
+        return found
+
+    may_act = intervention_mask(is_generated, acting_positions(gate, interventions))
+    off, on = logits(torch.zeros_like(may_act)), logits(may_act)
+    direction = gate.direction if isinstance(gate, KLGate) else "mod||base"
+    lengths = [len(text.token_ids) for text in texts]
+    closings = [
+        closing(gate, kl_divergence(on[row, :length], off[row, :length], direction).cpu())
+        for row, length in enumerate(lengths)
+    ]
+    after = off
+    if handoff == "keep":
+        read = torch.tensor([steps for _, steps in closings], device=model.device)[:, None]
+        tokens = torch.arange(is_generated.shape[1], device=model.device)[None] - width
+        # Token j is read at step j + 1, the prompt at step 0.
+        after = logits(may_act & (read > 0) & (tokens < read - 1))
+    found = []
+    for row, (length, (position, steps)) in enumerate(zip(lengths, closings, strict=True)):
+        base, mod, rest = (each[row, :length] for each in (off, on, after))
+        closes_at = length if position is None else position
+        prefix = torch.cat([mod[:closes_at], base[closes_at:steps], rest[steps:]])
+        found.append(TextLogits(position, base, mod, prefix))
+    return found
+
+
+def closing(gate: Gate, kl: torch.Tensor) -> tuple[int | None, int]:
+    """The first t with ``C_t = Σ_{s≤t} D_s`` over the gate's threshold, or with t over its count; None without one.
+
+    Args:
+        gate: Any that draws the first tokens from the intervened model.
+        kl: ``D_t: (token,)`` along a text.
+
+    Returns:
+        The closing position, and how many tokens' divergence was read: a count closes before, a divergence after it.
+    """
+    cumulative = kl.new_zeros(1)
+    for step, divergence in enumerate(kl):
+        if not gate.allows(step):
+            return step, step
+        cumulative = cumulative + divergence
+        if not gate.stays_open(step, cumulative):
+            return step, step + 1
+    return None, len(kl)
+
+
+def _teacher_forced(
+    texts: Sequence[Text], pad_token: int, device: torch.device
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The base's inputs ``(row, column)``, and ``(1, column)``, true at a text's columns.
+
+    Prompts are padded on the left and texts on the right: every text starts in the same column. The last token of a
+    text predicts nothing and is left out.
+    """
+    read = [torch.tensor(list(text.token_ids[:-1])).long() for text in texts]
+    prompts = pad_left([text.prompt for text in texts], pad_token)
+    rest = torch.nn.utils.rnn.pad_sequence(read, batch_first=True, padding_value=pad_token)
+    mask = pad_left([torch.ones_like(text.prompt) for text in texts], 0)
+    rest_mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in read], batch_first=True)
+    attention_mask = torch.cat([mask, rest_mask], dim=1).to(device)
+    inputs = {
+        "input_ids": torch.cat([prompts, rest], dim=1).to(device),
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+    }
+    return inputs, torch.arange(attention_mask.shape[1], device=device)[None] >= prompts.shape[1]
