@@ -19,7 +19,7 @@ from reft_math.processes import claim, part_ways, process_state
 from reft_math.training.prefix_options import PrefixOptions
 from reft_math.trials import Row, Trial, cell_rows, effect_rows, norm_rows, share_rows, trial_rows
 
-FREE, KEPT_OFF = "b free to point anywhere", "b kept off the number direction"
+FREE, KEPT_OFF = "b free", "b kept off the number direction"
 
 
 def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, project: bool) -> None:

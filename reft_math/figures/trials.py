@@ -16,7 +16,7 @@ from reft_math.trials import FACTORS
 Row = Mapping[str, Any]
 
 _DECODERS = {"always_on": "always on", "gated": "under the gate"}
-_SHARES = {"change": "of the changes it makes", "bias": "of the bias itself"}
+_SHARES = {"change": "changes", "bias": "bias"}
 _LEGEND = {"fontsize": 8, "frameon": False}
 
 
@@ -41,8 +41,11 @@ def norm_sweep_figure(trials: Sequence[Row], norms: Sequence[Row], shares: Seque
             axes.plot(*seeds, ".", color=PALETTE[index], alpha=0.6, markersize=4)
         axes.axhline(base["accuracy"], color="0.4", linestyle=":", linewidth=1, label="base")
         axes.set_title(f"{_DECODERS[decoder]}, n = {rows[0]['total']} problems, {rows[0]['seeds']} seeds", fontsize=10)
-        axes.set(ylabel=f"accuracy (95 % over {rows[0]['over']}; dots: seeds)", ylim=(-0.02, 1.02))
+        axes.set(ylabel="accuracy", ylim=(-0.02, 1.02))
         axes.yaxis.set_major_formatter(PercentFormatter(1))
+    figure.suptitle(
+        f"bands: 95 % intervals over {norms[0]['over']}, of shares the range of seeds; dots: seeds", fontsize=10
+    )
     panels[0].plot([], [], "*", color="k", markersize=10, label="chosen on validation problems")
     panels[0].legend(loc="best", **_LEGEND)
     _draw_shares(last, shares)
@@ -75,7 +78,7 @@ def _draw_shares(axes: Axes, shares: Sequence[Row]) -> None:
             if not rows:
                 continue
             norms = [row["achieved"] for row in rows]
-            label = f"{_SHARES[name]}, {curve}" if len(curves) > 1 else _SHARES[name]
+            label = f"{_SHARES[name]}: {curve}" if len(curves) > 1 else _SHARES[name]
             fmt = marker + ("-", "--")[index % 2]
             axes.plot(norms, [row["share"] for row in rows], fmt, color=PALETTE[index], markersize=4, label=label)
             least, most = ([row[end] for row in rows] for end in ("least", "most"))
@@ -83,8 +86,8 @@ def _draw_shares(axes: Axes, shares: Sequence[Row]) -> None:
     for name, linestyle in zip(_SHARES, (":", "-."), strict=True):
         chance = next((row["chance"] for row in shares if row["share_of"] == name), None)
         if chance is not None:
-            axes.axhline(chance, color="0.4", linestyle=linestyle, linewidth=1, label=f"chance, {_SHARES[name]}")
-    axes.set(ylabel="|cosine| with the number direction (range of seeds)")
+            axes.axhline(chance, color="0.4", linestyle=linestyle, linewidth=1, label=f"{_SHARES[name]}: chance")
+    axes.set(ylabel="|cosine| with the number direction")
     axes.set_title("share along the number direction", fontsize=10)
     top = max(max(row["most"] for row in shares), max(row["chance"] for row in shares))
     axes.set_ylim(0, 1.9 * top)  # room for the legend
@@ -109,8 +112,7 @@ def ablation_figure(cells: Sequence[Row], base: Row) -> Figure:
         axes.errorbar(row["accuracy"], place, xerr=error, fmt="o" if row["gate"] else "s", color=color, capsize=3)
         on = [name.replace("_", " ") for name in FACTORS if row[name]]
         names.append(" + ".join(on) or "none of the three")
-    axes.axvline(base["accuracy"], color="0.4", linestyle=":", linewidth=1)
-    axes.annotate("base", (base["accuracy"], len(names) - 0.4), fontsize=8, color="0.3", ha="center")
+    axes.axvline(base["accuracy"], color="0.4", linestyle=":", linewidth=1, label="base")
     axes.set_yticks(range(len(names)), names)
     first = cells[0]
     size = f"n = {first['total']} problems, {first['seeds']} seeds"
@@ -118,5 +120,5 @@ def ablation_figure(cells: Sequence[Row], base: Row) -> Figure:
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     for label, fmt, color in (("under the gate", "o", PALETTE[0]), ("always on", "s", PALETTE[1])):
         axes.plot([], [], fmt, color=color, label=label)
-    figure.legend(loc="outside upper right", ncols=2, **_LEGEND)
+    figure.legend(loc="outside upper right", ncols=3, **_LEGEND)
     return figure

@@ -24,7 +24,7 @@ def test_a_panel_a_decoder_and_one_for_the_shares() -> None:
         assert star.get_ydata()[0] == next(row["accuracy"] for row in rows if row["chosen"])
         assert "n = 40 problems, 2 seeds" in axes.get_title()
     labels = [line.get_label() for line in figure.axes[2].lines]
-    for name, label in (("change", "of the changes it makes"), ("bias", "of the bias itself")):
+    for name, label in (("change", "changes"), ("bias", "bias")):
         line = figure.axes[2].lines[labels.index(label)]
         assert line.get_ydata().tolist() == [row["share"] for row in shares if row["share_of"] == name]
 
