@@ -90,7 +90,7 @@ def probe_rows(records: Sequence[Record]) -> list[Row]:
     for column, (accuracy, low, high) in enumerate(found):
         layer, part = divmod(column, len(names))
         about = {"layer": layer, "head": names[part], "questions": len(questions), "texts": 2 * len(records)}
-        reads = low is not None and low > 0.5
+        reads = low is not None and low > 0.5 + 1e-9  # an end at one half itself is rounded either way
         rows.append({**about, "accuracy": accuracy, "low": low, "high": high, "reads": reads})
     return rows
 
