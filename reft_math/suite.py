@@ -65,13 +65,16 @@ EXPERIMENTS = (
     Experiment("trajectory", f"eval/trajectory.py {_PREFIX} --batch-size 100 --output-dir {{results}}/trajectory"),
     Experiment("number_probe", f"eval/number_probe.py {_BOTH} --output-dir {{results}}/number_probe"),
     Experiment("faithfulness", f"eval/faithfulness.py {_BOTH} --output-dir {{results}}/faithfulness"),
-    # Fewer norms and seeds than by default, for the sake of time.
+    # Fewer norms, seeds and problems than by default, for the sake of time.
     Experiment(
         "norm_sweep",
         "eval/norm_sweep.py --target-norms 0.14 0.54 2.16 --seeds 2 --project-number-direction"
-        " --output-dir {results}/norm_sweep",
+        " --eval-size 200 --calibration-size 100 --output-dir {results}/norm_sweep",
     ),
-    Experiment("ablation", "eval/ablation.py --seeds 1 --output-dir {results}/ablation"),
+    Experiment(
+        "ablation",
+        "eval/ablation.py --seeds 1 --eval-size 200 --calibration-size 100 --output-dir {results}/ablation",
+    ),
     Experiment("raft", "train/raft.py --output-dir {results}/raft"),
 )
 
