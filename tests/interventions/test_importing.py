@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from interventions import PrefixReftModel, import_checkpoint
+from interventions import PrefixReftModel, import_checkpoint, read_checkpoint
 from reft_math.errors import UserError
 
 TOKENS = torch.arange(3, 11)[None]
@@ -69,7 +69,7 @@ BLOCKS = {2: "block_output", 0: "block_output"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("act_fn", [None, "relu"])
+@pytest.mark.parametrize("act_fn", ["linear", "relu"])
 @pytest.mark.parametrize(
     ("kind", "name"), [(pyreft.LoreftIntervention, "loreft"), (pyreft.DireftIntervention, "direft")]
 )
@@ -78,7 +78,7 @@ def test_pyrefts_interventions_act_by_their_formulas(
     tmp_path: Path,
     kind: type[nn.Module],
     name: str,
-    act_fn: str | None,
+    act_fn: str,
     dtype: torch.dtype,
 ) -> None:
     model = tiny_model()
@@ -88,7 +88,7 @@ def test_pyrefts_interventions_act_by_their_formulas(
     def formula(intervention: nn.Module) -> Formula:
         weight, bias = (tensor.detach().float() for tensor in intervention.learned_source.parameters())
         rotation = intervention.rotate_layer.weight.detach()
-        nonlinear = {None: lambda x: x, "relu": F.relu}[act_fn]
+        nonlinear = {"linear": lambda x: x, "relu": F.relu}[act_fn]
 
         def apply(h: torch.Tensor) -> torch.Tensor:
             kept = h @ rotation if name == "loreft" else 0
@@ -145,7 +145,7 @@ def test_pyvenes_names_of_a_place_are_known(
         _, expected = pyreft.get_reft_model(
             model, pyreft.ReftConfig(representations=[{"layer": 1, "component": component, "intervention": made[1]}])
         )({"input_ids": TOKENS}, unit_locations={"base": list(range(8))})
-    reft_model = import_checkpoint(tmp_path, model)
+    reft_model = import_checkpoint(tmp_path, model, act_fn="linear")
     assert (reft_model.prefix_config.site, reft_model.prefix_config.layers) == (site, (1,))
     torch.testing.assert_close(reft_model(TOKENS).logits, expected.logits, rtol=1e-4, atol=1e-4)
 
@@ -154,7 +154,7 @@ def test_older_folders_have_dots_in_file_names(tiny_model: Callable[..., PreTrai
     save_with_pyreft(tmp_path, tiny_model(), pyreft.LoreftIntervention, {1: "model.layers[1].output"})
     (file,) = tmp_path.glob("*.bin")
     file.rename(tmp_path / "intkey_comp.model.layers[1].output.unit.pos.nunit.1#0.bin")
-    assert import_checkpoint(tmp_path, tiny_model()).prefix_config.layers == (1,)
+    assert import_checkpoint(tmp_path, tiny_model(), act_fn="linear").prefix_config.layers == (1,)
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -209,16 +209,16 @@ def test_what_is_wrong_in_pyrefts_folder_is_refused(
     save_with_pyreft(tmp_path, model, pyreft.LoreftIntervention, BLOCKS)
     spoil(tmp_path)
     with pytest.raises(UserError, match=message):
-        import_checkpoint(tmp_path, model)
+        import_checkpoint(tmp_path, model, act_fn="linear")
     assert "antigravity" not in sys.modules
 
 
 def test_another_model_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     save_with_pyreft(tmp_path, tiny_model(), pyreft.LoreftIntervention, BLOCKS)
     with pytest.raises(UserError, match=r"block of width 32 .*the model's is 64"):
-        import_checkpoint(tmp_path, tiny_model(hidden_size=64))
+        import_checkpoint(tmp_path, tiny_model(hidden_size=64), act_fn="linear")
     with pytest.raises(UserError, match=r"layers must lie in 0-1.*got 2"):
-        import_checkpoint(tmp_path, tiny_model(num_hidden_layers=2))
+        import_checkpoint(tmp_path, tiny_model(num_hidden_layers=2), act_fn="linear")
 
 
 # --- BREP -----------------------------------------------------------------------------------------------------------
@@ -296,7 +296,19 @@ def test_what_is_no_checkpoint_and_options_that_are_not_its_own_are_refused(
         import_checkpoint(tmp_path, tiny_model())
     torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
     with pytest.raises(UserError, match="act_fn and dropout are LoReFT's and DiReFT's"):
-        import_checkpoint(tmp_path, tiny_model(), act_fn="relu")
+        import_checkpoint(tmp_path, tiny_model(), gate="always", act_fn="relu")
+
+
+def test_what_the_files_do_not_hold_is_said_or_is_pyrefts_habit(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    save_with_pyreft(tmp_path / "pyreft", tiny_model(), pyreft.LoreftIntervention, BLOCKS)
+    assert read_checkpoint(tmp_path / "pyreft", act_fn="linear").config.gate == "prompt"
+    with pytest.raises(UserError, match=r"pyreft's files do not hold act_fn.*linear"):
+        read_checkpoint(tmp_path / "pyreft")
+    torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
+    with pytest.raises(UserError, match=r"the gate has to be said: tokens:N\+1"):
+        read_checkpoint(tmp_path)
 
 
 def test_pickles_run_no_code(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:

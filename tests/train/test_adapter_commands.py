@@ -38,7 +38,10 @@ def test_an_import_is_evaluated_and_merged(
     imported, merged = tmp_path / "imported", tmp_path / "merged"
     line = f"train/import_checkpoint.py --source {delta_vector} --model {tiny_base} --gate tokens:9"
     call(f"{line} --output-dir {imported}")
-    assert "red at ffn_up, width 48, layers (0, 1)" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("red at ffn_up, width 48, layers (0, 1)")
+    assert printed[1:3] == ["as told: gate tokens:9", "not given, taken as: positions all"]
+    assert printed[3].endswith("evaluate with --handoff keep")
     results = json.loads((imported / "results.json").read_text())
     assert results["adapter"]["base_model"] == tiny_base
     assert results["adapter"]["gate"] == "tokens:9"
@@ -61,9 +64,13 @@ def test_an_import_is_evaluated_and_merged(
         ("--model {base}", "--source must be a folder or a file to import"),
         ("--source {delta}", "--model must be the base that the adapter was trained on"),
         ("--source {delta}.gone --model nobody/nothing", "is neither"),
-        ("--source {delta} --model nobody/nothing --act-fn relu", "act_fn and dropout are LoReFT's and DiReFT's"),
+        (
+            "--source {delta} --model nobody/nothing --gate always --act-fn relu",
+            "act_fn and dropout are LoReFT's and DiReFT's",
+        ),
         ("--source {delta} --model nobody/nothing --gate half", "a gate is"),
-        ("--source {delta} --model arithmetic", "this one is for ffn_up of width 48"),
+        ("--source {delta} --model nobody/nothing", "the gate has to be said: tokens:N+1"),
+        ("--source {delta} --model arithmetic --gate always", "this one is for ffn_up of width 48"),
     ],
 )
 def test_a_mistake_in_an_import_is_one_line_and_nothing_is_written(
