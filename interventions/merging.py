@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel
 from interventions.sites import SITES, site_path
-from interventions.subspace import LINEAR
+from interventions.subspace import LINEAR, SubspaceIntervention
 from reft_math.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
@@ -45,6 +45,8 @@ def merge(reft_model: PrefixReftModel) -> PreTrainedModel:
         config, zeros = _switch_biases_on(base, site)
         state |= zeros
     for layer, intervention in reft_model.by_layer():
+        if isinstance(intervention, SubspaceIntervention):
+            _check_affine(intervention.options["act_fn"])
         path, edit = site_path(site, layer), copy.deepcopy(intervention).eval()  # without dropout
         weight, bias = state[f"{path}.weight"], state[f"{path}.bias"]
         offset = edit(torch.zeros_like(bias, dtype=torch.float64))
@@ -61,8 +63,12 @@ def check_mergeable(config: PrefixReftConfig) -> None:
         raise UserError(f"weights act at every token; the adapter acts on {config.positions} positions only")
     if config.site == "block":
         raise UserError("site block is a sum, the output of no linear module, so nothing there can be folded into one")
-    if config.act_fn not in (None, LINEAR):
-        raise UserError(f"only affine interventions can be folded into weights; the adapter has act_fn {config.act_fn}")
+    _check_affine(config.act_fn or LINEAR)
+
+
+def _check_affine(act_fn: str) -> None:
+    if act_fn != LINEAR:
+        raise UserError(f"only affine interventions can be folded into weights; the adapter has act_fn {act_fn}")
 
 
 def _switch_biases_on(base: PreTrainedModel, site: str) -> tuple[PretrainedConfig, Tensors]:

@@ -34,7 +34,10 @@ def test_keys_of_a_later_version_are_named_and_left_out(tmp_path: Path) -> None:
         ({"intervention": "loreft", "rank": 0}, "at least 1; got 0"),
         ({"act_fn": "relu"}, "act_fn and dropout are LoReFT's and DiReFT's; got 'relu'"),
         ({"dropout": 0.1}, "act_fn and dropout are LoReFT's and DiReFT's; got None and 0.1 for red"),
-        ({"intervention": "loreft", "act_fn": "step"}, "activations, such as relu; got 'step'"),
+        ({"intervention": "loreft", "act_fn": "step"}, "activations without parameters, such as relu; got 'step'"),
+        ({"intervention": "loreft", "act_fn": "prelu"}, "without parameters.*got 'prelu'"),
+        ({"intervention": "loreft", "act_fn": "xielu"}, "without parameters.*got 'xielu'"),
+        ({"positions": "generated", "gate": "prompt"}, "gate prompt is for adapters that act on the prompt"),
         ({"intervention": "direft", "dropout": 1.0}, r"in \[0, 1\); got 1.0"),
     ],
 )

@@ -102,3 +102,12 @@ def test_what_cannot_be_folded_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         merge(randomised(tiny_model(family), **config))
+
+
+def test_what_an_intervention_does_counts_not_the_configuration_alone(
+    tiny_model: Callable[..., PreTrainedModel],
+) -> None:
+    reft_model = randomised(tiny_model(), intervention="loreft")
+    dict(reft_model.by_layer())[2].set_options("relu", 0.0)
+    with pytest.raises(UserError, match="the adapter has act_fn relu"):
+        merge(reft_model)
