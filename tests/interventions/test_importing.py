@@ -150,8 +150,11 @@ def test_pyvenes_names_of_a_place_are_known(
     torch.testing.assert_close(reft_model(TOKENS).logits, expected.logits, rtol=1e-4, atol=1e-4)
 
 
-def test_older_folders_have_dots_in_file_names(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+def test_older_folders_have_dots_in_file_names_and_hub_folders_a_readme(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
     save_with_pyreft(tmp_path, tiny_model(), pyreft.LoreftIntervention, {1: "model.layers[1].output"})
+    (tmp_path / "README.md").touch()
     (file,) = tmp_path.glob("*.bin")
     file.rename(tmp_path / "intkey_comp.model.layers[1].output.unit.pos.nunit.1#0.bin")
     assert import_checkpoint(tmp_path, tiny_model(), act_fn="linear").prefix_config.layers == (1,)
@@ -162,6 +165,11 @@ def edit_config(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def edit_places(folder: Path, *rows: list[object]) -> None:
+    lists = {"intervention_types": LOREFT, "intervention_dimensions": 32, "intervention_constant_sources": True}
+    edit_config(folder, representations=rows, **{name: [value] * len(rows) for name, value in lists.items()})
+
+
 def edit_tensors(file: Path, **changes: torch.Tensor) -> None:
     torch.save({**torch.load(file, weights_only=True), **changes}, file)
 
@@ -170,6 +178,7 @@ def a_file(folder: Path) -> Path:
     return min(folder.glob("*.bin"))
 
 
+LOREFT = "<class 'pyreft.interventions.LoreftIntervention'>"
 PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
 
 
@@ -180,11 +189,28 @@ PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
         (lambda folder: edit_config(folder, intervention_types=[]), "it names none"),
         (lambda folder: edit_config(folder, mode="serial"), "in parallel.*serial"),
         (lambda folder: edit_config(folder, representations=3), "is no config of pyreft's"),
-        (lambda folder: edit_config(folder, representations=[PLACE]), "does not account for"),
-        (lambda folder: edit_config(folder, representations=[PLACE, PLACE]), "one a layer; there is no intkey_layer_0"),
-        (lambda folder: edit_config(folder, representations=[[0, "mlp_input", *PLACE[2:]]]), "got mlp_input by pos"),
-        (lambda folder: edit_config(folder, representations=[[*PLACE[:2], "h.pos", *PLACE[3:]]]), r"by h\.pos"),
-        (lambda folder: edit_config(folder, representations=[[*PLACE[:9], "tied", *PLACE[10:]]]), "intervention_link"),
+        (lambda folder: edit_places(folder, PLACE), "does not account for"),
+        (lambda folder: edit_places(folder, PLACE, PLACE), "one a layer; there is no intkey_layer_0"),
+        (lambda folder: edit_places(folder, [0, "mlp_input", *PLACE[2:]]), "got mlp_input by pos"),
+        (lambda folder: edit_places(folder, [*PLACE[:2], "h.pos", *PLACE[3:]]), r"by h\.pos"),
+        (lambda folder: edit_places(folder, [*PLACE[:9], "tied", *PLACE[10:]]), "intervention_link"),
+        (lambda folder: edit_places(folder, [*PLACE[:8], 1, *PLACE[9:]]), "by pos, with group_key"),
+        (lambda folder: edit_places(folder, [*PLACE[:11], 1, None, None]), "with source_repres"),
+        (
+            lambda folder: edit_places(folder, [*PLACE[:4], 99, *PLACE[5:]]),
+            r"\(99, 32\).*\(3, 32\)",
+        ),
+        (lambda folder: edit_config(folder, new_key=1), "pyvene's keys only.*it has new_key"),
+        (lambda folder: edit_config(folder, intervention_dimensions=[7]), r"widths \[7\]"),
+        (lambda folder: edit_config(folder, intervention_dimensions=[7, 7]), r"\(3, 7\).*\(3, 32\)"),
+        (lambda folder: edit_config(folder, intervention_types=[LOREFT]), "1 classes"),
+        (lambda folder: edit_config(folder, intervention_constant_sources=[True, False]), r"sources \[True, False\]"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is no config of pyreft's"),
+        (lambda folder: (folder / "adapter_model.safetensors").touch(), r"holds adapter_model\.safetensors, which"),
+        (
+            lambda folder: a_file(folder).with_name(a_file(folder).stem.replace("_", ".") + ".bin").touch(),
+            r"one file for each intervention; intkey\..* and intkey_",
+        ),
         (lambda folder: a_file(folder).unlink(), "there is no intkey_layer_0_comp_block_output"),
         (lambda folder: a_file(folder).write_bytes(b"no tensors"), "must hold tensors and nothing else"),
         (lambda folder: a_file(folder).write_bytes(b"."), "cannot be read so"),
@@ -194,8 +220,11 @@ PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
         (lambda folder: edit_tensors(a_file(folder), bias=torch.ones(4)), "must be"),
         (lambda folder: edit_tensors(a_file(folder), rotate_layer=torch.ones(32, 3)), "R must be orthonormal"),
         (
-            lambda folder: edit_tensors(
-                a_file(folder), weight=torch.ones(2, 32), bias=torch.ones(2), rotate_layer=torch.eye(32)[:, :2]
+            lambda folder: (
+                edit_places(folder, *([layer, *PLACE[1:4], *PLACE[5:], None] for layer in BLOCKS)),
+                edit_tensors(
+                    a_file(folder), weight=torch.ones(2, 32), bias=torch.ones(2), rotate_layer=torch.eye(32)[:, :2]
+                ),
             ),
             r"one width and one rank.*\(2, 32\), \(3, 32\)",
         ),
