@@ -45,6 +45,7 @@ _PLACE_FIELDS = {"layer", "component", "unit", "max_number_of_units", "low_rank_
 _ABOUT = re.compile(r"\..*|README.*|LICENSE.*", re.IGNORECASE)  # files about an adapter; hub downloads bring them
 _LAST_LINEAR = {"mlp": "mlp.down_proj", "self_attn": "self_attn.o_proj"}
 _RAW_COMPONENT = re.compile(r"model\.layers\[(\d+)\](?:\.(.+))?\.output")
+_WIDTHS = ("embed_dim", "interchange_dim")  # DiReFT's, beside its parameters
 _BREP_KEY = re.compile(r"model\.layers\.(\d+)\.(.+)\.delta_vector\.(activation_scaling|activation_bias)")
 _BREP_NAMES = ("activation_scaling", "activation_bias")
 
@@ -156,7 +157,9 @@ def _read_direft(file: Path) -> Tensors:
     )
     rank, width = _size(tensors, weight, bias)
     shapes = {weight: (rank, width), bias: (rank,), original: (width, rank), base: (width, width)}
-    _expect(tensors, {**shapes, "embed_dim": (), "interchange_dim": ()}, file)
+    _expect(tensors, {**shapes, **dict.fromkeys(_WIDTHS, ())}, file)
+    if any(tensors[name] != width for name in _WIDTHS):
+        raise UserError(f"{file}: {' and '.join(_WIDTHS)} must be the width {width}; they are not")
     householder = orthonormal(width, rank)
     householder.load_state_dict({"parametrizations.weight.original": tensors[original]})
     rotation = tensors[base] @ householder.weight.detach()  # type: ignore[operator]
@@ -188,6 +191,7 @@ def read_brep(file: Path) -> list[Found]:
 
 
 def _load(file: Path) -> Tensors:
+    """In float32."""
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
@@ -197,7 +201,19 @@ def _load(file: Path) -> Tensors:
         ) from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise UserError(f"{file} must hold a dictionary of tensors; it holds something else")
-    return tensors
+    return {name: _numbers(tensor, f"{file}: {name}", name in _WIDTHS) for name, tensor in tensors.items()}
+
+
+def _numbers(tensor: torch.Tensor, name: str, is_width: bool) -> torch.Tensor:
+    """``tensor`` in float32, if it is made of finite real numbers; a width's may be whole."""
+    is_dense = tensor.layout == torch.strided and not tensor.is_meta
+    if not is_dense or not (tensor.is_floating_point() or (is_width and tensor.dtype == torch.int64)):
+        kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+        raise UserError(f"{name} must be a dense tensor of floating numbers; it is {kind}")
+    numbers = tensor.detach().float()
+    if not numbers.isfinite().all():
+        raise UserError(f"{name} must be finite in float32; it is not")
+    return numbers
 
 
 def _size(tensors: Tensors, weight: str, bias: str) -> tuple[int, int]:

@@ -134,7 +134,7 @@ def _fill(intervention: RedIntervention | SubspaceIntervention, tensors: Tensors
         return
     intervention.learned_source.weight.copy_(tensors["weight"])
     intervention.learned_source.bias.copy_(tensors["bias"])
-    rotation = tensors["rotation"].float()
+    rotation = tensors["rotation"]
     intervention.rotate_layer.weight = rotation.to(intervention.bias.device)
     if not torch.allclose(intervention.rotate_layer.weight.cpu(), rotation, rtol=0, atol=_ORTHONORMAL):
         raise UserError(f"R must be orthonormal to {_ORTHONORMAL:g}; that of layer {layer} is not")

@@ -242,6 +242,37 @@ def test_what_is_wrong_in_pyrefts_folder_is_refused(
     assert "antigravity" not in sys.modules
 
 
+def cast(file: Path, dtype: torch.dtype) -> None:
+    torch.save({name: tensor.to(dtype) for name, tensor in torch.load(file, weights_only=True).items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: cast(file, torch.bfloat16), "R must be orthonormal"),
+        (lambda file: cast(file, torch.int64), "must be a dense tensor of floating numbers; it is torch.int64"),
+        (lambda file: edit_tensors(file, embed_dim=torch.tensor(31)), "must be the width 32; they are not"),
+    ],
+)
+def test_what_is_wrong_in_pyrefts_direft_is_refused(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    save_with_pyreft(tmp_path, tiny_model(), pyreft.DireftIntervention, BLOCKS)
+    spoil(a_file(tmp_path))
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(tmp_path, tiny_model(), act_fn="linear")
+
+
+def test_a_direft_of_parameters_in_any_dtype_is_imported(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    save_with_pyreft(tmp_path, tiny_model(), pyreft.DireftIntervention, BLOCKS)
+    for file in tmp_path.glob("*.bin"):
+        cast(file, torch.float64)
+    reft_model = import_checkpoint(tmp_path, tiny_model(), act_fn="linear")
+    assert {parameter.dtype for parameter in reft_model.interventions.parameters()} == {torch.float32}
+
+
 def test_another_model_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     save_with_pyreft(tmp_path, tiny_model(), pyreft.LoreftIntervention, BLOCKS)
     with pytest.raises(UserError, match=r"block of width 32 .*the model's is 64"):
@@ -304,6 +335,11 @@ UP, BIAS = "model.layers.1.mlp.up_proj.delta_vector.", "activation_bias"
         ({f"{UP}activation_ln.weight": torch.ones(48)}, r"only; got .*activation_ln\.weight"),
         ({"model.layers.1.mlp.gate_proj.delta_vector.activation_bias": torch.ones(1, 48)}, "only; got .*gate_proj"),
         ({f"{UP}{BIAS}": torch.ones(1, 47)}, r"activation_bias must be \(1, 48\); it is \(1, 47\)"),
+        ({f"{UP}{BIAS}": torch.ones(1, 48).to_sparse()}, "activation_bias must be a dense tensor.*sparse_coo"),
+        ({f"{UP}{BIAS}": torch.ones(1, 48, device="meta")}, "must be a dense tensor.*on meta"),
+        ({f"{UP}{BIAS}": torch.ones(1, 48, dtype=torch.complex64)}, "of floating numbers; it is torch.complex64"),
+        ({f"{UP}{BIAS}": torch.full((1, 48), torch.nan)}, "activation_bias must be finite"),
+        ({f"{UP}{BIAS}": torch.full((1, 48), 1e300, dtype=torch.float64)}, "must be finite in float32"),
         ({f"{UP}{BIAS}": None}, "layer 1, ffn_up: activation_bias must be .*it is absent"),
         (brep_tensors("self_attn.q_proj", 48), "one site.*has 6 of them in 3 layers, at attn_q, ffn_up"),
         (brep_tensors("mlp.up_proj", 40, layers=1), r"one width and one rank.*\(40,\), \(48,\)"),
