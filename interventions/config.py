@@ -14,6 +14,7 @@ from reft_math.command import write_json
 from reft_math.data.positions import Positions
 from reft_math.decoding.gate import PromptOnly, parse_gate
 from reft_math.errors import UserError
+from reft_math.models import EMBEDDED_MODEL, lasting_name
 
 CONFIG_NAME = "reft_config.json"
 InterventionName = Literal["red", "loreft", "direft"]
@@ -79,6 +80,19 @@ class PrefixReftConfig:
                 f"act_fn and dropout are LoReFT's and DiReFT's; got {self.act_fn!r} and {self.dropout} for red"
             )
         check_options(self.act_fn or LINEAR, self.dropout)
+
+    def resolve_base(self, model: str | None, revision: str | None) -> tuple[str, str | None]:
+        """Name and revision of the base to put the adapter on: its own unless told, with a warning where it is another.
+
+        Args:
+            model, revision: As told; None for the adapter's own.
+        """
+        base = self.base_model or EMBEDDED_MODEL
+        if model is None:
+            return base, revision or self.base_revision
+        if lasting_name(model) != base:
+            warnings.warn(f"the adapter was trained on {base}, and is put on {model}", stacklevel=2)
+        return model, revision
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -50,3 +50,16 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "reft_config.json").write_text("{")
     with pytest.raises(UserError, match="not a readable adapter config"):
         PrefixReftConfig.from_pretrained(tmp_path)
+
+
+def test_another_base_is_named_and_the_same_by_another_path_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = PrefixReftConfig(base_model=str(tmp_path / "base"), base_revision="abc")
+    assert config.resolve_base(None, None) == (str(tmp_path / "base"), "abc")
+    assert config.resolve_base("base", None) == ("base", None)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="and is put on other"):
+        assert config.resolve_base("other", "main") == ("other", "main")

@@ -97,6 +97,7 @@ def test_a_mistake_in_an_import_is_one_line_and_nothing_is_written(
     [
         (None, "--adapter must be an adapter's folder or hub id; got None"),
         ({"site": "block", "base_model": "nobody/nothing"}, "site block is a sum"),
+        ({"gate": "prompt", "base_model": "nobody/nothing"}, "--every-token"),
         ({"positions": "prompt", "base_model": "nobody/nothing"}, "acts on prompt positions only"),
     ],
 )
@@ -118,3 +119,14 @@ def test_a_mistake_in_a_merge_is_one_line_and_nothing_is_written(
     assert len(errors) == 1
     assert message in errors[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_gate_of_the_prompt_is_merged_on_request_and_another_base_is_named(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str
+) -> None:
+    config = PrefixReftConfig(gate="prompt", base_model="nobody/nothing")
+    get_prefix_reft_model(load_model(tiny_base), config).save_pretrained(tmp_path / "adapter")
+    line = f"train/merge_adapter.py --adapter {tmp_path}/adapter --model {tiny_base} --every-token"
+    with pytest.warns(UserWarning, match="trained on nobody/nothing, and is put on"):
+        call(f"{line} --output-dir {tmp_path}/run")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
