@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from interventions.config import PrefixReftConfig
+from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.subspace import OPTIONS
 from reft_math.errors import UserError
 
@@ -34,7 +34,10 @@ def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:
     """
     path = Path(folder) / WEIGHTS_NAME
     try:
-        interventions.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        if extra := [name for name in tensors if name.endswith(f".{OPTIONS}")]:
+            raise UserError(f"{path} must hold parameters only; options are {CONFIG_NAME}'s to say; it has {extra[0]}")
+        interventions.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} does not hold this adapter's parameters: {reason}") from None

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from transformers.activations import ACT2FN
-
+from interventions.subspace import LINEAR, check_options
 from reft_math.command import write_json
 from reft_math.data.positions import Positions
-from reft_math.decoding.gate import parse_gate
+from reft_math.decoding.gate import PromptOnly, parse_gate
 from reft_math.errors import UserError
+from reft_math.models import EMBEDDED_MODEL, lasting_name
 
 CONFIG_NAME = "reft_config.json"
 InterventionName = Literal["red", "loreft", "direft"]
@@ -30,7 +30,7 @@ class PrefixReftConfig:
         layers: ``all``, or numbers and ranges (``0,2,8-11``), or the numbers; saved as the numbers.
         positions: Where the intervention acts: ``all`` (prompt and generated tokens), ``generated`` or ``prompt``.
         rank: LoReFT's and DiReFT's; None for RED.
-        act_fn: LoReFT's and DiReFT's ``σ``, one of transformers' activations; None for ``σ(x) = x``.
+        act_fn: LoReFT's and DiReFT's ``σ``, one of transformers' activations without parameters; None for ``σ(x) = x``.
         dropout: LoReFT's and DiReFT's, while training.
         width: Width of the site; filled in when the adapter is made and checked when it is loaded.
         k: Tokens of each solution it was trained on; None for whole solutions.
@@ -62,7 +62,10 @@ class PrefixReftConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-        parse_gate(self.gate)
+        if isinstance(parse_gate(self.gate), PromptOnly) and self.positions == "generated":
+            raise UserError(
+                "gate prompt is for adapters that act on the prompt; this one acts on generated tokens only"
+            )
         if not isinstance(self.layers, str | tuple):
             raise UserError(f"layers must be text or whole numbers; got {self.layers!r}")
         if self.rank is not None and (self.intervention == "red" or self.rank < 1):
@@ -76,10 +79,20 @@ class PrefixReftConfig:
             raise UserError(
                 f"act_fn and dropout are LoReFT's and DiReFT's; got {self.act_fn!r} and {self.dropout} for red"
             )
-        if self.act_fn is not None and self.act_fn not in ACT2FN:
-            raise UserError(f"act_fn must be one of transformers' activations, such as relu; got {self.act_fn!r}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be in [0, 1); got {self.dropout}")
+        check_options(self.act_fn or LINEAR, self.dropout)
+
+    def resolve_base(self, model: str | None, revision: str | None) -> tuple[str, str | None]:
+        """Name and revision of the base to put the adapter on: its own unless told, with a warning where it is another.
+
+        Args:
+            model, revision: As told; None for the adapter's own.
+        """
+        base = self.base_model or EMBEDDED_MODEL
+        if model is None:
+            return base, revision or self.base_revision
+        if lasting_name(model) != base:
+            warnings.warn(f"the adapter was trained on {base}, and is put on {model}", stacklevel=2)
+        return model, revision
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)

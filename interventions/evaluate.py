@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -260,17 +259,16 @@ def _resolve(options: Options, adapter: PrefixReftConfig | None, dataset: str) -
         raise UserError(f"--gate {options.gate} opens an adapter's interventions; pass --adapter, or leave --gate out")
     if adapter is None and options.handoff != "base":
         raise UserError(f"--handoff {options.handoff} is what follows a gate; pass --adapter, or leave --handoff out")
-    base, revision, template, gate = EMBEDDED_MODEL, None, "auto", "off"
-    if adapter is not None:
-        base, revision, gate = adapter.base_model or EMBEDDED_MODEL, adapter.base_revision, adapter.gate
-        template = (adapter.template or "auto").partition("/")[0]
-        if options.model not in (None, base):
-            warnings.warn(f"the adapter was trained on {base}, and is put on {options.model}", stacklevel=2)
-    takes_base = options.model is None
+    template, gate = "auto", "off"
+    if adapter is None:
+        model, revision = options.model or EMBEDDED_MODEL, options.revision
+    else:
+        model, revision = adapter.resolve_base(options.model, options.revision)
+        template, gate = (adapter.template or "auto").partition("/")[0], adapter.gate
     return replace(
         options,
-        model=base if takes_base else options.model,
-        revision=options.revision or (revision if takes_base else None),
+        model=model,
+        revision=revision,
         gate=str(parse_gate(options.gate or gate)),
         template=options.template or template,
         max_new_tokens=options.max_new_tokens or default_max_new_tokens(dataset),

@@ -36,8 +36,16 @@ _COMPONENTS = {
     "key_output": "self_attn.k_proj",
     "value_output": "self_attn.v_proj",
 }
+# What pyvene and transformers write. Sorted keys order what acts at one place, which is refused; the last are labels.
+_CONFIG_KEYS = {
+    *("mode", "representations", "intervention_types", "intervention_dimensions", "intervention_constant_sources"),
+    *("sorted_keys", "model_type", "transformers_version"),
+}
+_PLACE_FIELDS = {"layer", "component", "unit", "max_number_of_units", "low_rank_dimension"}
+_ABOUT = re.compile(r"\..*|README.*|LICENSE.*", re.IGNORECASE)  # files about an adapter; hub downloads bring them
 _LAST_LINEAR = {"mlp": "mlp.down_proj", "self_attn": "self_attn.o_proj"}
 _RAW_COMPONENT = re.compile(r"model\.layers\[(\d+)\](?:\.(.+))?\.output")
+_WIDTHS = ("embed_dim", "interchange_dim")  # DiReFT's, beside its parameters
 _BREP_KEY = re.compile(r"model\.layers\.(\d+)\.(.+)\.delta_vector\.(activation_scaling|activation_bias)")
 _BREP_NAMES = ("activation_scaling", "activation_bias")
 
@@ -47,29 +55,54 @@ _BREP_NAMES = ("activation_scaling", "activation_bias")
 
 def read_pyreft(folder: Path) -> tuple[InterventionName, list[Found]]:
     """``config.json`` says what acts where, ``intkey_….bin`` hold the parameters."""
-    intervention, representations = _read_config(folder / "config.json")
+    intervention, representations, widths = _read_config(folder / "config.json")
     read = {"loreft": _read_loreft, "direft": _read_direft}[intervention]
-    # Older versions of pyvene wrote dots where newer ones write underscores (pyreft issue 101).
-    files = {file.stem.replace(".", "_"): file for file in folder.glob("*.bin")}
+    files = _files(folder)
     found: list[Found] = []
-    for representation in representations:
+    for representation, width in zip(representations, widths, strict=True):
         layer, site = _place(representation, folder)
         key = _file_key(representation)
         if key not in files:
             raise UserError(f"{folder} must hold a file for each intervention, one a layer; there is no {key}.bin")
-        found.append((layer, site, read(files.pop(key))))
+        file = files.pop(key)
+        tensors = read(file)
+        told, size = (representation.low_rank_dimension, width), tuple(tensors["weight"].shape)
+        if any(said not in (None, has) for said, has in zip(told, size, strict=True)):
+            raise UserError(
+                f"{folder}/config.json says rank and width {told} of {file.name}, whose tensors have {size}"
+            )
+        found.append((layer, site, tensors))
     if files:
         raise UserError(f"{folder} holds {next(iter(files.values())).name}, which its config.json does not account for")
     return intervention, found
 
 
-def _read_config(path: Path) -> tuple[InterventionName, list[Any]]:
-    """The interventions' class, and for each of them pyvene's description of where it acts."""
+def _files(folder: Path) -> dict[str, Path]:
+    """Files by pyvene's names for them, but for the config and what is only about an adapter."""
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.name == "config.json" or _ABOUT.fullmatch(file.name):
+            continue
+        # Older versions of pyvene wrote dots where newer ones write underscores (pyreft issue 101).
+        key = file.stem.replace(".", "_") if file.suffix == ".bin" else file.name
+        if key in files:
+            raise UserError(f"{folder} must hold one file for each intervention; {files[key].name} and {file.name} are")
+        files[key] = file
+    return files
+
+
+def _read_config(path: Path) -> tuple[InterventionName, list[Any], list[Any]]:
+    """The interventions' class, and for each of them pyvene's description of where it acts and its width."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        mode, classes = config["mode"], set(config["intervention_types"])
+        unknown = sorted(config.keys() - _CONFIG_KEYS)
+        mode, types = config["mode"], list(config["intervention_types"])
         representations = [pv.RepresentationConfig(*row) for row in config["representations"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        count, classes = len(representations), set(types)
+        widths = config.get("intervention_dimensions") or [None] * count
+        lengths = {count, len(types), len(widths)}
+        sources = config.get("intervention_constant_sources") or [True] * count
+    except (OSError, AttributeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is no config of pyreft's ({type(error).__name__}: {reason})") from None
     if len(classes) != 1 or not classes <= _PYREFT_CLASSES.keys() or mode != "parallel":
@@ -77,7 +110,12 @@ def _read_config(path: Path) -> tuple[InterventionName, list[Any]]:
             f"{path} must name {' or '.join(_PYREFT_CLASSES)}, acting in parallel;"
             f" it names {', '.join(sorted(map(str, classes))) or 'none'}, {mode}"
         )
-    return _PYREFT_CLASSES[classes.pop()], representations
+    if unknown or len(lengths) > 1 or sources != [True] * count:
+        raise UserError(
+            f"{path} must have pyvene's keys only, and a class, a width and a constant source for each of {count}"
+            f" places; it has {', '.join(unknown) or f'{len(types)} classes, widths {widths}, sources {sources}'}"
+        )
+    return _PYREFT_CLASSES[classes.pop()], representations, widths
 
 
 def _place(representation: Any, folder: Path) -> tuple[int, str]:
@@ -86,8 +124,7 @@ def _place(representation: Any, folder: Path) -> tuple[int, str]:
     raw = _RAW_COMPONENT.fullmatch(component)
     layer, path = (int(raw[1]), raw[2] or "") if raw else (representation.layer, _COMPONENTS.get(component))
     site = component if component in SITES else None if path is None else site_at(_LAST_LINEAR.get(path, path))
-    parts = ("subspace_partition", "intervention_link_key", "moe_key", "hidden_source_representation")
-    odd = [name for name in parts if getattr(representation, name) is not None]
+    odd = [name for name, value in representation._asdict().items() if name not in _PLACE_FIELDS and value is not None]
     if site is None or not isinstance(layer, int) or representation.unit != "pos" or odd:
         raise UserError(
             f"{folder}/config.json: interventions can be imported at {', '.join(SITES)}, each on its own;"
@@ -120,7 +157,9 @@ def _read_direft(file: Path) -> Tensors:
     )
     rank, width = _size(tensors, weight, bias)
     shapes = {weight: (rank, width), bias: (rank,), original: (width, rank), base: (width, width)}
-    _expect(tensors, {**shapes, "embed_dim": (), "interchange_dim": ()}, file)
+    _expect(tensors, {**shapes, **dict.fromkeys(_WIDTHS, ())}, file)
+    if any(tensors[name] != width for name in _WIDTHS):
+        raise UserError(f"{file}: {' and '.join(_WIDTHS)} must be the width {width}; they are not")
     householder = orthonormal(width, rank)
     householder.load_state_dict({"parametrizations.weight.original": tensors[original]})
     rotation = tensors[base] @ householder.weight.detach()  # type: ignore[operator]
@@ -152,6 +191,7 @@ def read_brep(file: Path) -> list[Found]:
 
 
 def _load(file: Path) -> Tensors:
+    """In float32."""
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
@@ -161,7 +201,19 @@ def _load(file: Path) -> Tensors:
         ) from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise UserError(f"{file} must hold a dictionary of tensors; it holds something else")
-    return tensors
+    return {name: _numbers(tensor, f"{file}: {name}", name in _WIDTHS) for name, tensor in tensors.items()}
+
+
+def _numbers(tensor: torch.Tensor, name: str, is_width: bool) -> torch.Tensor:
+    """``tensor`` in float32, if it is made of finite real numbers; a width's may be whole."""
+    is_dense = tensor.layout == torch.strided and not tensor.is_meta
+    if not is_dense or not (tensor.is_floating_point() or (is_width and tensor.dtype == torch.int64)):
+        kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+        raise UserError(f"{name} must be a dense tensor of floating numbers; it is {kind}")
+    numbers = tensor.detach().float()
+    if not numbers.isfinite().all():
+        raise UserError(f"{name} must be finite in float32; it is not")
+    return numbers
 
 
 def _size(tensors: Tensors, weight: str, bias: str) -> tuple[int, int]:

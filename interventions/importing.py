@@ -1,12 +1,12 @@
 """Adapters of other projects, made into adapters of this one.
 
-What these files do not hold (positions, ``act_fn``, dropout, a gate) has to be said. Everything that they do hold is
-either used or refused.
+Of what these files do not hold, ``act_fn`` and BREP's gate have to be said: no guess at them is a good one. Everything
+that they do hold is either used or refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from interventions.config import CONFIG_NAME, PrefixReftConfig
+from interventions.config import CONFIG_NAME, InterventionName, PrefixReftConfig
 from interventions.foreign_files import Found, Tensors, read_brep, read_pyreft
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.red import RedIntervention
 from interventions.subspace import SubspaceIntervention
+from reft_math.data.positions import Positions
 from reft_math.errors import UserError
 
 BREP_NAME = "delta_vector.pth"
@@ -57,15 +58,28 @@ def import_checkpoint(path: str | Path, model: PreTrainedModel, **unsaid: Any) -
     return read_checkpoint(path, **unsaid).put_on(model)
 
 
-def read_checkpoint(path: str | Path, **unsaid: Any) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path,
+    *,
+    act_fn: str | None = None,
+    dropout: float = 0.0,
+    positions: Positions = "all",
+    gate: str | None = None,
+    base_model: str | None = None,
+    base_revision: str | None = None,
+    template: str | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Checkpoint:
     """Reads another project's adapter, importing and running nothing that stands in it.
 
     Args:
         path: A folder saved by pyreft (LoReFT, DiReFT), or BREP's ``delta_vector.pth`` or the folder that holds it.
-        **unsaid: What the files do not hold, by the names of `PrefixReftConfig`: ``act_fn``, ``positions``, ``gate``, …
+        act_fn: LoReFT's and DiReFT's, ``linear`` for ``σ(x) = x``; has to be said for them.
+        gate: ``prompt`` by default for LoReFT and DiReFT; has to be said for BREP.
+        dropout, positions, base_model, base_revision, template, versions: As in `PrefixReftConfig`.
 
     Raises:
-        UserError: Not such files, damaged ones, or anything in them that cannot be used.
+        UserError: Not such files, damaged ones, anything in them that cannot be used, or something left unsaid.
     """
     path = Path(path)
     brep = path / BREP_NAME if path.is_dir() else path
@@ -79,8 +93,37 @@ def read_checkpoint(path: str | Path, **unsaid: Any) -> Checkpoint:
         raise UserError(f"an adapter to import is a folder saved by pyreft or BREP's {BREP_NAME}; {path} is neither")
     site, width, rank = _in_common(found, path)
     layers = {layer: tensors for layer, _, tensors in found}
-    config = PrefixReftConfig(intervention, site, tuple(layers), rank=rank, width=width, **unsaid)
+    config = PrefixReftConfig(
+        intervention=intervention,
+        site=site,
+        layers=tuple(layers),
+        positions=positions,
+        rank=rank,
+        width=width,
+        gate=_gate(intervention, act_fn, gate),
+        base_model=base_model,
+        base_revision=base_revision,
+        template=template,
+        versions=dict(versions or {}),
+        act_fn=act_fn,
+        dropout=dropout,
+    )
     return Checkpoint(config, layers)
+
+
+def _gate(intervention: InterventionName, act_fn: str | None, gate: str | None) -> str:
+    """The default gate, once it is seen that what has to be said was."""
+    if intervention == "red" and gate is None:
+        raise UserError(
+            "BREP's file does not hold its number of prefix tokens, so the gate has to be said: tokens:N+1 for"
+            " n_prefix = N, always for -1"
+        )
+    if intervention != "red" and act_fn is None:
+        raise UserError(
+            "pyreft's files do not hold act_fn, so it has to be said: linear if there was none, or an activation such"
+            " as relu"
+        )
+    return gate or "prompt"  # pyreft's usual decoding
 
 
 @torch.no_grad()
@@ -91,7 +134,7 @@ def _fill(intervention: RedIntervention | SubspaceIntervention, tensors: Tensors
         return
     intervention.learned_source.weight.copy_(tensors["weight"])
     intervention.learned_source.bias.copy_(tensors["bias"])
-    rotation = tensors["rotation"].float()
+    rotation = tensors["rotation"]
     intervention.rotate_layer.weight = rotation.to(intervention.bias.device)
     if not torch.allclose(intervention.rotate_layer.weight.cpu(), rotation, rtol=0, atol=_ORTHONORMAL):
         raise UserError(f"R must be orthonormal to {_ORTHONORMAL:g}; that of layer {layer} is not")

@@ -10,7 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel
 from interventions.sites import SITES, site_path
-from interventions.subspace import LINEAR
+from interventions.subspace import LINEAR, SubspaceIntervention
+from reft_math.decoding.gate import PromptOnly, parse_gate
 from reft_math.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
@@ -20,7 +21,7 @@ _SWITCHES = {"ffn": "mlp_bias", "attn": "attention_bias"}
 
 
 @torch.no_grad()
-def merge(reft_model: PrefixReftModel) -> PreTrainedModel:
+def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedModel:
     """``W ← f(W) − f(0)`` column by column and ``β ← f(β)``, of the linear ``Wx + β`` whose output ``f`` edits
 
     Exact for any affine ``f(h) = Ah + c``: it gives ``AW`` and ``Aβ + c``, for RED ``diag(s)W`` and ``s ⊙ β + b``.
@@ -29,6 +30,7 @@ def merge(reft_model: PrefixReftModel) -> PreTrainedModel:
 
     Args:
         reft_model: The base, left as it is, and interventions that act at every token.
+        every_token: Fold an adapter whose own gate is ``prompt``, too.
 
     Returns:
         A new model of the base's class, on the base's device.
@@ -37,7 +39,7 @@ def merge(reft_model: PrefixReftModel) -> PreTrainedModel:
         UserError: The adapter cannot be folded, or not into this architecture.
     """
     base, site = reft_model.model, reft_model.prefix_config.site
-    check_mergeable(reft_model.prefix_config)
+    check_mergeable(reft_model.prefix_config, every_token)
     if getattr(base, "is_quantized", False):
         raise UserError("quantised weights cannot be folded into; load the base in bfloat16 or float32")
     config, state = copy.deepcopy(base.config), {name: tensor.clone() for name, tensor in base.state_dict().items()}
@@ -45,24 +47,48 @@ def merge(reft_model: PrefixReftModel) -> PreTrainedModel:
         config, zeros = _switch_biases_on(base, site)
         state |= zeros
     for layer, intervention in reft_model.by_layer():
+        if isinstance(intervention, SubspaceIntervention):
+            _check_affine(intervention.options["act_fn"])
         path, edit = site_path(site, layer), copy.deepcopy(intervention).eval()  # without dropout
         weight, bias = state[f"{path}.weight"], state[f"{path}.bias"]
         offset = edit(torch.zeros_like(bias, dtype=torch.float64))
         state[f"{path}.weight"] = (edit(weight.double().T) - offset).T.to(weight.dtype)
         state[f"{path}.bias"] = edit(bias.double()).to(bias.dtype)
-    merged: PreTrainedModel = type(base).from_pretrained(None, config=config, state_dict=state, dtype=base.dtype)
+    merged = _with_weights(base, config, state)
     merged.generation_config = copy.deepcopy(base.generation_config)
     return merged.eval().to(base.device)
 
 
-def check_mergeable(config: PrefixReftConfig) -> None:
-    """Raises `UserError` for adapters that no model's weights can do the work of."""
+def check_mergeable(config: PrefixReftConfig, every_token: bool = False) -> None:
+    """Raises `UserError` for adapters that no model's weights can do the work of.
+
+    One whose gate is ``prompt`` leaves generated tokens alone; it takes ``every_token`` to want them changed.
+    """
     if config.positions != "all":
         raise UserError(f"weights act at every token; the adapter acts on {config.positions} positions only")
+    if isinstance(parse_gate(config.gate), PromptOnly) and not every_token:
+        raise UserError(
+            "weights act at every token, and the adapter's gate is prompt, which leaves generated tokens alone;"
+            " --every-token (from Python every_token=True) folds it all the same"
+        )
     if config.site == "block":
         raise UserError("site block is a sum, the output of no linear module, so nothing there can be folded into one")
-    if config.act_fn not in (None, LINEAR):
-        raise UserError(f"only affine interventions can be folded into weights; the adapter has act_fn {config.act_fn}")
+    _check_affine(config.act_fn or LINEAR)
+
+
+def _with_weights(base: PreTrainedModel, config: PretrainedConfig, state: Tensors) -> PreTrainedModel:
+    """A model of the base's class; transformers itself would draw weights that are missing."""
+    model, found = type(base).from_pretrained(
+        None, config=config, state_dict=state, dtype=base.dtype, output_loading_info=True
+    )
+    if lost := {kind: names for kind, names in found.items() if names}:
+        raise UserError(f"a {type(base).__name__} cannot be made of the base's weights as they are named: {lost}")
+    return model  # type: ignore[no-any-return]
+
+
+def _check_affine(act_fn: str) -> None:
+    if act_fn != LINEAR:
+        raise UserError(f"only affine interventions can be folded into weights; the adapter has act_fn {act_fn}")
 
 
 def _switch_biases_on(base: PreTrainedModel, site: str) -> tuple[PretrainedConfig, Tensors]:

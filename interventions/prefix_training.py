@@ -76,7 +76,7 @@ def prepare(
     Raises:
         UserError: Any of it cannot be had as asked.
     """
-    site = options.site or ("block" if options.intervention == "loreft" else "ffn_up")
+    site = options.site or ("ffn_up" if options.intervention == "red" else "block")
     options = replace(jobs.resolve(options), site=site)
     is_ordinary = options.full_fraction == 1
     gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))

@@ -12,9 +12,21 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from transformers.activations import ACT2FN
 
+from reft_math.errors import UserError
+
 DEFAULT_RANK = 4
 LINEAR = "linear"
 OPTIONS = "options"
+
+
+def check_options(act_fn: object, dropout: object) -> None:
+    """Raises `UserError` unless these are an activation without parameters and a probability less than 1."""
+    if not isinstance(act_fn, str) or act_fn not in ACT2FN or ACT2FN[act_fn].state_dict():
+        raise UserError(
+            f"act_fn must be one of transformers' activations without parameters, such as relu; got {act_fn!r}"
+        )
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise UserError(f"dropout must be in [0, 1); got {dropout!r}")
 
 
 class Rotation(nn.Module):
@@ -65,7 +77,8 @@ class SubspaceIntervention(
             self.set_interchange_dim(embed_dim)
 
     def set_options(self, act_fn: str, dropout: float) -> None:
-        self.options = {"act_fn": act_fn, "dropout": dropout}
+        check_options(act_fn, dropout)
+        self.options: dict[str, Any] = {"act_fn": act_fn, "dropout": dropout}
         self.act_fn = ACT2FN[act_fn]
         self.dropout = nn.Dropout(dropout)
 
@@ -103,6 +116,13 @@ def _write_options(module: SubspaceIntervention, state: dict[str, Any], prefix: 
 
 
 def _read_options(module: SubspaceIntervention, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    text = state.pop(prefix + OPTIONS, None)
-    if text is not None:
-        module.set_options(**json.loads(bytes(text.tolist())))
+    data = state.pop(prefix + OPTIONS, None)
+    if data is None:
+        return
+    try:
+        options = json.loads(bytes(data.tolist()))
+    except (TypeError, ValueError):
+        options = None
+    if not isinstance(options, dict) or options.keys() != {"act_fn", "dropout"}:
+        raise UserError(f"{prefix}{OPTIONS} must hold act_fn and dropout as JSON in bytes; it does not")
+    module.set_options(**options)

@@ -1,7 +1,7 @@
 """Import an adapter that pyreft (LoReFT, DiReFT) or BREP's code (RED) has saved.
 
     uv run train/import_checkpoint.py --source their/folder --model meta-llama/Meta-Llama-3-8B-Instruct \
-        --output-dir results/imported
+        --act-fn linear --output-dir results/imported
     uv run train/import_checkpoint.py --source delta_vector.pth --model … --gate tokens:9 --output-dir results/imported
 
 The output folder is an adapter like those that training makes, for every ``--adapter``. docs/adapters.md is the guide.
@@ -23,17 +23,21 @@ class ImportOptions:
     )
     model: str | None = field(default=None, metadata={"help": "The base it was trained on: hub id or folder."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
-    positions: Literal["all", "generated", "prompt"] = field(
-        default="all", metadata={"help": "Where it acts, which the files do not hold."}
+    positions: Literal["all", "generated", "prompt"] | None = field(
+        default=None, metadata={"help": "Where it acts, which the files do not hold (all)."}
     )
-    gate: str = field(
-        default="always",
-        metadata={"help": "Its gate by default: kl:NATS[,min=N][,max=N], tokens:N, always or prompt."},
+    gate: str | None = field(
+        default=None,
+        metadata={
+            "help": "Its gate by default: kl:NATS[,min=N][,max=N], tokens:N, always or prompt (prompt for LoReFT and"
+            " DiReFT; has to be said for BREP: tokens:N+1 for n_prefix = N)."
+        },
     )
     act_fn: str | None = field(
-        default=None, metadata={"help": "LoReFT's and DiReFT's activation, which the files do not hold (none)."}
+        default=None,
+        metadata={"help": "Has to be said for LoReFT and DiReFT: linear if there was none, or an activation."},
     )
-    dropout: float = field(default=0.0, metadata={"help": "LoReFT's and DiReFT's, for further training."})
+    dropout: float | None = field(default=None, metadata={"help": "LoReFT's and DiReFT's, for further training (0)."})
     output_dir: str = field(default="results/imported", metadata={"help": "The adapter goes here."})
     resume: bool = field(default=False, metadata={"help": "Write the adapter again where it is."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's adapter and start anew."})
@@ -48,19 +52,14 @@ def main(options: ImportOptions) -> None:
 
     from interventions import read_checkpoint
     from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, versions, write_json
+    from reft_math.decoding.gate import TokenGate, parse_gate
     from reft_math.models import lasting_name, load_model
 
     assert options.source is not None  # checked
     assert options.model is not None
-    checkpoint = read_checkpoint(
-        options.source,
-        positions=options.positions,
-        gate=options.gate,
-        act_fn=options.act_fn,
-        dropout=options.dropout,
-        base_model=lasting_name(options.model),
-        versions=versions(),
-    )
+    unsaid = {name: getattr(options, name) for name in ("positions", "gate", "act_fn", "dropout")}
+    told = {name: value for name, value in unsaid.items() if value is not None}
+    checkpoint = read_checkpoint(options.source, base_model=lasting_name(options.model), versions=versions(), **told)
     model = load_model(options.model, options.revision)
     reft_model = checkpoint.put_on(model)
     config = dataclasses.replace(reft_model.prefix_config, base_revision=getattr(model.config, "_commit_hash", None))
@@ -72,7 +71,15 @@ def main(options: ImportOptions) -> None:
     print(
         f"{options.source}: {config.intervention} at {config.site}, width {config.width}{rank}, layers {config.layers}"
     )
-    print(f"as told: positions {config.positions}, gate {config.gate}, act_fn {config.act_fn}")
+    about = [name for name in unsaid if config.rank is not None or name in ("positions", "gate")]
+    for how, names in (
+        ("as told", [name for name in about if name in told]),
+        ("not given, taken as", [name for name in about if name not in told]),
+    ):
+        if names:
+            print(f"{how}: {', '.join(f'{name} {getattr(config, name)}' for name in names)}")
+    if config.intervention == "red" and isinstance(parse_gate(config.gate), TokenGate):
+        print("BREP goes on from the cache that the prefix has changed: evaluate with --handoff keep")
     print(f"adapter: {folder}")
 
 

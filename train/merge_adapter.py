@@ -19,6 +19,9 @@ class MergeOptions:
     adapter: str | None = field(default=None, metadata={"help": "Adapter: folder or hub id."})
     model: str | None = field(default=None, metadata={"help": "Base: hub id or folder (the adapter's base)."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
+    every_token: bool = field(
+        default=False, metadata={"help": "Fold an adapter whose own gate is prompt, so that it acts at every token."}
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "Of the weights; auto is the base's own."}
     )
@@ -38,23 +41,23 @@ def main(options: MergeOptions) -> None:
     from interventions.merging import check_mergeable
     from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, write_json
     from reft_math.hub import fetch
-    from reft_math.models import EMBEDDED_MODEL, load_model, load_tokenizer
+    from reft_math.models import load_model, load_tokenizer
 
     assert options.adapter is not None  # checked
     source = fetch(options.adapter, CONFIG_NAME)
     config = PrefixReftConfig.from_pretrained(source)
-    check_mergeable(config)
-    name = options.model or config.base_model or EMBEDDED_MODEL
-    revision = options.revision or (config.base_revision if options.model is None else None)
+    check_mergeable(config, options.every_token)
+    if config.gate != "always":
+        print(f"the adapter's own gate is {config.gate}; weights have none")
+    name, revision = config.resolve_base(options.model, options.revision)
     tokenizer = load_tokenizer(name, revision)
-    merged = merge(PrefixReftModel.from_pretrained(source, load_model(name, revision, options.dtype)))
+    reft_model = PrefixReftModel.from_pretrained(source, load_model(name, revision, options.dtype))
+    merged = merge(reft_model, options.every_token)
     folder = claim_output_dir(options)
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_json(folder / RESULTS_NAME, {**provenance(options), "base": name, "adapter": dataclasses.asdict(config)})
     print(f"{name} with {config.intervention} at {config.site} in its weights, at every token: {folder}")
-    if config.gate != "always":
-        print(f"the adapter's own gate is {config.gate}; weights have none")
 
 
 if __name__ == "__main__":

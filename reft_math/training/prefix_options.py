@@ -30,18 +30,18 @@ class PrefixOptions(TrainingOptions):
             "help": "Weight of the regression loss on number tokens, so that near misses cost less than far ones."
         },
     )
-    intervention: Literal["red", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
+    intervention: Literal["red", "loreft", "direft"] = field(default="red", metadata={"help": "Kind of intervention."})
     site: str | None = field(
         default=None,
         metadata={
-            "help": "Where: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block (ffn_up; block for loreft)."
+            "help": "Where: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block (ffn_up for red, else block)."
         },
     )
     layers: str = field(default="all", metadata={"help": "all, or numbers and ranges such as 0,2,8-11."})
     positions: Literal["all", "generated", "prompt"] = field(
         default="all", metadata={"help": "Tokens the interventions act on: prompt and generated, or one of the two."}
     )
-    rank: int | None = field(default=None, metadata={"help": "LoReFT's rank (4)."})
+    rank: int | None = field(default=None, metadata={"help": "LoReFT's and DiReFT's rank (4)."})
     gate: str | None = field(
         default=None,
         metadata={
@@ -86,6 +86,6 @@ class PrefixReftOptions(PrefixOptions):
 
 
 def check_number_direction(options: PrefixOptions, project: bool) -> None:
-    """LoReFT's b has the rank's width and comes back through a learnt R: no direction of the layer to keep it off."""
+    """The others' b has the rank's width and comes back by a learnt R: no direction of the layer to keep it off."""
     if project and options.intervention != "red":
         raise UserError(f"--project-number-direction is for red, whose bias is the layer's; got {options.intervention}")

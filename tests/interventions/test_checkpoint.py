@@ -122,6 +122,18 @@ def test_missing_parameters_are_refused(tiny_model: Callable[..., PreTrainedMode
         PrefixReftModel.from_pretrained(tmp_path, tiny_model())
 
 
+def test_options_among_the_parameters_are_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    """They would act against what the configuration says."""
+    randomised(tiny_model(), intervention="loreft", site="block").save_pretrained(tmp_path)
+    path = tmp_path / "reft_model.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors)).split(".")[0] + ".options"
+    options = torch.tensor(list(b'{"act_fn": "relu", "dropout": 0.0}'), dtype=torch.uint8)
+    save_file({**tensors, name: options}, path)
+    with pytest.raises(UserError, match=r"must hold parameters only.*\.options"):
+        PrefixReftModel.from_pretrained(tmp_path, tiny_model())
+
+
 def test_a_folder_without_adapter_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no reft_config\.json"):
         PrefixReftModel.from_pretrained(tmp_path, tiny_model())

@@ -34,7 +34,10 @@ def test_keys_of_a_later_version_are_named_and_left_out(tmp_path: Path) -> None:
         ({"intervention": "loreft", "rank": 0}, "at least 1; got 0"),
         ({"act_fn": "relu"}, "act_fn and dropout are LoReFT's and DiReFT's; got 'relu'"),
         ({"dropout": 0.1}, "act_fn and dropout are LoReFT's and DiReFT's; got None and 0.1 for red"),
-        ({"intervention": "loreft", "act_fn": "step"}, "activations, such as relu; got 'step'"),
+        ({"intervention": "loreft", "act_fn": "step"}, "activations without parameters, such as relu; got 'step'"),
+        ({"intervention": "loreft", "act_fn": "prelu"}, "without parameters.*got 'prelu'"),
+        ({"intervention": "loreft", "act_fn": "xielu"}, "without parameters.*got 'xielu'"),
+        ({"positions": "generated", "gate": "prompt"}, "gate prompt is for adapters that act on the prompt"),
         ({"intervention": "direft", "dropout": 1.0}, r"in \[0, 1\); got 1.0"),
     ],
 )
@@ -47,3 +50,16 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "reft_config.json").write_text("{")
     with pytest.raises(UserError, match="not a readable adapter config"):
         PrefixReftConfig.from_pretrained(tmp_path)
+
+
+def test_another_base_is_named_and_the_same_by_another_path_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = PrefixReftConfig(base_model=str(tmp_path / "base"), base_revision="abc")
+    assert config.resolve_base(None, None) == (str(tmp_path / "base"), "abc")
+    assert config.resolve_base("base", None) == ("base", None)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="and is put on other"):
+        assert config.resolve_base("other", "main") == ("other", "main")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from interventions import PrefixReftModel, import_checkpoint
+from interventions import PrefixReftModel, import_checkpoint, read_checkpoint
 from reft_math.errors import UserError
 
 TOKENS = torch.arange(3, 11)[None]
@@ -69,7 +69,7 @@ BLOCKS = {2: "block_output", 0: "block_output"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("act_fn", [None, "relu"])
+@pytest.mark.parametrize("act_fn", ["linear", "relu"])
 @pytest.mark.parametrize(
     ("kind", "name"), [(pyreft.LoreftIntervention, "loreft"), (pyreft.DireftIntervention, "direft")]
 )
@@ -78,7 +78,7 @@ def test_pyrefts_interventions_act_by_their_formulas(
     tmp_path: Path,
     kind: type[nn.Module],
     name: str,
-    act_fn: str | None,
+    act_fn: str,
     dtype: torch.dtype,
 ) -> None:
     model = tiny_model()
@@ -88,7 +88,7 @@ def test_pyrefts_interventions_act_by_their_formulas(
     def formula(intervention: nn.Module) -> Formula:
         weight, bias = (tensor.detach().float() for tensor in intervention.learned_source.parameters())
         rotation = intervention.rotate_layer.weight.detach()
-        nonlinear = {None: lambda x: x, "relu": F.relu}[act_fn]
+        nonlinear = {"linear": lambda x: x, "relu": F.relu}[act_fn]
 
         def apply(h: torch.Tensor) -> torch.Tensor:
             kept = h @ rotation if name == "loreft" else 0
@@ -145,21 +145,29 @@ def test_pyvenes_names_of_a_place_are_known(
         _, expected = pyreft.get_reft_model(
             model, pyreft.ReftConfig(representations=[{"layer": 1, "component": component, "intervention": made[1]}])
         )({"input_ids": TOKENS}, unit_locations={"base": list(range(8))})
-    reft_model = import_checkpoint(tmp_path, model)
+    reft_model = import_checkpoint(tmp_path, model, act_fn="linear")
     assert (reft_model.prefix_config.site, reft_model.prefix_config.layers) == (site, (1,))
     torch.testing.assert_close(reft_model(TOKENS).logits, expected.logits, rtol=1e-4, atol=1e-4)
 
 
-def test_older_folders_have_dots_in_file_names(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+def test_older_folders_have_dots_in_file_names_and_hub_folders_a_readme(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
     save_with_pyreft(tmp_path, tiny_model(), pyreft.LoreftIntervention, {1: "model.layers[1].output"})
+    (tmp_path / "README.md").touch()
     (file,) = tmp_path.glob("*.bin")
     file.rename(tmp_path / "intkey_comp.model.layers[1].output.unit.pos.nunit.1#0.bin")
-    assert import_checkpoint(tmp_path, tiny_model()).prefix_config.layers == (1,)
+    assert import_checkpoint(tmp_path, tiny_model(), act_fn="linear").prefix_config.layers == (1,)
 
 
 def edit_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_places(folder: Path, *rows: list[object]) -> None:
+    lists = {"intervention_types": LOREFT, "intervention_dimensions": 32, "intervention_constant_sources": True}
+    edit_config(folder, representations=rows, **{name: [value] * len(rows) for name, value in lists.items()})
 
 
 def edit_tensors(file: Path, **changes: torch.Tensor) -> None:
@@ -170,6 +178,7 @@ def a_file(folder: Path) -> Path:
     return min(folder.glob("*.bin"))
 
 
+LOREFT = "<class 'pyreft.interventions.LoreftIntervention'>"
 PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
 
 
@@ -180,11 +189,28 @@ PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
         (lambda folder: edit_config(folder, intervention_types=[]), "it names none"),
         (lambda folder: edit_config(folder, mode="serial"), "in parallel.*serial"),
         (lambda folder: edit_config(folder, representations=3), "is no config of pyreft's"),
-        (lambda folder: edit_config(folder, representations=[PLACE]), "does not account for"),
-        (lambda folder: edit_config(folder, representations=[PLACE, PLACE]), "one a layer; there is no intkey_layer_0"),
-        (lambda folder: edit_config(folder, representations=[[0, "mlp_input", *PLACE[2:]]]), "got mlp_input by pos"),
-        (lambda folder: edit_config(folder, representations=[[*PLACE[:2], "h.pos", *PLACE[3:]]]), r"by h\.pos"),
-        (lambda folder: edit_config(folder, representations=[[*PLACE[:9], "tied", *PLACE[10:]]]), "intervention_link"),
+        (lambda folder: edit_places(folder, PLACE), "does not account for"),
+        (lambda folder: edit_places(folder, PLACE, PLACE), "one a layer; there is no intkey_layer_0"),
+        (lambda folder: edit_places(folder, [0, "mlp_input", *PLACE[2:]]), "got mlp_input by pos"),
+        (lambda folder: edit_places(folder, [*PLACE[:2], "h.pos", *PLACE[3:]]), r"by h\.pos"),
+        (lambda folder: edit_places(folder, [*PLACE[:9], "tied", *PLACE[10:]]), "intervention_link"),
+        (lambda folder: edit_places(folder, [*PLACE[:8], 1, *PLACE[9:]]), "by pos, with group_key"),
+        (lambda folder: edit_places(folder, [*PLACE[:11], 1, None, None]), "with source_repres"),
+        (
+            lambda folder: edit_places(folder, [*PLACE[:4], 99, *PLACE[5:]]),
+            r"\(99, 32\).*\(3, 32\)",
+        ),
+        (lambda folder: edit_config(folder, new_key=1), "pyvene's keys only.*it has new_key"),
+        (lambda folder: edit_config(folder, intervention_dimensions=[7]), r"widths \[7\]"),
+        (lambda folder: edit_config(folder, intervention_dimensions=[7, 7]), r"\(3, 7\).*\(3, 32\)"),
+        (lambda folder: edit_config(folder, intervention_types=[LOREFT]), "1 classes"),
+        (lambda folder: edit_config(folder, intervention_constant_sources=[True, False]), r"sources \[True, False\]"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is no config of pyreft's"),
+        (lambda folder: (folder / "adapter_model.safetensors").touch(), r"holds adapter_model\.safetensors, which"),
+        (
+            lambda folder: a_file(folder).with_name(a_file(folder).stem.replace("_", ".") + ".bin").touch(),
+            r"one file for each intervention; intkey\..* and intkey_",
+        ),
         (lambda folder: a_file(folder).unlink(), "there is no intkey_layer_0_comp_block_output"),
         (lambda folder: a_file(folder).write_bytes(b"no tensors"), "must hold tensors and nothing else"),
         (lambda folder: a_file(folder).write_bytes(b"."), "cannot be read so"),
@@ -194,8 +220,11 @@ PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
         (lambda folder: edit_tensors(a_file(folder), bias=torch.ones(4)), "must be"),
         (lambda folder: edit_tensors(a_file(folder), rotate_layer=torch.ones(32, 3)), "R must be orthonormal"),
         (
-            lambda folder: edit_tensors(
-                a_file(folder), weight=torch.ones(2, 32), bias=torch.ones(2), rotate_layer=torch.eye(32)[:, :2]
+            lambda folder: (
+                edit_places(folder, *([layer, *PLACE[1:4], *PLACE[5:], None] for layer in BLOCKS)),
+                edit_tensors(
+                    a_file(folder), weight=torch.ones(2, 32), bias=torch.ones(2), rotate_layer=torch.eye(32)[:, :2]
+                ),
             ),
             r"one width and one rank.*\(2, 32\), \(3, 32\)",
         ),
@@ -209,16 +238,47 @@ def test_what_is_wrong_in_pyrefts_folder_is_refused(
     save_with_pyreft(tmp_path, model, pyreft.LoreftIntervention, BLOCKS)
     spoil(tmp_path)
     with pytest.raises(UserError, match=message):
-        import_checkpoint(tmp_path, model)
+        import_checkpoint(tmp_path, model, act_fn="linear")
     assert "antigravity" not in sys.modules
+
+
+def cast(file: Path, dtype: torch.dtype) -> None:
+    torch.save({name: tensor.to(dtype) for name, tensor in torch.load(file, weights_only=True).items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: cast(file, torch.bfloat16), "R must be orthonormal"),
+        (lambda file: cast(file, torch.int64), "must be a dense tensor of floating numbers; it is torch.int64"),
+        (lambda file: edit_tensors(file, embed_dim=torch.tensor(31)), "must be the width 32; they are not"),
+    ],
+)
+def test_what_is_wrong_in_pyrefts_direft_is_refused(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    save_with_pyreft(tmp_path, tiny_model(), pyreft.DireftIntervention, BLOCKS)
+    spoil(a_file(tmp_path))
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(tmp_path, tiny_model(), act_fn="linear")
+
+
+def test_a_direft_of_parameters_in_any_dtype_is_imported(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    save_with_pyreft(tmp_path, tiny_model(), pyreft.DireftIntervention, BLOCKS)
+    for file in tmp_path.glob("*.bin"):
+        cast(file, torch.float64)
+    reft_model = import_checkpoint(tmp_path, tiny_model(), act_fn="linear")
+    assert {parameter.dtype for parameter in reft_model.interventions.parameters()} == {torch.float32}
 
 
 def test_another_model_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     save_with_pyreft(tmp_path, tiny_model(), pyreft.LoreftIntervention, BLOCKS)
     with pytest.raises(UserError, match=r"block of width 32 .*the model's is 64"):
-        import_checkpoint(tmp_path, tiny_model(hidden_size=64))
+        import_checkpoint(tmp_path, tiny_model(hidden_size=64), act_fn="linear")
     with pytest.raises(UserError, match=r"layers must lie in 0-1.*got 2"):
-        import_checkpoint(tmp_path, tiny_model(num_hidden_layers=2))
+        import_checkpoint(tmp_path, tiny_model(num_hidden_layers=2), act_fn="linear")
 
 
 # --- BREP -----------------------------------------------------------------------------------------------------------
@@ -275,6 +335,11 @@ UP, BIAS = "model.layers.1.mlp.up_proj.delta_vector.", "activation_bias"
         ({f"{UP}activation_ln.weight": torch.ones(48)}, r"only; got .*activation_ln\.weight"),
         ({"model.layers.1.mlp.gate_proj.delta_vector.activation_bias": torch.ones(1, 48)}, "only; got .*gate_proj"),
         ({f"{UP}{BIAS}": torch.ones(1, 47)}, r"activation_bias must be \(1, 48\); it is \(1, 47\)"),
+        ({f"{UP}{BIAS}": torch.ones(1, 48).to_sparse()}, "activation_bias must be a dense tensor.*sparse_coo"),
+        ({f"{UP}{BIAS}": torch.ones(1, 48, device="meta")}, "must be a dense tensor.*on meta"),
+        ({f"{UP}{BIAS}": torch.ones(1, 48, dtype=torch.complex64)}, "of floating numbers; it is torch.complex64"),
+        ({f"{UP}{BIAS}": torch.full((1, 48), torch.nan)}, "activation_bias must be finite"),
+        ({f"{UP}{BIAS}": torch.full((1, 48), 1e300, dtype=torch.float64)}, "must be finite in float32"),
         ({f"{UP}{BIAS}": None}, "layer 1, ffn_up: activation_bias must be .*it is absent"),
         (brep_tensors("self_attn.q_proj", 48), "one site.*has 6 of them in 3 layers, at attn_q, ffn_up"),
         (brep_tensors("mlp.up_proj", 40, layers=1), r"one width and one rank.*\(40,\), \(48,\)"),
@@ -296,7 +361,19 @@ def test_what_is_no_checkpoint_and_options_that_are_not_its_own_are_refused(
         import_checkpoint(tmp_path, tiny_model())
     torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
     with pytest.raises(UserError, match="act_fn and dropout are LoReFT's and DiReFT's"):
-        import_checkpoint(tmp_path, tiny_model(), act_fn="relu")
+        import_checkpoint(tmp_path, tiny_model(), gate="always", act_fn="relu")
+
+
+def test_what_the_files_do_not_hold_is_said_or_is_pyrefts_habit(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    save_with_pyreft(tmp_path / "pyreft", tiny_model(), pyreft.LoreftIntervention, BLOCKS)
+    assert read_checkpoint(tmp_path / "pyreft", act_fn="linear").config.gate == "prompt"
+    with pytest.raises(UserError, match=r"pyreft's files do not hold act_fn.*linear"):
+        read_checkpoint(tmp_path / "pyreft")
+    torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
+    with pytest.raises(UserError, match=r"the gate has to be said: tokens:N\+1"):
+        read_checkpoint(tmp_path)
 
 
 def test_pickles_run_no_code(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:

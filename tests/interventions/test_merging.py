@@ -93,6 +93,7 @@ def test_weights_keep_the_bases_dtype(tiny_model: Callable[..., PreTrainedModel]
         ("Qwen3", {"site": "ffn_up"}, "cannot have a bias at ffn_up.*at attn_q, attn_k, attn_v, attn_o$"),
         ("Gemma3", {"site": "ffn_down"}, "cannot have a bias at ffn_down.*at attn_q, attn_k, attn_v, attn_o$"),
         ("Llama", {"site": "block"}, "site block is a sum"),
+        ("Llama", {"gate": "prompt"}, "the adapter's gate is prompt, which leaves generated tokens alone"),
         ("Llama", {"positions": "generated"}, "acts on generated positions only"),
         ("Llama", {"intervention": "loreft", "act_fn": "relu"}, "the adapter has act_fn relu"),
     ],
@@ -102,3 +103,40 @@ def test_what_cannot_be_folded_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         merge(randomised(tiny_model(family), **config))
+
+
+def test_what_an_intervention_does_counts_not_the_configuration_alone(
+    tiny_model: Callable[..., PreTrainedModel],
+) -> None:
+    reft_model = randomised(tiny_model(), intervention="loreft")
+    dict(reft_model.by_layer())[2].set_options("relu", 0.0)
+    with pytest.raises(UserError, match="the adapter has act_fn relu"):
+        merge(reft_model)
+
+
+def test_a_gate_of_the_prompt_is_folded_on_request(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    reft_model = randomised(tiny_model(), gate="prompt")
+    with torch.no_grad():
+        logits = merge(reft_model, every_token=True)(TOKENS).logits
+    torch.testing.assert_close(logits, reft_model(TOKENS).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: state.pop("model.norm.weight"), r"missing_keys.*model\.norm\.weight"),
+        (lambda state: state.update(stray=torch.ones(1)), "unexpected_keys.*stray"),
+    ],
+)
+def test_no_weight_is_drawn_at_random_or_left_out(
+    tiny_model: Callable[..., PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[dict[str, torch.Tensor]], object],
+    message: str,
+) -> None:
+    reft_model = randomised(tiny_model("Qwen2"), site="attn_q")
+    state = reft_model.model.state_dict()
+    spoil(state)
+    monkeypatch.setattr(reft_model.model, "state_dict", lambda: state)
+    with pytest.raises(UserError, match=message):
+        merge(reft_model)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from interventions import DireftIntervention, LoreftIntervention
 from interventions.subspace import SubspaceIntervention
+from reft_math.errors import UserError
 
 HIDDEN = torch.linspace(-2, 2, 80).reshape(2, 4, 10)
 
@@ -51,3 +52,25 @@ def test_options_go_with_the_state_into_an_intervention_that_was_made_without(
 def test_a_state_without_options_is_what_it_always_was() -> None:
     names = set(made(LoreftIntervention).state_dict())
     assert names == {"rotate_layer.parametrizations.weight.original", "learned_source.weight", "learned_source.bias"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"no JSON", "must hold act_fn and dropout"),
+        (b"[1]", "must hold act_fn and dropout"),
+        (b'{"act_fn": "relu"}', "must hold act_fn and dropout"),
+        (b'{"act_fn": "relu", "dropout": 0.0, "seed": 1}', "must hold act_fn and dropout"),
+        (b'{"act_fn": ["relu"], "dropout": 0.0}', "act_fn must be"),
+        (b'{"act_fn": "prelu", "dropout": 0.0}', "without parameters.*'prelu'"),
+        (b'{"act_fn": "relu", "dropout": 1}', r"dropout must be in \[0, 1\); got 1"),
+        (b'{"act_fn": "relu", "dropout": "0"}', r"dropout must be in \[0, 1\); got '0'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(data: bytes, message: str) -> None:
+    intervention = made(LoreftIntervention)
+    state = {**intervention.state_dict(), "options": torch.tensor(list(data), dtype=torch.uint8)}
+    with pytest.raises(UserError, match=message):
+        intervention.load_state_dict(state)
+    with pytest.raises(UserError, match="must hold act_fn and dropout"):
+        intervention.load_state_dict({**state, "options": torch.tensor([0.5])})

@@ -38,7 +38,10 @@ def test_an_import_is_evaluated_and_merged(
     imported, merged = tmp_path / "imported", tmp_path / "merged"
     line = f"train/import_checkpoint.py --source {delta_vector} --model {tiny_base} --gate tokens:9"
     call(f"{line} --output-dir {imported}")
-    assert "red at ffn_up, width 48, layers (0, 1)" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("red at ffn_up, width 48, layers (0, 1)")
+    assert printed[1:3] == ["as told: gate tokens:9", "not given, taken as: positions all"]
+    assert printed[3].endswith("evaluate with --handoff keep")
     results = json.loads((imported / "results.json").read_text())
     assert results["adapter"]["base_model"] == tiny_base
     assert results["adapter"]["gate"] == "tokens:9"
@@ -61,9 +64,13 @@ def test_an_import_is_evaluated_and_merged(
         ("--model {base}", "--source must be a folder or a file to import"),
         ("--source {delta}", "--model must be the base that the adapter was trained on"),
         ("--source {delta}.gone --model nobody/nothing", "is neither"),
-        ("--source {delta} --model nobody/nothing --act-fn relu", "act_fn and dropout are LoReFT's and DiReFT's"),
+        (
+            "--source {delta} --model nobody/nothing --gate always --act-fn relu",
+            "act_fn and dropout are LoReFT's and DiReFT's",
+        ),
         ("--source {delta} --model nobody/nothing --gate half", "a gate is"),
-        ("--source {delta} --model arithmetic", "this one is for ffn_up of width 48"),
+        ("--source {delta} --model nobody/nothing", "the gate has to be said: tokens:N+1"),
+        ("--source {delta} --model arithmetic --gate always", "this one is for ffn_up of width 48"),
     ],
 )
 def test_a_mistake_in_an_import_is_one_line_and_nothing_is_written(
@@ -90,6 +97,7 @@ def test_a_mistake_in_an_import_is_one_line_and_nothing_is_written(
     [
         (None, "--adapter must be an adapter's folder or hub id; got None"),
         ({"site": "block", "base_model": "nobody/nothing"}, "site block is a sum"),
+        ({"gate": "prompt", "base_model": "nobody/nothing"}, "--every-token"),
         ({"positions": "prompt", "base_model": "nobody/nothing"}, "acts on prompt positions only"),
     ],
 )
@@ -111,3 +119,14 @@ def test_a_mistake_in_a_merge_is_one_line_and_nothing_is_written(
     assert len(errors) == 1
     assert message in errors[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_gate_of_the_prompt_is_merged_on_request_and_another_base_is_named(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str
+) -> None:
+    config = PrefixReftConfig(gate="prompt", base_model="nobody/nothing")
+    get_prefix_reft_model(load_model(tiny_base), config).save_pretrained(tmp_path / "adapter")
+    line = f"train/merge_adapter.py --adapter {tmp_path}/adapter --model {tiny_base} --every-token"
+    with pytest.warns(UserWarning, match="trained on nobody/nothing, and is put on"):
+        call(f"{line} --output-dir {tmp_path}/run")
+    assert (tmp_path / "run" / "model.safetensors").is_file()

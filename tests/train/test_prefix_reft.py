@@ -185,9 +185,12 @@ def test_a_file_too_small_to_choose_a_gate_on_says_so_before_anything_is_written
     assert read(tmp_path / "run" / "results.json")["evaluation"]["prefix"]["total"] == 1
 
 
-def test_ordinary_reft_is_a_full_fraction_of_one(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
+@pytest.mark.parametrize("intervention", ["loreft", "direft"])
+def test_ordinary_reft_is_a_full_fraction_of_one(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, intervention: str
+) -> None:
     call(
-        "train/prefix_reft.py --full-fraction 1 --norm-control none --intervention loreft --rank 2"
+        f"train/prefix_reft.py --full-fraction 1 --norm-control none --intervention {intervention} --rank 2"
         f" --layers 1 --model {tiny_base} {SMALL} --output-dir {tmp_path}/run"
     )
     results = read(tmp_path / "run" / "results.json")
@@ -195,7 +198,7 @@ def test_ordinary_reft_is_a_full_fraction_of_one(call: Callable[[str], None], tm
     assert results["trainable_parameters"] == 2 * 32 * 2 + 2
     config = read(tmp_path / "run" / "adapter" / "reft_config.json")
     assert (config["k"], config["target_norm"], config["gate"], config["layers"]) == (None, None, "always", [1])
-    assert config["site"] == "block"
+    assert (config["intervention"], config["site"]) == (intervention, "block")
 
 
 def test_a_real_data_set_from_a_folder(
@@ -247,6 +250,7 @@ MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2
         ("--site mlp", "has no site 'mlp'; it has ffn_up, ffn_down"),
         ("--layers 0-2", "layers must lie in 0-1, the model's decoder layers; got 2"),
         ("--gate tokens:ten", "a gate is 'off', 'always', 'prompt', 'tokens:N' or 'kl:NATS'"),
+        ("--positions generated --gate prompt", "gate prompt is for adapters that act on the prompt"),
         ("--template letter", "template must be auto or one of"),
         ("--intervention loreft --rank 49", "rank must be at most the site's width 32"),
         ("--nosuch 1", "unrecognized arguments: --nosuch 1"),
