@@ -27,6 +27,13 @@ _PYREFT_CLASSES: dict[str, InterventionName] = {
     "<class 'pyreft.interventions.LoreftIntervention'>": "loreft",
     "<class 'pyreft.interventions.DireftIntervention'>": "direft",
 }
+# What pyvene and transformers write. Sorted keys order what acts at one place, which is refused; the last are labels.
+_CONFIG_KEYS = {
+    *("mode", "representations", "intervention_types", "intervention_dimensions", "intervention_constant_sources"),
+    *("sorted_keys", "model_type", "transformers_version"),
+}
+_PLACE_FIELDS = {"layer", "component", "unit", "max_number_of_units", "low_rank_dimension"}
+_ABOUT = re.compile(r"\..*|(README|LICENSE)(\.md|\.txt)?")  # files about an adapter, which hub downloads bring
 # pyvene's names for outputs of a layer's submodules, and the two modules whose output is that of their last linear.
 _COMPONENTS = {
     "block_output": "",
@@ -36,13 +43,6 @@ _COMPONENTS = {
     "key_output": "self_attn.k_proj",
     "value_output": "self_attn.v_proj",
 }
-# What pyvene and transformers write. Sorted keys order what acts at one place, which is refused; the last are labels.
-_CONFIG_KEYS = {
-    *("mode", "representations", "intervention_types", "intervention_dimensions", "intervention_constant_sources"),
-    *("sorted_keys", "model_type", "transformers_version"),
-}
-_PLACE_FIELDS = {"layer", "component", "unit", "max_number_of_units", "low_rank_dimension"}
-_ABOUT = re.compile(r"\..*|README.*|LICENSE.*", re.IGNORECASE)  # files about an adapter; hub downloads bring them
 _LAST_LINEAR = {"mlp": "mlp.down_proj", "self_attn": "self_attn.o_proj"}
 _RAW_COMPONENT = re.compile(r"model\.layers\[(\d+)\](?:\.(.+))?\.output")
 _WIDTHS = ("embed_dim", "interchange_dim")  # DiReFT's, beside its parameters
@@ -86,7 +86,9 @@ def _files(folder: Path) -> dict[str, Path]:
         # Older versions of pyvene wrote dots where newer ones write underscores (pyreft issue 101).
         key = file.stem.replace(".", "_") if file.suffix == ".bin" else file.name
         if key in files:
-            raise UserError(f"{folder} must hold one file for each intervention; {files[key].name} and {file.name} are")
+            raise UserError(
+                f"{folder} must hold one file for each intervention; {file.name} and {files[key].name} are one's"
+            )
         files[key] = file
     return files
 

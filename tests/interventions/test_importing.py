@@ -209,7 +209,7 @@ PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
         (lambda folder: (folder / "adapter_model.safetensors").touch(), r"holds adapter_model\.safetensors, which"),
         (
             lambda folder: a_file(folder).with_name(a_file(folder).stem.replace("_", ".") + ".bin").touch(),
-            r"one file for each intervention; intkey\..* and intkey_",
+            r"one file for each intervention; intkey_.* and intkey\..* are one's",
         ),
         (lambda folder: a_file(folder).unlink(), "there is no intkey_layer_0_comp_block_output"),
         (lambda folder: a_file(folder).write_bytes(b"no tensors"), "must hold tensors and nothing else"),
