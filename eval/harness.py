@@ -61,9 +61,17 @@ def main(options: HarnessOptions) -> None:
     import dataclasses
 
     from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
-    from reft_math.harness import RESULT_COLUMNS, load_tasks, plain, read_gen_kwargs, result_rows, write_samples
+    from reft_math.harness import (
+        RESULT_COLUMNS,
+        load_tasks,
+        plain,
+        read_gen_kwargs,
+        result_rows,
+        settle_generation,
+        write_samples,
+    )
 
-    manager = load_tasks(options.names, options.include_path)  # says what is missing, lm-eval too
+    manager, tasks = load_tasks(options.names, options.include_path)  # says what is missing, lm-eval too
     gen_kwargs = read_gen_kwargs(options.gen_kwargs)
 
     from lm_eval import simple_evaluate
@@ -77,11 +85,12 @@ def main(options: HarnessOptions) -> None:
         raise UserError("--apply-chat-template needs a tokenizer that has one; the model's has none: leave it out")
     resolved = lm.setting.options
     options = dataclasses.replace(options, **{name: getattr(resolved, name) for name in (*decoder, "model")})
+    settle_generation(manager.load(tasks)["tasks"].values(), gen_kwargs, lm.max_gen_toks)
     folder = claim(options)
     seeds = {} if options.seed is None else dict.fromkeys(SEEDS, options.seed)
     found = simple_evaluate(
         model=lm,
-        tasks=options.names,
+        tasks=tasks,
         task_manager=manager,
         num_fewshot=options.num_fewshot,
         limit=options.limit,

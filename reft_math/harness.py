@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,14 @@ from reft_math.command import write_text
 from reft_math.errors import UserError
 
 if TYPE_CHECKING:
+    from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
 RESULT_COLUMNS = ("task", "version", "shots", "filter", "metric", "value", "± standard error", "problems")
 
 
-def load_tasks(names: Sequence[str], include_path: str | None = None) -> TaskManager:
-    """lm-eval's task manager, once it has read every task and its data: no mistake waits for the model.
+def load_tasks(names: Sequence[str], include_path: str | None = None) -> tuple[TaskManager, list[Any]]:
+    """lm-eval's task manager and, by name, its tasks and groups with their data: no mistake waits for the model.
 
     Args:
         names: Of tasks, groups and tags.
@@ -39,11 +40,39 @@ def load_tasks(names: Sequence[str], include_path: str | None = None) -> TaskMan
             f"--tasks must be names that lm-eval knows, or that --include-path brings; got {', '.join(unknown)}"
         )
     try:
-        manager.load(list(names))
+        found = [item for name in names for item in _named(manager, name)]
+        manager.load(found)  # refuses a task that comes twice
     except (AssertionError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--tasks must be within reach, data and all; {','.join(names)}: {reason}") from None
-    return manager
+    return manager, found
+
+
+def _named(manager: TaskManager, name: str) -> list[Any]:
+    """The group or task of that name, or the tasks of that tag."""
+    loaded = manager.load([name])
+    groups = loaded["groups"]
+    return [groups[name]] if name in groups else list(loaded["tasks"].values())
+
+
+def settle_generation(tasks: Iterable[Task], gen_kwargs: Mapping[str, Any] | None, max_gen_toks: int) -> None:
+    """Puts ``gen_kwargs`` into the tasks, and says ``do_sample`` where HFLM would read it from the temperature.
+
+    lm-eval keeps answers for later unless their settings say ``do_sample``: repeated samples would be one sample's
+    copies.
+
+    Args:
+        tasks: Without groups.
+        gen_kwargs: Over the tasks' own.
+        max_gen_toks: Where neither says how long answers get.
+    """
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    for task in tasks:
+        if task.get_config("output_type") == "generate_until":
+            settings = {**task.get_config("generation_kwargs"), **(gen_kwargs or {})}
+            do_sample = normalize_gen_kwargs(settings, max_gen_toks)["do_sample"]
+            task.set_config("generation_kwargs", {**settings, "do_sample": do_sample})
 
 
 def read_gen_kwargs(text: str | None) -> dict[str, Any] | None:

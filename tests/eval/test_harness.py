@@ -177,6 +177,21 @@ def test_a_stopped_run_goes_on_from_the_answers_it_has(
     assert found[0] == found[1]
 
 
+def test_repeated_samples_are_drawn_each_for_itself_resumed_or_not(
+    call: Callable[[str], None], tmp_path: Path, tasks: Path
+) -> None:
+    """The task does not say ``do_sample``: its temperature does."""
+    text = (tasks / "sums.yaml").read_text().replace("do_sample: false", "temperature: 2.0").replace("sums", "drawn")
+    (tmp_path / "drawn.yaml").write_text(f"{text}repeats: 3\n".replace(", {function: take_first}", ""))
+    line = (
+        f"eval/harness.py --tasks drawn --include-path {tmp_path} --limit 2 --log-samples --output-dir {tmp_path}/run"
+    )
+    for more in ("", " --resume"):
+        call(line + more)
+        for row in samples(tmp_path / "run", "drawn"):
+            assert len(set(row["resps"][0])) == 3
+
+
 def test_what_shapes_a_prompt_is_handed_on_and_noted(
     call: Callable[[str], None], tmp_path: Path, tasks: Path, adapter: str
 ) -> None:
