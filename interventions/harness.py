@@ -5,6 +5,7 @@ Importing this module registers it; afterwards ``lm_eval.simple_evaluate(model="
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections import defaultdict
@@ -16,16 +17,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
+from interventions.checkpoint import digest
 from interventions.evaluate import load_setting
 from reft_math.decoding.gate import TokenGate, parse_gate
 from reft_math.decoding.generation import Handoff, gated_generate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import ModelOptions
+from reft_math.harness import guard_answers
 from reft_math.models import Dtype
 from reft_math.probes.teacher_forcing import Text, text_logits
 from reft_math.processes import process_state
@@ -123,6 +127,41 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         self._warn_of_prompts(requests)
         return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """HFLM's, alone: it evens out the processes' windows, and waits forever for one that has all its answers."""
+        world_size, self._world_size = self._world_size, 1
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
+        finally:
+            self._world_size = world_size
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """lm-eval's ``use_cache``, guarded: answers of another base, adapter or gate are not taken for this one's."""
+        if cache_hook.dbdict is not None:
+            guard_answers(cache_hook.dbdict, self._stamp())
+        super().set_cache_hook(cache_hook)
+
+    def _stamp(self) -> dict[str, Any]:
+        """What an answer hangs on but its request. The base goes by its name: to read its weights takes too long."""
+        options = self.setting.options
+        stamp = {
+            "model": options.model,
+            "commit": getattr(self.model.config, "_commit_hash", None),
+            "dtype": str(self.model.dtype),
+            "max_length": self.max_length,
+            "add_bos_token": self.add_bos_token,
+            "think_end_token": self.think_end_token,
+        }
+        if self.reft_model is None:
+            return stamp
+        config = dataclasses.asdict(self.reft_model.prefix_config)
+        return {
+            **stamp,
+            "adapter": digest(self.reft_model.interventions),
+            "adapter_config": {**config, "gate": str(self.gate)},
+            "handoff": options.handoff,
+        }
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's, and what reft-math adds; lm-eval writes it beside its results."""

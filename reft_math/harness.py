@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 RESULT_COLUMNS = ("task", "version", "shots", "filter", "metric", "value", "± standard error", "problems")
+_STAMP = "reft_math"  # lm-eval's keys are digests
 
 
 def load_tasks(names: Sequence[str], include_path: str | None = None) -> tuple[TaskManager, list[Any]]:
@@ -94,6 +95,25 @@ def read_gen_kwargs(text: str | None) -> dict[str, Any] | None:
             f" max_gen_toks=1024,temperature=0.7; got {', '.join(wrong)}"
         )
     return values
+
+
+def guard_answers(answers: MutableMapping[str, Any], stamp: Mapping[str, Any]) -> None:
+    """Marks lm-eval's store of answers as one model's: its keys are prompts and settings, and know of no model.
+
+    Args:
+        answers: lm-eval's ``use_cache``.
+        stamp: All that an answer hangs on but its request.
+
+    Raises:
+        UserError: There are answers of another model, or of nobody knows which.
+    """
+    found = answers.get(_STAMP)
+    if found is None and len(answers) > 0:
+        raise UserError("the answers there (use_cache) do not say which model gave them; take another place for them")
+    if found is not None and found != stamp:
+        others = ", ".join(name for name in {**stamp, **found} if found.get(name) != stamp.get(name))
+        raise UserError(f"the answers there (use_cache) are another model's, which differs in {others}; start anew")
+    answers[_STAMP] = dict(stamp)
 
 
 def result_rows(results: Mapping[str, Any]) -> Iterator[list[str]]:

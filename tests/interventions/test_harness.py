@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -211,6 +214,36 @@ def test_its_settings_stand_beside_lm_evals_results(adapter: str) -> None:
         "handoff": "base",
         "adapter_template": "chat/1",
     }
+
+
+def test_kept_answers_are_one_models(adapter: str, tmp_path: Path) -> None:
+    def kept(**options: Any) -> str:
+        lm = CachingLM(ReftMathLM(**options), str(tmp_path / "answers.db"))
+        (answer,) = lm.generate_until(GENERATIONS[:1])
+        return str(answer)
+
+    answer = kept(adapter=adapter, gate="tokens:2")
+    assert kept(adapter=adapter, gate="tokens:2", batch_size=4) == answer
+    with pytest.raises(UserError, match=r"another model's, which differs in adapter_config;"):
+        kept(adapter=adapter, gate="tokens:3")
+    with pytest.raises(UserError, match=r"another model's, which differs in max_length, handoff;"):
+        kept(adapter=adapter, gate="tokens:2", handoff="keep", max_length=100)
+    reft_model = PrefixReftModel.from_pretrained(adapter, load_model("arithmetic"))
+    for bias in reft_model.biases().values():
+        bias.data += 1
+    shutil.copytree(adapter, tmp_path / "adapter")
+    reft_model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"another model's, which differs in adapter;"):
+        kept(adapter=str(tmp_path / "adapter"), gate="tokens:2")
+    with pytest.raises(UserError, match=r"another model's, which differs in adapter, adapter_config, handoff;"):
+        kept()
+
+
+def test_kept_answers_that_do_not_say_whose_they_are_are_left_alone(tmp_path: Path) -> None:
+    lm = CachingLM(HFLM(str(EMBEDDED_FOLDER), device="cpu"), str(tmp_path / "answers.db"))
+    lm.generate_until(GENERATIONS[:1])
+    with pytest.raises(UserError, match="do not say which model gave them"):
+        CachingLM(ReftMathLM(), str(tmp_path / "answers.db"))
 
 
 @pytest.mark.parametrize(
