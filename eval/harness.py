@@ -105,7 +105,7 @@ def main(options: HarnessOptions) -> None:
     part_ways()
     samples = found.pop("samples")
     requests = [request for rows in samples.values() for row in rows for request in row["arguments"]]
-    prompts = {prompt for prompt, *rest in requests if rest}  # a whole text has none
+    prompts = {prompt for prompt, *rest in requests if prompt and rest}  # a whole text has none
     results = {
         **provenance(options),
         "base_commit": getattr(lm.setting.model.config, "_commit_hash", None),

@@ -108,17 +108,18 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             self.accelerator = Accelerator()
             self._rank, self._world_size = state.process_index, state.num_processes
 
-    def unlike_training(self, prompts: Iterable[str]) -> int:
-        """How many prompts the template of the adapter's training would not have framed.
+    def unlike_training(self, prompts: Iterable[str]) -> int | None:
+        """How many prompts the template of the adapter's training would not have framed; empty ones do not count.
 
-        Few-shot examples, a system message, and a chat template that is applied, or not, otherwise than in training
-        all make one. 0 where no adapter acts, or one that does not say what it was trained with.
+        Few-shot examples, a system message, another instruction, and a chat template that is applied, or not,
+        otherwise than in training all make one. None where no adapter acts, or one that does not say what it was
+        trained with.
         """
         adapter = self.setting.adapter
         if self.reft_model is None or adapter is None or adapter.template is None:
-            return 0
+            return None
         template, tokenizer = self.setting.decoding.template, self.tokenizer
-        return sum(not template.has_framed(prompt, tokenizer) for prompt in prompts)
+        return sum(not template.has_framed(prompt, tokenizer) for prompt in prompts if prompt)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         self._warn_of_prompts(requests)
@@ -175,7 +176,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         }
 
     def _warn_of_prompts(self, requests: Sequence[Instance]) -> None:
-        prompts = {request.args[0] for request in requests}
+        prompts = {request.args[0] for request in requests if request.args[0]}
         if unlike := self.unlike_training(prompts):
             warnings.warn(
                 f"{unlike} of {len(prompts)} prompts are not framed as the adapter's training prompts were (template"

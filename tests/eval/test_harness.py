@@ -147,6 +147,8 @@ def test_choices_are_made_under_the_gate_and_python_reads_the_same(
         assert results(tmp_path / name)["lm_eval"]["results"] == found["results"]
         asked = sorted(found["samples"]["choices"], key=lambda row: row["doc_id"])
         assert [row["resps"] for row in samples(tmp_path / name, "choices")] == plain([row["resps"] for row in asked])
+    counts = [results(tmp_path / name)["prompts"]["unlike_training"] for name in python]
+    assert counts == [0, None]
     first = [found["samples"]["choices"][0]["resps"] for found in python.values()]
     assert first[0] != first[1]
     assert python["adapter"]["config"]["gate"] == "tokens:4"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -191,11 +192,15 @@ def test_a_context_that_is_too_long_loses_its_start_and_a_continuation_is_refuse
         lm._loglikelihood_tokens([(None, context, context[:13])], disable_tqdm=True)
 
 
-def test_prompts_unlike_the_adapters_training_are_counted(adapter: str) -> None:
+def test_prompts_unlike_the_adapters_training_are_counted(adapter: str, tmp_path: Path) -> None:
     lm = ReftMathLM(adapter=adapter, batch_size=3)
     plain = [f"Question: {question}\nAnswer:" for question in QUESTIONS]
     shots = [f"<bos>{QUESTIONS[0]}\n{SOLUTIONS[0]}{prompt.removeprefix('<bos>')}" for prompt in PROMPTS]
-    assert [lm.unlike_training(prompts) for prompts in (PROMPTS, plain, shots)] == [0, 8, 8]
+    assert [lm.unlike_training(prompts) for prompts in (PROMPTS, plain, shots, ["", *plain])] == [0, 8, 8, 8]
+    assert ReftMathLM(adapter=adapter, gate="off").unlike_training(plain) is None
+    shutil.copytree(adapter, tmp_path / "unnamed")
+    dataclasses.replace(PrefixReftConfig.from_pretrained(adapter), template=None).save_pretrained(tmp_path / "unnamed")
+    assert ReftMathLM(adapter=str(tmp_path / "unnamed")).unlike_training(plain) is None
     with pytest.warns(UserWarning, match=r"1 of 2 prompts .* training prompts were \(template chat/1\)"):
         lm.loglikelihood(requests("loglikelihood", [(PROMPTS[0], "7"), (plain[0], "7")]), disable_tqdm=True)
     with warnings.catch_warnings():
