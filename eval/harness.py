@@ -85,7 +85,9 @@ def main(options: HarnessOptions) -> None:
         raise UserError("--apply-chat-template needs a tokenizer that has one; the model's has none: leave it out")
     resolved = lm.setting.options
     options = dataclasses.replace(options, **{name: getattr(resolved, name) for name in (*decoder, "model")})
-    settle_generation(manager.load(tasks)["tasks"].values(), gen_kwargs, lm.max_gen_toks)
+    settle_generation(
+        manager.load(tasks)["tasks"].values(), gen_kwargs, lm.max_gen_toks, lm.max_length, lm.reft_model is None
+    )
     folder = claim(options)
     seeds = {} if options.seed is None else dict.fromkeys(SEEDS, options.seed)
     found = simple_evaluate(

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from interventions.checkpoint import digest
 from interventions.evaluate import load_setting
 from reft_math.decoding.gate import TokenGate, parse_gate
-from reft_math.decoding.generation import Handoff, gated_generate
+from reft_math.decoding.generation import Handoff, acting_positions, gated_generate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import ModelOptions
 from reft_math.harness import guard_answers
@@ -91,6 +91,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         self.gate = parse_gate(str(self.setting.options.gate))
         # What the gate opens, if it ever does.
         self.reft_model = None if self.gate == TokenGate(0) else self.setting.reft_model
+        if self.reft_model is not None:
+            acting_positions(self.gate, self.reft_model)  # says where the two do not go together
         with _quiet(logging.getLogger(HFLM.__module__)):  # it warns that the model is loaded already
             super().__init__(
                 pretrained=self.setting.model,

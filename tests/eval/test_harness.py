@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from interventions import PrefixReftConfig, get_prefix_reft_model
 from interventions.harness import ReftMathLM
 from reft_math.arithmetic.problems import arithmetic_problems
 from reft_math.data.registry import held_out_problems
-from reft_math.harness import plain
+from reft_math.errors import UserError
+from reft_math.harness import load_tasks, plain
 from reft_math.models import EMBEDDED_FOLDER, load_model, load_tokenizer
 from reft_math.scoring.records import RecordFile
 
@@ -230,22 +233,58 @@ def test_what_shapes_a_prompt_is_handed_on_and_noted(
             "--apply-chat-template needs a tokenizer that has one",
         ),
         ("--tasks broken --include-path {broken}", "--tasks must be within reach, data and all; broken:"),
+        ("--tasks sums --include-path {tasks} --gen-kwargs max_gen_toks=600", "sums has 600: pass another"),
+        ("--tasks sums --include-path {tasks} --gen-kwargs do_sample=True", "sums samples: it needs a temperature"),
+        (
+            "--tasks sums --include-path {tasks} --gen-kwargs num_beams=2 --adapter {adapter}",
+            "a gate goes with greedy decoding and sampling; sums has num_beams=2",
+        ),
+        (
+            "--tasks sums --include-path {tasks} --adapter {generated} --gate prompt",
+            "gate 'prompt' is for adapters that act on the prompt",
+        ),
     ],
 )
 def test_mistakes_are_told_in_a_line_and_leave_nothing(
     call: Callable[[str], None],
     tmp_path: Path,
     tasks: Path,
+    adapter: str,
     capsys: pytest.CaptureFixture[str],
     arguments: str,
     message: str,
 ) -> None:
-    broken = tmp_path / "broken"
+    broken, generated = tmp_path / "broken", tmp_path / "generated"
+    shutil.copytree(adapter, generated)
+    replace(PrefixReftConfig.from_pretrained(adapter), positions="generated").save_pretrained(generated)
     shutil.copytree(EMBEDDED_FOLDER, broken)
     (broken / "chat_template.jinja").unlink()
     (broken / "broken.yaml").write_text(CHOSEN.replace("choices", "broken").replace("PROBLEMS", str(broken / "none")))
+    line = arguments.format(tasks=tasks, broken=broken, adapter=adapter, generated=generated)
     with pytest.raises(SystemExit):
-        call(f"eval/harness.py {arguments.format(tasks=tasks, broken=broken)} --output-dir {tmp_path}/run")
+        call(f"eval/harness.py {line} --output-dir {tmp_path}/run")
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("task: choices", "task: [choices", "--include-path must hold readable task files; "),
+        ("task: choices", "include: none.yaml\ntask: choices", "--include-path must hold readable task files; "),
+        (
+            "{{question}}",
+            "{{question",
+            "--tasks must be within reach, data and all; choices: unexpected end of template",
+        ),
+        ('"question"', '"question', "--tasks must be within reach, data and all; choices: "),
+        ("task: choices", "unsafe_code: true\ntask: choices", "must not run code that a model wrote; choices does"),
+    ],
+)
+def test_a_task_that_cannot_be_asked_is_told_in_a_line(tmp_path: Path, before: str, after: str, message: str) -> None:
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"question": "What is 2+3?", "answer": 5}\n'.replace(before, after))
+    (tmp_path / "choices.yaml").write_text(CHOSEN.replace("PROBLEMS", str(problems)).replace(before, after))
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_tasks(["choices"], str(tmp_path))
