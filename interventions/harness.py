@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
@@ -49,8 +50,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
     - ``log p(y | x) = Σ_t log p(y_t | x, y_<t)`` is the probability with which such decoding would draw the
       continuation: the gate's rule runs along ``y``, tokens before its closing position have the intervened model's
       probabilities, the others the base's (`text_logits`). ``is_greedy`` says whether each token is that decoder's
-      likeliest. Where lm-eval scores a whole text, each of its windows is a continuation of one token, with a gate of
-      its own.
+      likeliest. Where lm-eval scores a whole text, each of its windows is a continuation with a gate of its own: of the
+      start token or the last token before it, the last window of as much as there is room for.
 
     Interventions act on lm-eval's context as on a prompt, and on continuation or generation as on generated tokens.
     Penalties and sampling habits in the checkpoint's generation configuration are left out, as everywhere in reft-math.
@@ -62,6 +63,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         handoff: What goes on once the gate has closed.
         revision, dtype: Of the base.
         batch_size: Requests at once.
+        device: Checked, not chosen: the model is on its process's.
+        max_batch_size: lm-eval's bound on batch sizes it finds by itself; ours is given.
         max_length: Context and continuation together, in tokens; the model's own by default.
         add_bos_token: Whether prompts get a start token; the tokenizer's habit by default.
         enable_thinking, think_end_token, chat_template_args: As HFLM's.
@@ -76,6 +79,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         revision: str | None = None,
         dtype: Dtype = "auto",
         batch_size: int | str = 1,
+        device: str | None = None,
+        max_batch_size: int | None = None,
         max_length: int | None = None,
         add_bos_token: bool | None = None,
         enable_thinking: bool | None = None,
@@ -84,6 +89,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
     ) -> None:
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
+        _check_device(device)
         options = ModelOptions(
             model=pretrained, adapter=adapter, gate=gate, handoff=handoff, revision=revision, dtype=dtype
         )
@@ -122,6 +128,20 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             return None
         template, tokenizer = self.setting.decoding.template, self.tokenizer
         return sum(not template.has_framed(prompt, tokenizer) for prompt in prompts if prompt)
+
+    def is_cut(self, prompt: str, rest: str | Mapping[str, Any]) -> bool:
+        """Whether a prompt loses its start, so that it and what follows are within `max_length`.
+
+        Args:
+            prompt: Not empty.
+            rest: The continuation, or a generation's settings.
+        """
+        if isinstance(rest, str):
+            tokens = sum(map(len, self._encode_pair(prompt, rest))) - 1  # the last one is not read
+        else:
+            settings = normalize_gen_kwargs(dict(rest), self.max_gen_toks)
+            tokens = len(self.tok_encode(prompt)) + settings["max_gen_toks"]
+        return tokens > int(self.max_length)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         self._warn_of_prompts(requests)
@@ -232,6 +252,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                     f"a continuation of {len(continuation)} tokens is longer than the model's {self.max_length}; raise"
                     " max_length, or take another task"
                 )
+            if len(context) > room:
+                warnings.warn(f"contexts longer than {room} tokens lose their start; see max_length", stacklevel=2)
             texts.append(Text("", torch.tensor(context[-room:]), continuation))
         assert self.reft_model is not None  # HFLM's own path else
         with parametrize.cached():
@@ -244,6 +266,13 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 int(self.tokenizer.pad_token_id),
             )
         return [logits.prefix for logits in found]
+
+
+def _check_device(name: str | None) -> None:
+    """``cuda`` is any of its devices."""
+    ours = process_state().device
+    if name not in (None, ours.type, str(ours), f"{ours.type}:{ours.index or 0}"):
+        raise UserError(f"device must be the process's own, {ours}, or left out; got {name}")
 
 
 @contextmanager

@@ -124,7 +124,7 @@ def test_answers_and_accuracy_are_those_of_our_own_command(
     assert found["lm_eval"]["versions"] == {"sums": 2.0}
     assert found["config"]["gate"] == gate
     assert found["adapter"]["template"] == "chat/1"
-    assert found["prompts"] == {"total": 50, "unlike_training": 0}
+    assert found["prompts"] == {"total": 50, "unlike_training": None if gate == "off" else 0, "cut": 0}
 
 
 def test_choices_are_made_under_the_gate_and_python_reads_the_same(
@@ -143,7 +143,9 @@ def test_choices_are_made_under_the_gate_and_python_reads_the_same(
         batch_size=16,
     )
     python = {
-        "adapter": judge(model="reft_math", model_args={"adapter": adapter, "gate": "tokens:4"}),
+        "adapter": judge(
+            model="reft_math", model_args={"adapter": adapter, "gate": "tokens:4"}, device="cpu", max_batch_size=8
+        ),
         "base": judge(model="hf", model_args={"pretrained": str(EMBEDDED_FOLDER)}, device="cpu"),
     }
     for name, found in python.items():
@@ -204,10 +206,10 @@ def test_what_shapes_a_prompt_is_handed_on_and_noted(
         call(
             f"eval/harness.py --adapter {adapter} --tasks sums --include-path {tasks} --apply-chat-template --limit 3"
             " --num-fewshot 1 --system-instruction 'Be brief.' --gen-kwargs max_gen_toks=5 --seed 3 --log-samples"
-            f" --output-dir {tmp_path}/run"
+            f" --max-length 40 --output-dir {tmp_path}/run"
         )
     found = results(tmp_path / "run")
-    assert found["prompts"] == {"total": 3, "unlike_training": 3}
+    assert found["prompts"] == {"total": 3, "unlike_training": 3, "cut": 3}
     assert {found["lm_eval"]["config"][f"{name}_seed"] for name in ("random", "numpy", "torch", "fewshot")} == {3}
     tokenizer = load_tokenizer("arithmetic")
     for row in samples(tmp_path / "run"):

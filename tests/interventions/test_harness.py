@@ -185,11 +185,20 @@ def test_a_context_that_is_too_long_loses_its_start_and_a_continuation_is_refuse
     lm = ReftMathLM(adapter=adapter, gate="tokens:3", max_length=12)
     context = lm.tokenizer.encode(PROMPTS[0], add_special_tokens=False)
     text = lm.tokenizer.encode("The answer is 7.", add_special_tokens=False)
-    ((likelihood, _),) = lm._loglikelihood_tokens([(None, context, text)], disable_tqdm=True)
+    with pytest.warns(UserWarning, match="contexts longer than"):
+        ((likelihood, _),) = lm._loglikelihood_tokens([(None, context, text)], disable_tqdm=True)
     expected, _ = forced(lm, context[-(13 - len(text)) :], text, "base")
     assert likelihood == pytest.approx(expected, abs=2e-4)
     with pytest.raises(UserError, match="a continuation of 13 tokens is longer than the model's 12; raise max_length"):
         lm._loglikelihood_tokens([(None, context, context[:13])], disable_tqdm=True)
+
+
+def test_cut_prompts_are_known_by_their_length() -> None:
+    lm = ReftMathLM(max_length=12)
+    prompt = lm.tok_decode(lm.tok_encode(PROMPTS[0])[:9], skip_special_tokens=False)
+    assert len(lm.tok_encode(prompt)) == 9
+    assert [lm.is_cut(prompt, text) for text in ("5+5=", "5+5=1")] == [False, True]
+    assert [lm.is_cut(prompt, {"max_gen_toks": length}) for length in (3, 4)] == [False, True]
 
 
 def test_prompts_unlike_the_adapters_training_are_counted(adapter: str, tmp_path: Path) -> None:
@@ -256,6 +265,7 @@ def test_kept_answers_that_do_not_say_whose_they_are_are_left_alone(tmp_path: Pa
     [
         ({"gate": "kl:1"}, "--gate kl:1 opens an adapter's interventions; pass --adapter"),
         ({"batch_size": "auto"}, "batch_size must be a whole number of at least 1; got 'auto'"),
+        ({"device": "meta"}, "device must be the process's own, .*, or left out; got meta"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
     ],
 )
