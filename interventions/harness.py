@@ -32,7 +32,7 @@ from reft_math.errors import UserError
 from reft_math.evaluation_options import ModelOptions
 from reft_math.harness import guard_answers
 from reft_math.models import Dtype
-from reft_math.probes.teacher_forcing import Text, text_logits
+from reft_math.probes.teacher_forcing import Text, gated_logits
 from reft_math.processes import process_state
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -49,7 +49,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
       closes, then from the base;
     - ``log p(y | x) = Σ_t log p(y_t | x, y_<t)`` is the probability with which such decoding would draw the
       continuation: the gate's rule runs along ``y``, tokens before its closing position have the intervened model's
-      probabilities, the others the base's (`text_logits`). ``is_greedy`` says whether each token is that decoder's
+      probabilities, the others the base's (`gated_logits`). ``is_greedy`` says whether each token is that decoder's
       likeliest. Where lm-eval scores a whole text, each of its windows is a continuation with a gate of its own: of the
       start token or the last token before it, the last window of as much as there is room for.
 
@@ -253,11 +253,11 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                     " max_length, or take another task"
                 )
             if len(context) > room:
-                warnings.warn(f"contexts longer than {room} tokens lose their start; see max_length", stacklevel=2)
+                warnings.warn(f"contexts with no room in {self.max_length} tokens lose their start", stacklevel=2)
             texts.append(Text("", torch.tensor(context[-room:]), continuation))
         assert self.reft_model is not None  # HFLM's own path else
         with parametrize.cached():
-            found = text_logits(
+            return gated_logits(
                 self.model,
                 self.reft_model,
                 self.gate,
@@ -265,7 +265,6 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 texts,
                 int(self.tokenizer.pad_token_id),
             )
-        return [logits.prefix for logits in found]
 
 
 def _check_device(name: str | None) -> None:

@@ -176,16 +176,31 @@ def test_choices_of_one_token_share_their_forward_pass(adapter: str) -> None:
     tokens = lm.tokenizer.encode("0123456789", add_special_tokens=False)
     context = lm.tokenizer.encode(PROMPTS[0], add_special_tokens=False)
     answers = lm._loglikelihood_tokens([(None, context, [token]) for token in tokens], disable_tqdm=True)
-    assert rows == [1, 1]  # base and intervened
+    assert rows == [1]
     expected = [forced(lm, context, [token], "base")[0] for token in tokens]
     assert [likelihood for likelihood, _ in answers] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("gate", "handoff", "passes"),
+    [
+        *(("always", "base", 1), ("prompt", "base", 1), ("tokens:1", "base", 2), ("tokens:1", "keep", 2)),
+        *(("tokens:99", "base", 1), ("kl:0", "base", 2), ("kl:0", "keep", 3), ("kl:inf", "keep", 2)),
+    ],
+)
+def test_passes_that_no_token_needs_are_not_made(adapter: str, gate: str, handoff: Any, passes: int) -> None:
+    lm = ReftMathLM(adapter=adapter, gate=gate, handoff=handoff)
+    calls = []
+    lm.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    lm.loglikelihood(LIKELIHOODS[:1], disable_tqdm=True)
+    assert len(calls) == passes
 
 
 def test_a_context_that_is_too_long_loses_its_start_and_a_continuation_is_refused(adapter: str) -> None:
     lm = ReftMathLM(adapter=adapter, gate="tokens:3", max_length=12)
     context = lm.tokenizer.encode(PROMPTS[0], add_special_tokens=False)
     text = lm.tokenizer.encode("The answer is 7.", add_special_tokens=False)
-    with pytest.warns(UserWarning, match="contexts longer than"):
+    with pytest.warns(UserWarning, match="contexts with no room in 12 tokens lose their start"):
         ((likelihood, _),) = lm._loglikelihood_tokens([(None, context, text)], disable_tqdm=True)
     expected, _ = forced(lm, context[-(13 - len(text)) :], text, "base")
     assert likelihood == pytest.approx(expected, abs=2e-4)
