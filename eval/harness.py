@@ -37,6 +37,9 @@ class HarnessOptions(DecoderOptions):
     )
     limit: int | None = field(default=None, metadata={"help": "First problems of a task only (all)."})
     batch_size: int = field(default=16, metadata={"help": "Requests a batch."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Prompt and answer together, in tokens (the model's own)."}
+    )
     seed: int | None = field(
         default=None, metadata={"help": "Of samples and of the examples' choice (lm-eval's own, 1234)."}
     )
@@ -48,7 +51,7 @@ class HarnessOptions(DecoderOptions):
     def __post_init__(self) -> None:
         if not self.names:
             raise UserError("--tasks names what to measure, such as gsm8k,minerva_math500; got none")
-        for name in ("limit", "batch_size"):
+        for name in ("limit", "batch_size", "max_length"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
         require(self, "num_fewshot", lambda value: value is None or value >= 0, "at least 0")
 
@@ -61,9 +64,17 @@ def main(options: HarnessOptions) -> None:
     import dataclasses
 
     from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
-    from reft_math.harness import RESULT_COLUMNS, load_tasks, plain, read_gen_kwargs, result_rows, write_samples
+    from reft_math.harness import (
+        RESULT_COLUMNS,
+        load_tasks,
+        plain,
+        read_gen_kwargs,
+        result_rows,
+        settle_generation,
+        write_samples,
+    )
 
-    manager = load_tasks(options.names, options.include_path)  # says what is missing, lm-eval too
+    manager, tasks = load_tasks(options.names, options.include_path)  # says what is missing, lm-eval too
     gen_kwargs = read_gen_kwargs(options.gen_kwargs)
 
     from lm_eval import simple_evaluate
@@ -72,16 +83,21 @@ def main(options: HarnessOptions) -> None:
     from reft_math.processes import claim, part_ways
 
     decoder = {each.name: getattr(options, each.name) for each in dataclasses.fields(DecoderOptions)}
-    lm = ReftMathLM(pretrained=decoder.pop("model"), batch_size=options.batch_size, **decoder)
+    lm = ReftMathLM(
+        pretrained=decoder.pop("model"), batch_size=options.batch_size, max_length=options.max_length, **decoder
+    )
     if options.apply_chat_template and not lm.tokenizer.chat_template:
         raise UserError("--apply-chat-template needs a tokenizer that has one; the model's has none: leave it out")
     resolved = lm.setting.options
     options = dataclasses.replace(options, **{name: getattr(resolved, name) for name in (*decoder, "model")})
+    settle_generation(
+        manager.load(tasks)["tasks"].values(), gen_kwargs, lm.max_gen_toks, lm.max_length, lm.reft_model is None
+    )
     folder = claim(options)
     seeds = {} if options.seed is None else dict.fromkeys(SEEDS, options.seed)
     found = simple_evaluate(
         model=lm,
-        tasks=options.names,
+        tasks=tasks,
         task_manager=manager,
         num_fewshot=options.num_fewshot,
         limit=options.limit,
@@ -96,12 +112,14 @@ def main(options: HarnessOptions) -> None:
     part_ways()
     samples = found.pop("samples")
     requests = [request for rows in samples.values() for row in rows for request in row["arguments"]]
-    prompts = {prompt for prompt, *rest in requests if rest}  # a whole text has none
+    requests = [request for request in requests if len(request) == 2 and request[0]]  # a whole text has no prompt
+    prompts = {prompt for prompt, _ in requests}
+    cut = {prompt for prompt, rest in requests if lm.is_cut(prompt, rest)}
     results = {
         **provenance(options),
         "base_commit": getattr(lm.setting.model.config, "_commit_hash", None),
         "adapter": None if lm.setting.adapter is None else dataclasses.asdict(lm.setting.adapter),
-        "prompts": {"total": len(prompts), "unlike_training": lm.unlike_training(prompts)},
+        "prompts": {"total": len(prompts), "unlike_training": lm.unlike_training(prompts), "cut": len(cut)},
         "lm_eval": found,
     }
     write_json(folder / RESULTS_NAME, plain(results))

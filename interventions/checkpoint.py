@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 from interventions.config import CONFIG_NAME, PrefixReftConfig
@@ -18,12 +21,20 @@ WEIGHTS_NAME = "reft_model.safetensors"
 def save(folder: str | Path, config: PrefixReftConfig, interventions: nn.ModuleDict) -> None:
     """Writes configuration and parameters; the folder is made where missing."""
     config.save_pretrained(folder)
-    tensors = {
+    save_file(_tensors(interventions), Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def digest(interventions: nn.ModuleDict) -> str:
+    """SHA-256 of the parameters."""
+    return hashlib.sha256(to_bytes(_tensors(interventions))).hexdigest()
+
+
+def _tensors(interventions: nn.ModuleDict) -> dict[str, torch.Tensor]:
+    return {
         name: tensor.detach().contiguous().cpu()
         for name, tensor in interventions.state_dict().items()
         if not name.endswith(f".{OPTIONS}")  # they stand in the configuration
     }
-    save_file(tensors, Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:

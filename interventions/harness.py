@@ -5,10 +5,11 @@ Importing this module registers it; afterwards ``lm_eval.simple_evaluate(model="
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,18 +17,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
+from interventions.checkpoint import digest
 from interventions.evaluate import load_setting
 from reft_math.decoding.gate import TokenGate, parse_gate
-from reft_math.decoding.generation import Handoff, gated_generate
+from reft_math.decoding.generation import Handoff, acting_positions, gated_generate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import ModelOptions
+from reft_math.harness import guard_answers
 from reft_math.models import Dtype
-from reft_math.probes.teacher_forcing import Text, text_logits
+from reft_math.probes.teacher_forcing import Text, gated_logits
 from reft_math.processes import process_state
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -44,9 +49,9 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
       closes, then from the base;
     - ``log p(y | x) = Σ_t log p(y_t | x, y_<t)`` is the probability with which such decoding would draw the
       continuation: the gate's rule runs along ``y``, tokens before its closing position have the intervened model's
-      probabilities, the others the base's (`text_logits`). ``is_greedy`` says whether each token is that decoder's
-      likeliest. Where lm-eval scores a whole text, each of its windows is a continuation of one token, with a gate of
-      its own.
+      probabilities, the others the base's (`gated_logits`). ``is_greedy`` says whether each token is that decoder's
+      likeliest. Where lm-eval scores a whole text, each of its windows is a continuation with a gate of its own: of the
+      start token or the last token before it, the last window of as much as there is room for.
 
     Interventions act on lm-eval's context as on a prompt, and on continuation or generation as on generated tokens.
     Penalties and sampling habits in the checkpoint's generation configuration are left out, as everywhere in reft-math.
@@ -58,6 +63,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         handoff: What goes on once the gate has closed.
         revision, dtype: Of the base.
         batch_size: Requests at once.
+        device: Checked, not chosen: the model is on its process's.
+        max_batch_size: lm-eval's bound on batch sizes it finds by itself; ours is given.
         max_length: Context and continuation together, in tokens; the model's own by default.
         add_bos_token: Whether prompts get a start token; the tokenizer's habit by default.
         enable_thinking, think_end_token, chat_template_args: As HFLM's.
@@ -72,6 +79,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         revision: str | None = None,
         dtype: Dtype = "auto",
         batch_size: int | str = 1,
+        device: str | None = None,
+        max_batch_size: int | None = None,
         max_length: int | None = None,
         add_bos_token: bool | None = None,
         enable_thinking: bool | None = None,
@@ -80,6 +89,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
     ) -> None:
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
+        _check_device(device)
         options = ModelOptions(
             model=pretrained, adapter=adapter, gate=gate, handoff=handoff, revision=revision, dtype=dtype
         )
@@ -87,6 +97,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         self.gate = parse_gate(str(self.setting.options.gate))
         # What the gate opens, if it ever does.
         self.reft_model = None if self.gate == TokenGate(0) else self.setting.reft_model
+        if self.reft_model is not None:
+            acting_positions(self.gate, self.reft_model)  # says where the two do not go together
         with _quiet(logging.getLogger(HFLM.__module__)):  # it warns that the model is loaded already
             super().__init__(
                 pretrained=self.setting.model,
@@ -104,17 +116,32 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             self.accelerator = Accelerator()
             self._rank, self._world_size = state.process_index, state.num_processes
 
-    def unlike_training(self, prompts: Iterable[str]) -> int:
-        """How many prompts the template of the adapter's training would not have framed.
+    def unlike_training(self, prompts: Iterable[str]) -> int | None:
+        """How many prompts the template of the adapter's training would not have framed; empty ones do not count.
 
-        Few-shot examples, a system message, and a chat template that is applied, or not, otherwise than in training
-        all make one. 0 where no adapter acts, or one that does not say what it was trained with.
+        Few-shot examples, a system message, another instruction, and a chat template that is applied, or not,
+        otherwise than in training all make one. None where no adapter acts, or one that does not say what it was
+        trained with.
         """
         adapter = self.setting.adapter
         if self.reft_model is None or adapter is None or adapter.template is None:
-            return 0
+            return None
         template, tokenizer = self.setting.decoding.template, self.tokenizer
-        return sum(not template.has_framed(prompt, tokenizer) for prompt in prompts)
+        return sum(not template.has_framed(prompt, tokenizer) for prompt in prompts if prompt)
+
+    def is_cut(self, prompt: str, rest: str | Mapping[str, Any]) -> bool:
+        """Whether a prompt loses its start, so that it and what follows are within `max_length`.
+
+        Args:
+            prompt: Not empty.
+            rest: The continuation, or a generation's settings.
+        """
+        if isinstance(rest, str):
+            tokens = sum(map(len, self._encode_pair(prompt, rest))) - 1  # the last one is not read
+        else:
+            settings = normalize_gen_kwargs(dict(rest), self.max_gen_toks)
+            tokens = len(self.tok_encode(prompt)) + settings["max_gen_toks"]
+        return tokens > int(self.max_length)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         self._warn_of_prompts(requests)
@@ -123,6 +150,41 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         self._warn_of_prompts(requests)
         return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """HFLM's, alone: it evens out the processes' windows, and waits forever for one that has all its answers."""
+        world_size, self._world_size = self._world_size, 1
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
+        finally:
+            self._world_size = world_size
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """lm-eval's ``use_cache``, guarded: answers of another base, adapter or gate are not taken for this one's."""
+        if cache_hook.dbdict is not None:
+            guard_answers(cache_hook.dbdict, self._stamp())
+        super().set_cache_hook(cache_hook)
+
+    def _stamp(self) -> dict[str, Any]:
+        """What an answer hangs on but its request. The base goes by its name: to read its weights takes too long."""
+        options = self.setting.options
+        stamp = {
+            "model": options.model,
+            "commit": getattr(self.model.config, "_commit_hash", None),
+            "dtype": str(self.model.dtype),
+            "max_length": self.max_length,
+            "add_bos_token": self.add_bos_token,
+            "think_end_token": self.think_end_token,
+        }
+        if self.reft_model is None:
+            return stamp
+        config = dataclasses.asdict(self.reft_model.prefix_config)
+        return {
+            **stamp,
+            "adapter": digest(self.reft_model.interventions),
+            "adapter_config": {**config, "gate": str(self.gate)},
+            "handoff": options.handoff,
+        }
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's, and what reft-math adds; lm-eval writes it beside its results."""
@@ -136,7 +198,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         }
 
     def _warn_of_prompts(self, requests: Sequence[Instance]) -> None:
-        prompts = {request.args[0] for request in requests}
+        prompts = {request.args[0] for request in requests if request.args[0]}
         if unlike := self.unlike_training(prompts):
             warnings.warn(
                 f"{unlike} of {len(prompts)} prompts are not framed as the adapter's training prompts were (template"
@@ -190,10 +252,12 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                     f"a continuation of {len(continuation)} tokens is longer than the model's {self.max_length}; raise"
                     " max_length, or take another task"
                 )
+            if len(context) > room:
+                warnings.warn(f"contexts with no room in {self.max_length} tokens lose their start", stacklevel=2)
             texts.append(Text("", torch.tensor(context[-room:]), continuation))
         assert self.reft_model is not None  # HFLM's own path else
         with parametrize.cached():
-            found = text_logits(
+            return gated_logits(
                 self.model,
                 self.reft_model,
                 self.gate,
@@ -201,7 +265,13 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 texts,
                 int(self.tokenizer.pad_token_id),
             )
-        return [logits.prefix for logits in found]
+
+
+def _check_device(name: str | None) -> None:
+    """``cuda`` is any of its devices."""
+    ours = process_state().device
+    if name not in (None, ours.type, str(ours), f"{ours.type}:{ours.index or 0}"):
+        raise UserError(f"device must be the process's own, {ours}, or left out; got {name}")
 
 
 @contextmanager

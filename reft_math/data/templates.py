@@ -45,12 +45,19 @@ class PromptTemplate:
         return f"Question: {text}\nAnswer:"
 
     def has_framed(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Whether a prompt is this template's of some question, and holds one frame only (no examples before it)."""
+        """Whether a prompt is this template's of some question: one frame (no examples before it), no more instruction.
+
+        White space and line breaks a frame shares with any question; special tokens a question has none of.
+        """
         before, _, after = self.prompt(_MARK, tokenizer).partition(_MARK)
         if not (prompt.startswith(before) and prompt.removeprefix(before).endswith(after)):
             return False
         question = prompt[len(before) : len(prompt) - len(after)]
-        return not any(part and part in question for part in (before, after))
+        frames = [part for part in (before, after) if part.strip()]
+        instructions = [template.instruction for template in TEMPLATES.values() if template.instruction]
+        return not any(part in question for part in (*frames, *tokenizer.all_special_tokens)) and not any(
+            question.endswith(instruction) for instruction in instructions
+        )
 
     def target(self, solution: str) -> str:
         """The text after the prompt, without its end token."""

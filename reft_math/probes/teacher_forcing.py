@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
@@ -55,15 +56,7 @@ def text_logits(
 ) -> list[TextLogits]:
     """What each token of each text is drawn from, under the base, the adapter always on, and decoding under a gate.
 
-    ``prefix`` is what decoding under the gate draws that token from after those before it. The gate decides by what
-    stands before a token, so it is run along the text, whoever wrote that: with ``D_t`` of this very text, tokens
-    before its closing position are the intervened model's, and the others are
-
-    - with ``handoff="base"`` the base's: it reads prompt and prefix itself, and a pass of its own is not needed;
-    - with ``"keep"`` those of a pass with interventions on the prompt and the tokens that were read before the gate
-      closed, except that the token at which a divergence closed it is the base's.
-
-    Under gate ``prompt`` interventions act on the prompt, for ``always_on`` too.
+    ``prefix`` is that of `gated_logits`. Under gate ``prompt`` interventions act on the prompt, for ``always_on`` too.
 
     Args:
         model: The base.
@@ -75,36 +68,98 @@ def text_logits(
     Raises:
         UserError: Gate ``prompt`` and an adapter that does not act there.
     """
-    inputs, is_generated = _teacher_forced(texts, pad_token, model.device)
-    width, longest = int((~is_generated).sum()), max(len(text.token_ids) for text in texts)
+    passes = _Passes(model, interventions, gate, handoff, texts, pad_token)
+    return [
+        TextLogits(position, passes.off[row, : len(prefix)], passes.on[row, : len(prefix)], prefix)
+        for row, (position, prefix) in enumerate(passes.gated())
+    ]
 
-    def logits(acts: torch.Tensor) -> torch.Tensor:
-        """Raw, of each row's text: ``(row, token, vocabulary)``."""
-        with interventions.intervening(acts):
-            found: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=longest).logits
+
+@torch.no_grad()
+def gated_logits(
+    model: PreTrainedModel,
+    interventions: Interventions,
+    gate: Gate,
+    handoff: Handoff,
+    texts: Sequence[Text],
+    pad_token: int,
+) -> list[torch.Tensor]:
+    """What decoding under the gate draws each token of each text from, ``(token, vocabulary)`` by text.
+
+    The gate decides by what stands before a token, so it is run along the text, whoever wrote that: with ``D_t`` of
+    this very text, tokens before its closing position are the intervened model's, and the others are
+
+    - with ``handoff="base"`` the base's: it reads prompt and prefix itself;
+    - with ``"keep"`` those of a pass with interventions on the prompt and the tokens that were read before the gate
+      closed, except that the token at which a divergence closed it is the base's.
+
+    Passes that no token of these texts needs are not made. Arguments and errors are those of `text_logits`.
+    """
+    return [prefix for _, prefix in _Passes(model, interventions, gate, handoff, texts, pad_token).gated()]
+
+
+class _Passes:
+    """A batch's forward passes, each when it is asked for first: raw logits ``(row, token, vocabulary)``."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        interventions: Interventions,
+        gate: Gate,
+        handoff: Handoff,
+        texts: Sequence[Text],
+        pad_token: int,
+    ) -> None:
+        self.model, self.interventions, self.gate, self.handoff = model, interventions, gate, handoff
+        self.inputs, is_generated = _teacher_forced(texts, pad_token, model.device)
+        self.lengths = [len(text.token_ids) for text in texts]
+        self.width = int((~is_generated).sum())
+        self.may_act = intervention_mask(is_generated, acting_positions(gate, interventions))
+
+    @cached_property
+    def off(self) -> torch.Tensor:
+        """The base's."""
+        return self._logits(torch.zeros_like(self.may_act))
+
+    @cached_property
+    def on(self) -> torch.Tensor:
+        """The intervened model's."""
+        return self._logits(self.may_act)
+
+    def gated(self) -> list[tuple[int | None, torch.Tensor]]:
+        """By text the gate's closing position and the logits of decoding under it, ``(token, vocabulary)``."""
+        closings = [closing(self.gate, self._divergence(row)) for row in range(len(self.lengths))]
+        if all(position is None for position, _ in closings):
+            return [(None, self.on[row, :length]) for row, length in enumerate(self.lengths)]
+        after = self.off if self.handoff == "base" else self._kept([steps for _, steps in closings])
+        between = (
+            self.off if isinstance(self.gate, KLGate) else after
+        )  # a count reads no divergence: nothing is between
+        found = []
+        for row, (length, (position, steps)) in enumerate(zip(self.lengths, closings, strict=True)):
+            closes_at = length if position is None else position
+            parts = [self.on[row, :closes_at], between[row, closes_at:steps], after[row, steps:length]]
+            found.append((position, torch.cat(parts)))
         return found
 
-    may_act = intervention_mask(is_generated, acting_positions(gate, interventions))
-    off, on = logits(torch.zeros_like(may_act)), logits(may_act)
-    direction = gate.direction if isinstance(gate, KLGate) else "mod||base"
-    lengths = [len(text.token_ids) for text in texts]
-    closings = [
-        closing(gate, kl_divergence(on[row, :length], off[row, :length], direction).cpu())
-        for row, length in enumerate(lengths)
-    ]
-    after = off
-    if handoff == "keep":
-        read = torch.tensor([steps for _, steps in closings], device=model.device)[:, None]
-        tokens = torch.arange(is_generated.shape[1], device=model.device)[None] - width
+    def _divergence(self, row: int) -> torch.Tensor:
+        """``D_t`` along a text; zeros where the gate does not ask."""
+        length = self.lengths[row]
+        if not isinstance(self.gate, KLGate):
+            return torch.zeros(length)
+        return kl_divergence(self.on[row, :length], self.off[row, :length], self.gate.direction).cpu()
+
+    def _kept(self, steps: Sequence[int]) -> torch.Tensor:
+        """The base's on the cache that interventions changed for as many steps of each text."""
+        read = torch.tensor(steps, device=self.model.device)[:, None]
+        tokens = torch.arange(self.may_act.shape[1], device=self.model.device)[None] - self.width
         # Token j is read at step j + 1, the prompt at step 0.
-        after = logits(may_act & (read > 0) & (tokens < read - 1))
-    found = []
-    for row, (length, (position, steps)) in enumerate(zip(lengths, closings, strict=True)):
-        base, mod, rest = (each[row, :length] for each in (off, on, after))
-        closes_at = length if position is None else position
-        prefix = torch.cat([mod[:closes_at], base[closes_at:steps], rest[steps:]])
-        found.append(TextLogits(position, base, mod, prefix))
-    return found
+        return self._logits(self.may_act & (read > 0) & (tokens < read - 1))
+
+    def _logits(self, acts: torch.Tensor) -> torch.Tensor:
+        with self.interventions.intervening(acts):
+            found: torch.Tensor = self.model(**self.inputs, use_cache=False, logits_to_keep=max(self.lengths)).logits
+        return found
 
 
 def closing(gate: Gate, kl: torch.Tensor) -> tuple[int | None, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from interventions import PrefixReftConfig, get_prefix_reft_model
 from interventions.harness import ReftMathLM
 from reft_math.arithmetic.problems import arithmetic_problems
 from reft_math.data.registry import held_out_problems
-from reft_math.harness import plain
+from reft_math.errors import UserError
+from reft_math.harness import load_tasks, plain
 from reft_math.models import EMBEDDED_FOLDER, load_model, load_tokenizer
 from reft_math.scoring.records import RecordFile
 
@@ -121,7 +124,7 @@ def test_answers_and_accuracy_are_those_of_our_own_command(
     assert found["lm_eval"]["versions"] == {"sums": 2.0}
     assert found["config"]["gate"] == gate
     assert found["adapter"]["template"] == "chat/1"
-    assert found["prompts"] == {"total": 50, "unlike_training": 0}
+    assert found["prompts"] == {"total": 50, "unlike_training": None if gate == "off" else 0, "cut": 0}
 
 
 def test_choices_are_made_under_the_gate_and_python_reads_the_same(
@@ -140,13 +143,17 @@ def test_choices_are_made_under_the_gate_and_python_reads_the_same(
         batch_size=16,
     )
     python = {
-        "adapter": judge(model="reft_math", model_args={"adapter": adapter, "gate": "tokens:4"}),
+        "adapter": judge(
+            model="reft_math", model_args={"adapter": adapter, "gate": "tokens:4"}, device="cpu", max_batch_size=8
+        ),
         "base": judge(model="hf", model_args={"pretrained": str(EMBEDDED_FOLDER)}, device="cpu"),
     }
     for name, found in python.items():
         assert results(tmp_path / name)["lm_eval"]["results"] == found["results"]
         asked = sorted(found["samples"]["choices"], key=lambda row: row["doc_id"])
         assert [row["resps"] for row in samples(tmp_path / name, "choices")] == plain([row["resps"] for row in asked])
+    counts = [results(tmp_path / name)["prompts"]["unlike_training"] for name in python]
+    assert counts == [0, None]
     first = [found["samples"]["choices"][0]["resps"] for found in python.values()]
     assert first[0] != first[1]
     assert python["adapter"]["config"]["gate"] == "tokens:4"
@@ -177,6 +184,21 @@ def test_a_stopped_run_goes_on_from_the_answers_it_has(
     assert found[0] == found[1]
 
 
+def test_repeated_samples_are_drawn_each_for_itself_resumed_or_not(
+    call: Callable[[str], None], tmp_path: Path, tasks: Path
+) -> None:
+    """The task does not say ``do_sample``: its temperature does."""
+    text = (tasks / "sums.yaml").read_text().replace("do_sample: false", "temperature: 2.0").replace("sums", "drawn")
+    (tmp_path / "drawn.yaml").write_text(f"{text}repeats: 3\n".replace(", {function: take_first}", ""))
+    line = (
+        f"eval/harness.py --tasks drawn --include-path {tmp_path} --limit 2 --log-samples --output-dir {tmp_path}/run"
+    )
+    for more in ("", " --resume"):
+        call(line + more)
+        for row in samples(tmp_path / "run", "drawn"):
+            assert len(set(row["resps"][0])) == 3
+
+
 def test_what_shapes_a_prompt_is_handed_on_and_noted(
     call: Callable[[str], None], tmp_path: Path, tasks: Path, adapter: str
 ) -> None:
@@ -184,10 +206,10 @@ def test_what_shapes_a_prompt_is_handed_on_and_noted(
         call(
             f"eval/harness.py --adapter {adapter} --tasks sums --include-path {tasks} --apply-chat-template --limit 3"
             " --num-fewshot 1 --system-instruction 'Be brief.' --gen-kwargs max_gen_toks=5 --seed 3 --log-samples"
-            f" --output-dir {tmp_path}/run"
+            f" --max-length 40 --output-dir {tmp_path}/run"
         )
     found = results(tmp_path / "run")
-    assert found["prompts"] == {"total": 3, "unlike_training": 3}
+    assert found["prompts"] == {"total": 3, "unlike_training": 3, "cut": 3}
     assert {found["lm_eval"]["config"][f"{name}_seed"] for name in ("random", "numpy", "torch", "fewshot")} == {3}
     tokenizer = load_tokenizer("arithmetic")
     for row in samples(tmp_path / "run"):
@@ -213,22 +235,58 @@ def test_what_shapes_a_prompt_is_handed_on_and_noted(
             "--apply-chat-template needs a tokenizer that has one",
         ),
         ("--tasks broken --include-path {broken}", "--tasks must be within reach, data and all; broken:"),
+        ("--tasks sums --include-path {tasks} --gen-kwargs max_gen_toks=600", "sums has 600: pass another"),
+        ("--tasks sums --include-path {tasks} --gen-kwargs do_sample=True", "sums samples: it needs a temperature"),
+        (
+            "--tasks sums --include-path {tasks} --gen-kwargs num_beams=2 --adapter {adapter}",
+            "a gate goes with greedy decoding and sampling; sums has num_beams=2",
+        ),
+        (
+            "--tasks sums --include-path {tasks} --adapter {generated} --gate prompt",
+            "gate 'prompt' is for adapters that act on the prompt",
+        ),
     ],
 )
 def test_mistakes_are_told_in_a_line_and_leave_nothing(
     call: Callable[[str], None],
     tmp_path: Path,
     tasks: Path,
+    adapter: str,
     capsys: pytest.CaptureFixture[str],
     arguments: str,
     message: str,
 ) -> None:
-    broken = tmp_path / "broken"
+    broken, generated = tmp_path / "broken", tmp_path / "generated"
+    shutil.copytree(adapter, generated)
+    replace(PrefixReftConfig.from_pretrained(adapter), positions="generated").save_pretrained(generated)
     shutil.copytree(EMBEDDED_FOLDER, broken)
     (broken / "chat_template.jinja").unlink()
     (broken / "broken.yaml").write_text(CHOSEN.replace("choices", "broken").replace("PROBLEMS", str(broken / "none")))
+    line = arguments.format(tasks=tasks, broken=broken, adapter=adapter, generated=generated)
     with pytest.raises(SystemExit):
-        call(f"eval/harness.py {arguments.format(tasks=tasks, broken=broken)} --output-dir {tmp_path}/run")
+        call(f"eval/harness.py {line} --output-dir {tmp_path}/run")
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert message in error
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("task: choices", "task: [choices", "--include-path must hold readable task files; "),
+        ("task: choices", "include: none.yaml\ntask: choices", "--include-path must hold readable task files; "),
+        (
+            "{{question}}",
+            "{{question",
+            "--tasks must be within reach, data and all; choices: unexpected end of template",
+        ),
+        ('"question"', '"question', "--tasks must be within reach, data and all; choices: "),
+        ("task: choices", "unsafe_code: true\ntask: choices", "must not run code that a model wrote; choices does"),
+    ],
+)
+def test_a_task_that_cannot_be_asked_is_told_in_a_line(tmp_path: Path, before: str, after: str, message: str) -> None:
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"question": "What is 2+3?", "answer": 5}\n'.replace(before, after))
+    (tmp_path / "choices.yaml").write_text(CHOSEN.replace("PROBLEMS", str(problems)).replace(before, after))
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_tasks(["choices"], str(tmp_path))

@@ -8,20 +8,45 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import lm_eval.tasks
 import psutil
+import pytest
 
+from reft_math.arithmetic.problems import arithmetic_problems
 from reft_math.scoring.records import RecordFile
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = "eval/arithmetic.py --limit 60 --batch-size 2 --samples 2 --temperature 0.8 --seed 5"
 
 
-def start(folder: Path, *extra: str) -> subprocess.Popen[bytes]:
+# lm-eval's own task files, some ten thousand, take seconds to list.
+WITHOUT_DEFAULTS = """
+import functools, runpy, sys
+import lm_eval.tasks
+lm_eval.tasks.TaskManager = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+TASKS = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {problems}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{prompt}"
+doc_to_target: "{{{{answer}}}}"
+{settings}
+metric_list: [{{metric: {metric}}}]
+"""
+
+
+def start(folder: Path, *extra: str, line: str = LINE) -> subprocess.Popen[bytes]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29519"]
     return subprocess.Popen(
-        [*launcher, *LINE.split(), "--output-dir", str(folder), *extra],
+        [*launcher, *line.split(), "--output-dir", str(folder), *extra],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.DEVNULL,
@@ -63,3 +88,43 @@ def test_whichever_process_dies_no_row_is_lost_or_counted_twice(call: Callable[[
     results = [json.loads((tmp_path / run / "results.json").read_text()) for run in ("alone", "killed")]
     assert results[0]["evaluation"] == results[1]["evaluation"]
     assert results[0]["evaluation"]["base"]["samples"] == 2
+
+
+def finish(run: subprocess.Popen[bytes]) -> int:
+    """The exit code of a run that may hang."""
+    try:
+        return run.wait(timeout=120)
+    finally:
+        run.terminate()
+
+
+def test_lm_eval_goes_on_where_one_process_has_all_its_answers(
+    call: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whole texts are scored in windows, as many as a text takes: no process may wait for another's."""
+    problems = tmp_path / "problems.jsonl"
+    rows = [{"question": each.question, "answer": each.answer} for each in arithmetic_problems("test", 5)]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = "generation_kwargs: {until: [], do_sample: false, max_gen_toks: 40}"
+    for name, kind, prompt, metric, more in (
+        ("sums", "generate_until", "{{question}}", "exact_match", settings),
+        ("texts", "loglikelihood_rolling", "", "word_perplexity", ""),
+    ):
+        task = TASKS.format(name=name, kind=kind, prompt=prompt, metric=metric, settings=more, problems=problems)
+        (tmp_path / f"{name}.yaml").write_text(
+            task.replace("{{answer}}", "{{question}}" if not prompt else "{{answer}}")
+        )
+    (tmp_path / "quick.py").write_text(WITHOUT_DEFAULTS)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
+    command = f"eval/harness.py --tasks sums,texts --include-path {tmp_path} --limit 5 --batch-size 2"
+    folder, line = tmp_path / "two", f"{tmp_path}/quick.py {command}"
+    assert finish(start(folder, line=line)) == 0
+    (folder / "answers_rank1.db").unlink()
+    assert finish(start(folder, "--resume", line=line)) == 0
+    call(f"{command} --output-dir {tmp_path}/one")
+    two, one = (json.loads((tmp_path / run / "results.json").read_text())["lm_eval"] for run in ("two", "one"))
+    assert two["n-samples"] == one["n-samples"] == {name: {"original": 5, "effective": 5} for name in ("sums", "texts")}
+    for name, metrics in one["results"].items():
+        assert two["results"][name] == {
+            key: pytest.approx(value) if isinstance(value, float) else value for key, value in metrics.items()
+        }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -172,27 +176,55 @@ def test_choices_of_one_token_share_their_forward_pass(adapter: str) -> None:
     tokens = lm.tokenizer.encode("0123456789", add_special_tokens=False)
     context = lm.tokenizer.encode(PROMPTS[0], add_special_tokens=False)
     answers = lm._loglikelihood_tokens([(None, context, [token]) for token in tokens], disable_tqdm=True)
-    assert rows == [1, 1]  # base and intervened
+    assert rows == [1]
     expected = [forced(lm, context, [token], "base")[0] for token in tokens]
     assert [likelihood for likelihood, _ in answers] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("gate", "handoff", "passes"),
+    [
+        *(("always", "base", 1), ("prompt", "base", 1), ("tokens:1", "base", 2), ("tokens:1", "keep", 2)),
+        *(("tokens:99", "base", 1), ("kl:0", "base", 2), ("kl:0", "keep", 3), ("kl:inf", "keep", 2)),
+    ],
+)
+def test_passes_that_no_token_needs_are_not_made(adapter: str, gate: str, handoff: Any, passes: int) -> None:
+    lm = ReftMathLM(adapter=adapter, gate=gate, handoff=handoff)
+    calls = []
+    lm.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    lm.loglikelihood(LIKELIHOODS[:1], disable_tqdm=True)
+    assert len(calls) == passes
 
 
 def test_a_context_that_is_too_long_loses_its_start_and_a_continuation_is_refused(adapter: str) -> None:
     lm = ReftMathLM(adapter=adapter, gate="tokens:3", max_length=12)
     context = lm.tokenizer.encode(PROMPTS[0], add_special_tokens=False)
     text = lm.tokenizer.encode("The answer is 7.", add_special_tokens=False)
-    ((likelihood, _),) = lm._loglikelihood_tokens([(None, context, text)], disable_tqdm=True)
+    with pytest.warns(UserWarning, match="contexts with no room in 12 tokens lose their start"):
+        ((likelihood, _),) = lm._loglikelihood_tokens([(None, context, text)], disable_tqdm=True)
     expected, _ = forced(lm, context[-(13 - len(text)) :], text, "base")
     assert likelihood == pytest.approx(expected, abs=2e-4)
     with pytest.raises(UserError, match="a continuation of 13 tokens is longer than the model's 12; raise max_length"):
         lm._loglikelihood_tokens([(None, context, context[:13])], disable_tqdm=True)
 
 
-def test_prompts_unlike_the_adapters_training_are_counted(adapter: str) -> None:
+def test_cut_prompts_are_known_by_their_length() -> None:
+    lm = ReftMathLM(max_length=12)
+    prompt = lm.tok_decode(lm.tok_encode(PROMPTS[0])[:9], skip_special_tokens=False)
+    assert len(lm.tok_encode(prompt)) == 9
+    assert [lm.is_cut(prompt, text) for text in ("5+5=", "5+5=1")] == [False, True]
+    assert [lm.is_cut(prompt, {"max_gen_toks": length}) for length in (3, 4)] == [False, True]
+
+
+def test_prompts_unlike_the_adapters_training_are_counted(adapter: str, tmp_path: Path) -> None:
     lm = ReftMathLM(adapter=adapter, batch_size=3)
     plain = [f"Question: {question}\nAnswer:" for question in QUESTIONS]
     shots = [f"<bos>{QUESTIONS[0]}\n{SOLUTIONS[0]}{prompt.removeprefix('<bos>')}" for prompt in PROMPTS]
-    assert [lm.unlike_training(prompts) for prompts in (PROMPTS, plain, shots)] == [0, 8, 8]
+    assert [lm.unlike_training(prompts) for prompts in (PROMPTS, plain, shots, ["", *plain])] == [0, 8, 8, 8]
+    assert ReftMathLM(adapter=adapter, gate="off").unlike_training(plain) is None
+    shutil.copytree(adapter, tmp_path / "unnamed")
+    dataclasses.replace(PrefixReftConfig.from_pretrained(adapter), template=None).save_pretrained(tmp_path / "unnamed")
+    assert ReftMathLM(adapter=str(tmp_path / "unnamed")).unlike_training(plain) is None
     with pytest.warns(UserWarning, match=r"1 of 2 prompts .* training prompts were \(template chat/1\)"):
         lm.loglikelihood(requests("loglikelihood", [(PROMPTS[0], "7"), (plain[0], "7")]), disable_tqdm=True)
     with warnings.catch_warnings():
@@ -213,11 +245,42 @@ def test_its_settings_stand_beside_lm_evals_results(adapter: str) -> None:
     }
 
 
+def test_kept_answers_are_one_models(adapter: str, tmp_path: Path) -> None:
+    def kept(**options: Any) -> str:
+        lm = CachingLM(ReftMathLM(**options), str(tmp_path / "answers.db"))
+        (answer,) = lm.generate_until(GENERATIONS[:1])
+        return str(answer)
+
+    answer = kept(adapter=adapter, gate="tokens:2")
+    assert kept(adapter=adapter, gate="tokens:2", batch_size=4) == answer
+    with pytest.raises(UserError, match=r"another model's, which differs in adapter_config;"):
+        kept(adapter=adapter, gate="tokens:3")
+    with pytest.raises(UserError, match=r"another model's, which differs in max_length, handoff;"):
+        kept(adapter=adapter, gate="tokens:2", handoff="keep", max_length=100)
+    reft_model = PrefixReftModel.from_pretrained(adapter, load_model("arithmetic"))
+    for bias in reft_model.biases().values():
+        bias.data += 1
+    shutil.copytree(adapter, tmp_path / "adapter")
+    reft_model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"another model's, which differs in adapter;"):
+        kept(adapter=str(tmp_path / "adapter"), gate="tokens:2")
+    with pytest.raises(UserError, match=r"another model's, which differs in adapter, adapter_config, handoff;"):
+        kept()
+
+
+def test_kept_answers_that_do_not_say_whose_they_are_are_left_alone(tmp_path: Path) -> None:
+    lm = CachingLM(HFLM(str(EMBEDDED_FOLDER), device="cpu"), str(tmp_path / "answers.db"))
+    lm.generate_until(GENERATIONS[:1])
+    with pytest.raises(UserError, match="do not say which model gave them"):
+        CachingLM(ReftMathLM(), str(tmp_path / "answers.db"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"gate": "kl:1"}, "--gate kl:1 opens an adapter's interventions; pass --adapter"),
         ({"batch_size": "auto"}, "batch_size must be a whole number of at least 1; got 'auto'"),
+        ({"device": "meta"}, "device must be the process's own, .*, or left out; got meta"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1; got 0"),
     ],
 )

@@ -36,7 +36,18 @@ def test_generation_settings_are_read_as_lm_eval_does() -> None:
         "max_gen_toks": 5,
     }
     assert read_gen_kwargs(None) is None
-    for text in ("top_p=0.5,temperature", "temprature=1", "="):
+    assert read_gen_kwargs("until=Question:") == {"until": "Question:"}
+    for text in (
+        *("top_p=0.5,temperature", "temprature=1", "=", "until="),
+        *(
+            "max_gen_toks=x",
+            "max_tokens=1.5",
+            "temperature=hot",
+            "do_sample=1",
+            "stop_strings=a",
+            "num_return_sequences=2",
+        ),
+    ):
         with pytest.raises(UserError, match="--gen-kwargs holds settings of generate"):
             read_gen_kwargs(text)
 

@@ -196,9 +196,15 @@ def test_a_template_knows_the_prompts_it_has_framed(tokenizer: PreTrainedTokeniz
     prompts = {name: [each.prompt(question, tokenizer) for question in questions] for name, each in TEMPLATES.items()}
     for name, template in TEMPLATES.items():
         framed = {other for other in TEMPLATES if template.has_framed(prompts[other][0], tokenizer)}
-        # An instruction is as good as a part of the question, unless a line break is the frame's own end.
-        assert framed == ({name} if name != "plain" else {"plain", "plain-step-by-step", "plain-boxed"})
+        assert framed == {name}
         first, second = prompts[name]
         assert not template.has_framed(f"{first} 5\n\n{second}", tokenizer)
     assert not PLAIN.has_framed("Question: \nAnswer", tokenizer)
     assert PLAIN.has_framed("Question: \nAnswer:", tokenizer)
+
+
+def test_a_frame_of_white_space_may_stand_in_a_question_and_a_special_token_may_not() -> None:
+    tokenizer = build_tokenizer()
+    chat = TEMPLATES["chat"]
+    assert chat.has_framed(chat.prompt("Tom has 4 coins.\nHow many?", tokenizer), tokenizer)
+    assert not chat.has_framed("<bos>What is 2+3?\n5<eos>What is 2+4?\n", tokenizer)
