@@ -50,8 +50,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
     - ``log p(y | x) = Σ_t log p(y_t | x, y_<t)`` is the probability with which such decoding would draw the
       continuation: the gate's rule runs along ``y``, tokens before its closing position have the intervened model's
       probabilities, the others the base's (`gated_logits`). ``is_greedy`` says whether each token is that decoder's
-      likeliest. Where lm-eval scores a whole text, each of its windows is a continuation with a gate of its own: of the
-      start token or the last token before it, the last window of as much as there is room for.
+      likeliest. Where lm-eval scores a whole text, each of its windows is a continuation with a gate of its own. Its
+      context is the start token or the token before it; the last window's is as much as there is room for.
 
     Interventions act on lm-eval's context as on a prompt, and on continuation or generation as on generated tokens.
     Penalties and sampling habits in the checkpoint's generation configuration are left out, as everywhere in reft-math.
