@@ -9,8 +9,9 @@ score true less false statements for the base and for the adapter always on, for
 its gate. Without ``--adapter`` the base alone. Writes figures (PNG and SVG), ``probes/*.safetensors``, records,
 ``faithfulness.md``, ``results.json`` and
 
-- ``probes.csv``: accuracy on held-out questions, by layer and head;
-- ``scores.csv``: scores and their differences from the base's, by source, layer, head and position.
+- ``probes.csv``: accuracy on held-out questions, by layer and head; ``reads``: better than chance;
+- ``scores.csv``: scores and their differences from the base's (``delta``), by source, layer, head and position;
+  ``open``: the share of texts after which the gate is open; ``mixed``: pairs left out, after one text of which it is.
 
 ``--resume`` goes on from the records.
 """

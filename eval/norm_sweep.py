@@ -3,11 +3,12 @@
     uv run eval/norm_sweep.py --target-norms 0.27 0.54 1.08 --seeds 3 --project-number-direction
 
 A trial for each norm and seed, in ``trials/``, with adapter, records and results; the options are those of
-`train/prefix_reft.py`. Writes ``trials.csv``, ``norms.csv`` (accuracy against the achieved norm, always on and under
-the gate; the norm best on validation problems is ``chosen``), ``shares.csv`` (of biases, and of the changes they make,
-along the number direction), Markdown, the figure (PNG and SVG) and ``results.json``. With
-``--project-number-direction`` a second curve: biases kept off the number direction of their layer. ``--resume`` runs
-the trials that are missing, also those of more norms and seeds.
+`train/prefix_reft.py`. Writes ``trials.csv``, ``norms.csv`` (accuracy against the achieved norm, always on and gated;
+the norm best on validation problems is ``chosen``, the smallest of the ``tied``, ``at_edge`` where the grid ends;
+intervals are ``over`` problems, and seeds where there are several), ``shares.csv`` (|cosine| of biases, and of the
+changes they make, with the number direction, beside ``chance``), Markdown, the figure (PNG and SVG) and
+``results.json``. With ``--project-number-direction`` a second curve: biases kept off the number direction of their
+layer. ``--resume`` runs the trials that are missing, also those of more norms and seeds.
 """
 
 from __future__ import annotations

@@ -110,14 +110,16 @@ def _write(
 ) -> None:
     """Every table as CSV, all of them in one Markdown file and in the results, and the figure."""
     folder = Path(common.folder)
+    low, high = base["interval_95"]
+    scores = {name: base[name] for name in ("correct", "total", "accuracy")}
+    tables = {"base": [{**scores, "low": low, "high": high}], **tables}
     for title, rows in tables.items():
         write_csv(folder / f"{title}.csv", rows)
     for ending in ("png", "svg"):
         figure.savefig(folder / f"{name}.{ending}", dpi=150)
     write_text(folder / f"{name}.md", markdown({title: lines(rows) for title, rows in tables.items()}))
     head = {**provenance(options), "dataset": options.dataset, "template": str(common.job.template)}
-    write_json(folder / RESULTS_NAME, {**head, "evaluation": {"base": base}, **tables})
-    print(f"base: {base['correct']} of {base['total']}")
+    write_json(folder / RESULTS_NAME, {**head, "evaluation": {"base": base}, "tables": tables})
     for title in [title for title in tables if title != "trials"]:
         header, *body = lines(tables[title])
         print_table(title, header, body)

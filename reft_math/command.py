@@ -284,6 +284,5 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    # A log file has no width; without one rich would fold the table at 80 columns.
-    console = Console() if sys.stdout.isatty() else Console(width=180)
-    console.print(table)
+    # As wide as it needs to be: a terminal breaks lines that are too long, rich would cut cells off.
+    Console(width=Console(width=10_000).measure(table).maximum).print(table)

@@ -18,18 +18,22 @@ def fetch(source: str | Path, config_name: str, revision: str | None = None) -> 
     Raises:
         UserError: Neither a folder with an adapter nor a hub repository that can be reached.
     """
-    if Path(source).is_dir():
-        folder = Path(source)
-    else:
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.exists() or folder.is_absolute() or len(folder.parts) > 2:  # ids have two parts at most
+            raise UserError(f"an adapter is a folder or a hub id; there is no folder {source}")
         try:
             folder = Path(snapshot_download(str(source), revision=revision))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"adapter {str(source)!r} is neither a folder nor a hub repository within reach ({reason})"
+                f"an adapter is a folder or a hub id; there is no folder {source}, and no such repository within reach"
+                f" ({reason})"
             ) from None
     if not (folder / config_name).is_file():
-        raise UserError(f"adapter {str(source)!r} holds no {config_name}; was it saved by save_pretrained?")
+        inside = next((path.parent for path in sorted(folder.glob(f"*/{config_name}"))), None)
+        hint = f"did you mean {inside}?" if inside else "was it saved by save_pretrained?"
+        raise UserError(f"adapter {str(source)!r} holds no {config_name}; {hint}")
     return folder
 
 

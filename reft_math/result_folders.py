@@ -48,7 +48,7 @@ def find_result_folders(root: Path) -> list[ResultFolder]:
         UserError: The folder holds nothing to show, or something that cannot be read.
     """
     folders = list(_walk(root))
-    if not folders:
+    if all(folder.settings is None and folder.results is None for folder in folders):
         raise UserError(f"--results must hold output folders of commands, with {RESULTS_NAME}; {root} holds none")
     return folders
 

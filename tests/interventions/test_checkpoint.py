@@ -135,13 +135,18 @@ def test_options_among_the_parameters_are_refused(tiny_model: Callable[..., PreT
 
 
 def test_a_folder_without_adapter_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no reft_config\.json"):
+    with pytest.raises(UserError, match=r"holds no reft_config\.json; was it saved by save_pretrained"):
         PrefixReftModel.from_pretrained(tmp_path, tiny_model())
+    randomised(tiny_model()).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"holds no reft_config\.json; did you mean .*/adapter\?"):
+        PrefixReftModel.from_pretrained(tmp_path, tiny_model())
+    with pytest.raises(UserError, match=r"there is no folder .*/nothing$"):
+        PrefixReftModel.from_pretrained(tmp_path / "nothing", tiny_model())
 
 
 def test_a_hub_id_out_of_reach_is_refused(
     tiny_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="neither a folder nor a hub repository within reach"):
+    with pytest.raises(UserError, match="there is no folder nobody/nothing, and no such repository within reach"):
         PrefixReftModel.from_pretrained("nobody/nothing", tiny_model())

@@ -380,7 +380,11 @@ def test_versions_name_python_and_what_results_depend_on() -> None:
     assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
 
 
-def test_a_wide_table_keeps_one_line_a_row_in_a_log_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wide_table_keeps_one_line_a_row_and_all_of_its_cells(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a narrow terminal and in a log file."""
+    monkeypatch.setenv("COLUMNS", "40")
     print_table("GSM8K", ["", "correct", "95 % interval"], [["base " + "x" * 60, "3", "1 - 2"], ["b", "10", "0 - 1"]])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].strip() == "GSM8K"
