@@ -4,6 +4,10 @@
     uv run eval/compare.py --runs results/prefix-reft results/lora --against results/lora:lora
     uv run eval/compare.py --runs results/gsm8k elsewhere.jsonl --output-dir results/compare-elsewhere
 
+``data_num`` counts training problems, ``prefix`` the solution tokens trained on, ``tracking`` is the bias norm's error
+against its target, ``strict`` counts stated answers, ``p`` is McNemar's, ``only first`` and ``only this`` count the
+problems that one alone solved.
+
 Completions made elsewhere, rows of {"question", "gold", "completion"}, are scored as our own are. Problems are paired
 by question. Writes ``comparison.csv``, ``comparison.md``, the figure (PNG and SVG), outcomes by problem and the scores
 of completions made elsewhere (``records/``), and ``results.json``.
