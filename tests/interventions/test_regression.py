@@ -180,7 +180,7 @@ def saying(**values: object) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("tune", "harm", "message"),
     [
-        ("red", without("."), "is neither a folder nor a hub repository within reach"),
+        ("red", without("."), "there is no folder"),
         ("red", without(CONFIG_NAME), "holds no regressor_config.json; was it saved by save_pretrained?"),
         ("red", holding(CONFIG_NAME, "{"), "is not a readable regressor config"),
         ("red", holding(CONFIG_NAME, "{}"), "is not a readable regressor config"),
@@ -191,7 +191,7 @@ def saying(**values: object) -> Callable[[Path], object]:
         ("red", saying(loss="head:mlp"), "does not hold the weights of head mlp"),
         ("red", without("head.safetensors"), "does not hold the weights of head mean"),
         ("red", holding("head.safetensors", "no"), "does not hold the weights of head mean"),
-        ("red", without("adapter"), "is neither a folder nor a hub repository within reach"),
+        ("red", without("adapter"), "there is no folder"),
         ("full", without("model"), "a folder with a transformers checkpoint"),
         ("lora", without("adapter"), "adapter"),
         ("lora", holding("adapter/adapter_model.safetensors", "no"), "adapter"),
