@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.data.templates import PromptTemplate
@@ -75,6 +76,21 @@ def _greedy(config: Any) -> Any:
 
     tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return GenerationConfig(do_sample=False, **tokens)
+
+
+def running_device(module: nn.Module) -> torch.device:
+    """Where the module calculates. Weights that are offloaded lie on no device between its calls."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)  # accelerate's, alone or in a sequence
+        for each in getattr(hook, "hooks", [hook]):
+            if getattr(each, "execution_device", None) is not None:
+                return torch.device(each.execution_device)
+    return next(module.parameters()).device
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids go: the embeddings' device."""
+    return running_device(model.get_input_embeddings())
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:

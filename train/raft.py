@@ -43,7 +43,8 @@ def main(options: RegressionOptions) -> None:
     model = load_model(options.model, options.revision, options.dtype, config.random_seed)
     config = replace(config, base_revision=getattr(model.config, "_commit_hash", None) or options.revision)
     set_seed(options.seed)
-    regressor = make_regressor(model, tokenizer, config, options.site, options.layers, options.rank)
+    site = options.site_path or options.site
+    regressor = make_regressor(model, tokenizer, config, site, options.layers, options.rank)
     jobs.check_reach(regressor, splits.train)
     folder = claim(options)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)

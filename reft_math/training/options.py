@@ -9,6 +9,19 @@ from typing import ClassVar, Literal
 
 from reft_math.errors import UserError, require
 
+LAYER = "{layer}"  # stands for a layer's number in the path of a module
+
+
+def check_site_path(site: str | None, site_path: str | None) -> None:
+    """Raises `UserError` where a site is told twice, or by a path that names no layer."""
+    if site is not None and site_path is not None:
+        raise UserError(f"--site and --site-path exclude each other; got {site} and {site_path}")
+    if site_path is not None and LAYER not in site_path:
+        raise UserError(
+            f"--site-path must hold {LAYER} for the layer's number, as in model.layers.{LAYER}.mlp.up_proj;"
+            f" got {site_path}"
+        )
+
 
 @dataclass(frozen=True)
 class FittingOptions:
