@@ -134,6 +134,11 @@ class PrefixReftModel(pyreft.ReftModel):
         self._hooks.clear()
         return self.model
 
+    @property
+    def hf_device_map(self) -> Any:
+        """The base's, where it lies on several devices: by it a trainer sees that it must stay there."""
+        return self.model.hf_device_map
+
     # --- running ------------------------------------------------------------------------------------------------
 
     def forward(  # type: ignore[override]

@@ -35,7 +35,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from reft_math.errors import UserError
-from reft_math.models import input_device, running_device
+from reft_math.models import running_device
 from reft_math.training.options import LAYER
 
 _LLAMA = {
@@ -174,7 +174,7 @@ def site_width(model: PreTrainedModel, site: str, layers: Sequence[int] = (0,)) 
 @torch.no_grad()
 def _probe(model: PreTrainedModel, site: str, layers: Sequence[int]) -> dict[int, int | None]:
     """Widths of what the modules give in a forward pass; None where it is of no such shape, or the pass goes past."""
-    tokens = torch.zeros(2, 3, dtype=torch.long, device=input_device(model))
+    tokens = torch.zeros(2, 3, dtype=torch.long, device=model.device)
     widths: dict[int, int | None] = dict.fromkeys(layers)
 
     def note(module: nn.Module, args: Any, output: Any, layer: int) -> None:

@@ -77,6 +77,11 @@ class Regressor(nn.Module):
 
     # --- training -----------------------------------------------------------------------------------------------
 
+    @property
+    def hf_device_map(self) -> Any:
+        """The base's, where it lies on several devices: by it a trainer sees that it must stay there."""
+        return self.model.hf_device_map
+
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, targets: torch.Tensor
     ) -> dict[str, torch.Tensor]:

@@ -86,7 +86,7 @@ def prepare(options: TrainingOptions, model: PreTrainedModel | None = None) -> J
     load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=seed)
     train = load("train", limit=options.train_size, noise=options.noise or 0.0)
     validation, test = held_out_problems(options.dataset, options.data_dir)
-    model = model or load_model(options.model, options.revision, options.dtype)
+    model = model or load_model(options.model, options.revision, options)
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
     return Job(options, model, tokenizer, template, train, validation, test[: options.eval_size])
 

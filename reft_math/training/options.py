@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from reft_math.errors import UserError, require
+from reft_math.loading import LoadingOptions
 
 LAYER = "{layer}"  # stands for a layer's number in the path of a module
 
@@ -24,7 +25,7 @@ def check_site_path(site: str | None, site_path: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class FittingOptions:
+class FittingOptions(LoadingOptions):
     """Model, optimisation and output folder, for whatever is trained.
 
     Where a default depends on other settings, the field is None and the command fills it in; the resolved value is what
@@ -35,9 +36,6 @@ class FittingOptions:
 
     model: str = field(default="arithmetic", metadata={"help": "Base: hub id, folder, or the embedded 'arithmetic'."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."}
-    )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
@@ -73,6 +71,7 @@ class FittingOptions:
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("train_size", "batch_size", "accumulation"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
         for name in ("epochs", "learning_rate"):
