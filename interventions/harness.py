@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from interventions.checkpoint import digest
 from interventions.evaluate import load_setting
+from reft_math.data.templates import THOUGHT_END
 from reft_math.decoding.gate import TokenGate, parse_gate
 from reft_math.decoding.generation import Handoff, acting_positions, gated_generate
 from reft_math.errors import UserError
@@ -67,7 +68,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         max_batch_size: lm-eval's bound on batch sizes it finds by itself; ours is given.
         max_length: Context and continuation together, in tokens; the model's own by default.
         add_bos_token: Whether prompts get a start token; the tokenizer's habit by default.
-        enable_thinking, think_end_token, chat_template_args: As HFLM's.
+        enable_thinking, think_end_token, chat_template_args: As HFLM's; where an adapter acts, thinking is by default
+            as in its training.
     """
 
     def __init__(
@@ -110,6 +112,9 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         self.reft_model = None if self.gate == TokenGate(0) else self.setting.reft_model
         if self.reft_model is not None:
             acting_positions(self.gate, self.reft_model)  # says where the two do not go together
+            if enable_thinking is None and self.setting.decoding.template.is_chat:
+                enable_thinking = self.setting.decoding.template.is_thinking
+                think_end_token = think_end_token or (THOUGHT_END if enable_thinking else None)
         with _quiet(logging.getLogger(HFLM.__module__)):  # it warns that the model is loaded already
             super().__init__(
                 pretrained=self.setting.model,

@@ -38,7 +38,10 @@ class ModelOptions(DecoderOptions):
 
     template: str | None = field(
         default=None,
-        metadata={"help": "Prompt: auto, chat, plain, either with -step-by-step or -boxed (the adapter's; auto)."},
+        metadata={
+            "help": "Prompt: auto, chat, plain, either with -step-by-step or -boxed, chat… also with -thinking"
+            " (the adapter's; auto)."
+        },
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}

@@ -271,10 +271,14 @@ def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -
     """The config's prompt template.
 
     Raises:
-        UserError: Its wording has changed since the regressor was trained.
+        UserError: Its wording has changed since the regressor was trained, or it lets the model think first.
     """
     name, _, version = config.template.partition("/")
     template = get_template(name, tokenizer)
+    if template.is_thinking:
+        raise UserError(
+            f"a regressor's number follows the prompt at once, with no thought between; got template {name}"
+        )
     if version and str(template) != config.template:
         raise UserError(
             f"the regressor was trained with prompt template {config.template}, this version has {template};"

@@ -41,7 +41,10 @@ class FittingOptions(LoadingOptions):
     )
     template: str = field(
         default="auto",
-        metadata={"help": "Prompt: chat, plain, either with -step-by-step or -boxed; auto is chat if there is one."},
+        metadata={
+            "help": "Prompt: chat, plain, either with -step-by-step or -boxed, chat… also with -thinking; auto is chat"
+            " if there is one."
+        },
     )
     train_size: int | None = field(default=None, metadata={"help": "Training problems at most (all; arithmetic 2048)."})
 

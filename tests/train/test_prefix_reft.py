@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -293,6 +294,7 @@ MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2
         ("--gate tokens:ten", "a gate is 'off', 'always', 'prompt', 'tokens:N' or 'kl:NATS'"),
         ("--positions generated --gate prompt", "gate prompt is for adapters that act on the prompt"),
         ("--template letter", "template must be auto or one of"),
+        ("--template chat-thinking", "needs a chat template with a thinking mode, and the tokenizer's has none"),
         ("--intervention loreft --rank 49", "rank must be at most the site's width 32"),
         ("--nosuch 1", "unrecognized arguments: --nosuch 1"),
         ("--resume --overwrite", "exclude each other"),
@@ -317,6 +319,20 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_thinking_mode_is_not_trained_on_solutions_without_thoughts(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text(
+        "{{ messages[0].content }}{% if enable_thinking is false %}<think></think>{% endif %}"
+    )
+    line = f"train/prefix_reft.py --model {tmp_path}/base {SMALL} --output-dir {tmp_path}/run"
+    with pytest.raises(SystemExit):
+        call(f"{line} --template chat-thinking")
+    assert "error: template 'chat-thinking' is trained on solutions that begin with a thought" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
