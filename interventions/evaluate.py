@@ -102,7 +102,7 @@ def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setti
     tokenizer = load_tokenizer(options.model, options.revision)
     template = get_template(str(options.template), tokenizer)
     _check_template(template, adapter)
-    model = load_model(options.model, options.revision, options.dtype)
+    model = load_model(options.model, options.revision, options)
     reft_model = None
     if options.adapter is not None:
         reft_model = PrefixReftModel.from_pretrained(options.adapter, model).eval()

@@ -23,7 +23,7 @@ from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.direft import DireftIntervention
 from interventions.loreft import LoreftIntervention
 from interventions.red import RedIntervention
-from interventions.sites import check_site, num_layers, parse_layers, site_module, site_width
+from interventions.sites import check_site, component, num_layers, parse_layers, site_device, site_module, site_width
 from interventions.subspace import DEFAULT_RANK
 from reft_math.data.positions import Positions, intervention_mask
 from reft_math.decoding.gate import Gate, parse_gate
@@ -42,7 +42,7 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
     """
     check_site(model, config.site)
     layers = parse_layers(config.layers, num_layers(model))
-    width = site_width(model, config.site)
+    width = site_width(model, config.site, layers)
     if config.width not in (None, width):
         raise UserError(
             f"an adapter fits models of its own width: this one is for {config.site} of width {config.width}"
@@ -55,7 +55,7 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
     representations = [
         pv.RepresentationConfig(
             layer=layer,
-            component=config.site,
+            component=component(model, config.site, layer),
             low_rank_dimension=rank,
             intervention=_CLASSES[config.intervention](
                 embed_dim=width, low_rank_dimension=rank, act_fn=config.act_fn, dropout=config.dropout
@@ -82,8 +82,8 @@ class PrefixReftModel(pyreft.ReftModel):
         self._hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
         self._handles: list[RemovableHandle] = []
         for representation, intervention in zip(self.config.representations, self.interventions.values(), strict=True):
-            module = site_module(model, representation.component, representation.layer)
-            intervention.to(next(module.parameters()).device)
+            module = site_module(model, prefix_config.site, representation.layer)
+            intervention.to(site_device(model, prefix_config.site, representation.layer))
             self._hooks.append((module, self._make_hook(intervention)))
         self._attach()
         # pyvene keeps the modules themselves in its config; loggers want to write it as JSON.
@@ -133,6 +133,11 @@ class PrefixReftModel(pyreft.ReftModel):
         self._handles.clear()
         self._hooks.clear()
         return self.model
+
+    @property
+    def hf_device_map(self) -> Any:
+        """The base's, where it lies on several devices: by it a trainer sees that it must stay there."""
+        return self.model.hf_device_map
 
     # --- running ------------------------------------------------------------------------------------------------
 

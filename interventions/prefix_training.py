@@ -76,8 +76,8 @@ def prepare(
     Raises:
         UserError: Any of it cannot be had as asked.
     """
-    site = options.site or ("ffn_up" if options.intervention == "red" else "block")
-    options = replace(jobs.resolve(options), site=site)
+    site = options.site_path or options.site or ("ffn_up" if options.intervention == "red" else "block")
+    options = replace(jobs.resolve(options), site=site, site_path=None)
     is_ordinary = options.full_fraction == 1
     gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
     job = jobs.prepare(options, base)

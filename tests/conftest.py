@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 import reft_math.command
 from reft_math.arithmetic.tokenizer import build_tokenizer
 
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ def main(options: MergeOptions) -> None:
     from interventions.merging import check_mergeable
     from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, write_json
     from reft_math.hub import fetch
+    from reft_math.loading import LoadingOptions
     from reft_math.models import load_model, load_tokenizer
 
     assert options.adapter is not None  # checked
@@ -51,7 +52,9 @@ def main(options: MergeOptions) -> None:
         print(f"the adapter's own gate is {config.gate}; weights have none")
     name, revision = config.resolve_base(options.model, options.revision)
     tokenizer = load_tokenizer(name, revision)
-    reft_model = PrefixReftModel.from_pretrained(source, load_model(name, revision, options.dtype))
+    reft_model = PrefixReftModel.from_pretrained(
+        source, load_model(name, revision, LoadingOptions(dtype=options.dtype))
+    )
     merged = merge(reft_model, options.every_token)
     folder = claim_output_dir(options)
     merged.save_pretrained(folder)

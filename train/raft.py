@@ -40,10 +40,11 @@ def main(options: RegressionOptions) -> None:
     config = jobs.regressor_config(options)
     splits = jobs.cut(load_splits(options.data, options.data_dir, options.seed), options)
     tokenizer = load_tokenizer(options.model, options.revision)
-    model = load_model(options.model, options.revision, options.dtype, config.random_seed)
+    model = load_model(options.model, options.revision, options, config.random_seed)
     config = replace(config, base_revision=getattr(model.config, "_commit_hash", None) or options.revision)
     set_seed(options.seed)
-    regressor = make_regressor(model, tokenizer, config, options.site, options.layers, options.rank)
+    site = options.site_path or options.site
+    regressor = make_regressor(model, tokenizer, config, site, options.layers, options.rank)
     jobs.check_reach(regressor, splits.train)
     folder = claim(options)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)
@@ -56,7 +57,7 @@ def main(options: RegressionOptions) -> None:
     saved = folder / "regressor"
     if saved.is_dir():  # resumed after training
         del model, regressor  # two may not fit
-        regressor = load_regressor(saved, dtype=options.dtype)
+        regressor = load_regressor(saved, loading=options)
     else:
         trainer = fit(regressor, splits.train, splits.validation, options, folder / "checkpoints")
         if trainer.is_world_process_zero():

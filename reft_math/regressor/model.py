@@ -77,6 +77,11 @@ class Regressor(nn.Module):
 
     # --- training -----------------------------------------------------------------------------------------------
 
+    @property
+    def hf_device_map(self) -> Any:
+        """The base's, where it lies on several devices: by it a trainer sees that it must stay there."""
+        return self.model.hf_device_map
+
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, targets: torch.Tensor
     ) -> dict[str, torch.Tensor]:
@@ -266,10 +271,14 @@ def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -
     """The config's prompt template.
 
     Raises:
-        UserError: Its wording has changed since the regressor was trained.
+        UserError: Its wording has changed since the regressor was trained, or it lets the model think first.
     """
     name, _, version = config.template.partition("/")
     template = get_template(name, tokenizer)
+    if template.is_thinking:
+        raise UserError(
+            f"a regressor's number follows the prompt at once, with no thought between; got template {name}"
+        )
     if version and str(template) != config.template:
         raise UserError(
             f"the regressor was trained with prompt template {config.template}, this version has {template};"

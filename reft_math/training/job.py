@@ -18,7 +18,7 @@ from reft_math.completion import Complete, Decoding, Generate, complete
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
 from reft_math.data.registry import held_out_problems, load_problems
-from reft_math.data.templates import PromptTemplate, get_template
+from reft_math.data.templates import PromptTemplate, check_thoughts, get_template
 from reft_math.evaluation import (
     EVALUATION_COLUMNS,
     Scorer,
@@ -86,7 +86,8 @@ def prepare(options: TrainingOptions, model: PreTrainedModel | None = None) -> J
     load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=seed)
     train = load("train", limit=options.train_size, noise=options.noise or 0.0)
     validation, test = held_out_problems(options.dataset, options.data_dir)
-    model = model or load_model(options.model, options.revision, options.dtype)
+    model = model or load_model(options.model, options.revision, options)
+    check_thoughts(template, (problem.solution for problem in train))
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
     return Job(options, model, tokenizer, template, train, validation, test[: options.eval_size])
 

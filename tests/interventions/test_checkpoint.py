@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import pyvene
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -63,6 +64,34 @@ def test_a_fresh_process_loads_the_folder_with_plain_pyvene_and_pyreft_to_the_la
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "equal"
+
+
+@pytest.mark.parametrize(
+    ("family", "site"),
+    [
+        ("Phi3", "model.layers.{layer}.mlp.gate_up_proj"),
+        ("OPT", "model.decoder.layers.{layer}.self_attn.q_proj"),
+        ("OPT", "block"),
+    ],
+)
+def test_paths_come_back_here_and_in_pyvene_once_it_has_heard_of_the_class(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, site: str
+) -> None:
+    model = tiny_model(family, **({"word_embed_proj_dim": 32} if family == "OPT" else {}))
+    reft_model = randomised(model, site=site, layers="0,2")
+    logits = reft_model(TOKENS).logits
+    reft_model.save_pretrained(tmp_path)
+    reft_model.unload()
+    assert not torch.equal(model(TOKENS).logits, logits)
+
+    loaded = PrefixReftModel.from_pretrained(tmp_path, model)
+    assert loaded.prefix_config.site == site
+    assert torch.equal(loaded(TOKENS).logits, logits)
+    loaded.unload()
+
+    monkeypatch.setitem(pyvene.type_to_dimension_mapping, type(model), {})
+    stock = pyvene.IntervenableModel.load(str(tmp_path), model)
+    assert torch.equal(stock({"input_ids": TOKENS}, unit_locations={"base": list(range(8))})[1].logits, logits)
 
 
 @pytest.mark.parametrize("config", [{}, {"intervention": "loreft", "site": "block", "rank": 2, "layers": "1"}])
