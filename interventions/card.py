@@ -88,7 +88,7 @@ def write_merged_card(folder: Path, base: str, config: PrefixReftConfig) -> None
     }
     about = {
         "base": base_in_words(base, config.base_revision if base == config.base_model else None),
-        "in its weights": f"{name} at `{config.site}`, {_layers(config)}",
+        "in its weights": f"{name} at `{config.site}`, layers {_layers(config)}",
         "acts": "at every token of prompt and answer; weights have no gate",
         "the adapter's own gate": f"`{config.gate}`",
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import CardData, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from reft_math.command import write_text
 from reft_math.errors import UserError
@@ -43,7 +43,7 @@ def make_card(data: Mapping[str, Any], title: str, parts: Mapping[str, str]) -> 
     """
     name = title if data.get("eval_results") else None
     text = "\n".join([f"# {title}\n", *(_marked(*part) for part in parts.items())])
-    return _join(ModelCardData(model_name=name, **data), text)
+    return f"---\n{ModelCardData(model_name=name, **data).to_yaml()}\n---\n\n{text}"
 
 
 def update_card(before: str, new: str) -> str:
@@ -67,14 +67,15 @@ def update_card(before: str, new: str) -> str:
         sets = {result.unique_identifier for result in renewed}
         others = [result for result in old.data.get("eval_results", []) if result.unique_identifier not in sets]
         merged.eval_results = [*renewed, *others]
-    return _join(merged, text)
+    old.data, old.text = merged, text
+    return str(old)
 
 
 def with_license(card: str, license: str) -> str:
     """The card under a license."""
     parsed = _parse(card)
     parsed.data["license"] = license
-    return _join(parsed.data, parsed.text)
+    return str(parsed)
 
 
 def read_card(folder: Path) -> str | None:
@@ -136,10 +137,6 @@ def _parse(card: str) -> ModelCard:
         raise UserError(
             f"{CARD_NAME} must start with readable metadata, or hold none; mend or delete it ({reason})"
         ) from None
-
-
-def _join(data: CardData, text: str) -> str:
-    return f"---\n{data.to_yaml()}\n---\n\n{text.lstrip()}"
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str]:

@@ -82,7 +82,7 @@ def push(
     token = token or get_token()
     if token is None:
         raise UserError("pushing needs a token that may write; log in with hf auth login, or set HF_TOKEN")
-    api = HfApi(token=token)
+    api = HfApi(token=token.strip())  # read from a file it may end with a line's end
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save(folder)
