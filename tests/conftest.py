@@ -135,5 +135,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         "HF_HUB_DISABLE_XET": True,  # else large files go to a storage service that is not faked here
     }.items():
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    # Clients made once for all know the real hub's address.
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", fake.endpoint)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     yield fake
     fake.close()

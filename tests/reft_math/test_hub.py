@@ -186,7 +186,12 @@ def test_a_regressor_and_its_base_come_back_as_they_were_pushed(hub: FakeHub, ti
         for parameter in regressor.trainable_parameters().values():
             parameter.add_(torch.randn_like(parameter))
     regressor.push_to_hub("user/regressor")
-    assert load_regressor("user/regressor").predict(["4 and 5"]) == regressor.predict(["4 and 5"])
+    loaded = load_regressor("user/regressor")
+    assert loaded.predict(["4 and 5"]) == regressor.predict(["4 and 5"])
+    assert [path for path in hub.files("user/regressor") if path.endswith("README.md")] == ["README.md"]
+    loaded.card = f"{loaded.card}Mine.\n"
+    loaded.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text().endswith("Mine.\n")
     card = ModelCard(hub.files("user/regressor")["README.md"].decode())
     assert card.data["base_model"] == "user/base"
     assert 'load_regressor("user/regressor")' in card.text
