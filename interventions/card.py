@@ -9,11 +9,13 @@ from typing import Any
 from interventions.checkpoint import load_tensors
 from interventions.config import PrefixReftConfig
 from reft_math.card import (
+    NO_NOTES,
     PLACE,
     TrainingNotes,
     base_in_words,
     base_metadata,
     base_name,
+    digest,
     facts,
     in_words,
     make_card,
@@ -26,8 +28,6 @@ _NAMES = {
     "loreft": ("LoReFT", "h + Rᵀ(σ(Wh + b) − Rh)"),
     "direft": ("DiReFT", "h + Rᵀσ(Wh + b)"),
 }
-
-_NO_NOTES = TrainingNotes()
 
 _LOADING = f"""
 ## Loading
@@ -52,7 +52,7 @@ model = pyreft.ReftModel.load("{PLACE}", base)  # or pyvene.IntervenableModel.lo
 """
 
 
-def write_adapter_card(folder: Path, before: str | None = None, notes: TrainingNotes = _NO_NOTES) -> None:
+def write_adapter_card(folder: Path, before: str | None = None, notes: TrainingNotes = NO_NOTES) -> None:
     """Writes the card of the adapter saved in a folder, as an update of the card there, or else of ``before``.
 
     Args:
@@ -111,7 +111,7 @@ def _about(config: PrefixReftConfig, folder: Path) -> Mapping[str, Any]:
         "prefix trained on": None if config.k is None else f"the first K = {config.k} tokens of solutions",
         "bias norm, mean over layers of ‖b‖₂": f"{norm:.4f}{held}",
         "gate in decoding": f"`{config.gate}`",
-        "parameters": f"{sum(tensor.numel() for tensor in tensors.values()):,}",
+        "parameters": f"{sum(tensor.numel() for tensor in tensors.values()):,}, {digest(folder)}",
         "prompt template": config.template,
         "versions": in_words(config.versions),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from reft_math.models import EMBEDDED_MODEL
 CARD_NAME = "README.md"
 PLACE = "folder-or-hub-id"  # stands in a card until it is pushed
 _PART = re.compile(r"<!-- reft-math: (\w+) -->\n(.*?)<!-- /reft-math: \1 -->\n?", re.DOTALL)
+_DIGEST = re.compile(r"SHA-256 `(\w+)`")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class TrainingNotes:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+NO_NOTES = TrainingNotes()
+
+
 def make_card(data: Mapping[str, Any], title: str, parts: Mapping[str, str]) -> str:
     """A card's text.
 
@@ -40,6 +45,7 @@ def make_card(data: Mapping[str, Any], title: str, parts: Mapping[str, str]) -> 
         data: Metadata; what is None is left out. Results go under the title's name.
         title: The first heading.
         parts: Markdown by name, kept between marks that `update_card` finds again; empty where nothing is known.
+            ``training`` is that of `TrainingNotes`.
     """
     name = title if data.get("eval_results") else None
     text = "\n".join([f"# {title}\n", *(_marked(*part) for part in parts.items())])
@@ -50,12 +56,14 @@ def update_card(before: str, new: str) -> str:
     """``before`` with the metadata and the parts that ``new`` knows; all else in it stays as it is.
 
     Tags and data sets are joined; results on a data set replace those on the same one. A part that was taken out stays
-    out, and a card without text takes the new one's.
+    out, and a card without text takes the new one's. Results of other parameters, by their `digest`, are dropped.
 
     Raises:
         UserError: The metadata of ``before`` cannot be read.
     """
     old, fresh = _parse(before), ModelCard(new)
+    if {*_DIGEST.findall(new)} != {*_DIGEST.findall(before)} != set():
+        _forget_results(old)
     text, parts = old.text if old.text.strip() else fresh.text, dict(_PART.findall(fresh.text))
     text = _PART.sub(lambda part: _marked(part[1], parts.get(part[1]) or part[2]), text)
     data = {**old.data.to_dict(), **fresh.data.to_dict()}
@@ -123,6 +131,20 @@ def facts(items: Mapping[str, Any]) -> str:
 def in_words(versions: Mapping[str, str]) -> str | None:
     """Versions in a line; None where there are none."""
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or None
+
+
+def digest(folder: Path) -> str:
+    """Tells the parameters below a folder from others."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return f"SHA-256 `{found.hexdigest()[:16]}`"
+
+
+def _forget_results(card: ModelCard) -> None:
+    card.data["eval_results"] = card.data["model_name"] = None
+    card.text = _PART.sub(lambda part: _marked(part[1], "" if part[1] == "training" else part[2]), card.text)
 
 
 def _marked(name: str, text: str) -> str:

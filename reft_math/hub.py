@@ -8,11 +8,11 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
-    EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -35,7 +35,7 @@ def fetch(source: str | Path, config_name: str, revision: str | None = None) -> 
         try:
             folder = Path(snapshot_download(str(source), revision=revision))
         except RevisionNotFoundError:
-            raise UserError(f"{source} is on the hub, but has no branch, tag or commit {revision}") from None
+            raise UserError(f"{source} is on the hub, but has no branch, tag or commit {revision or 'main'}") from None
         except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise UserError(
                 f"an adapter is a folder or a hub id; there is no folder {source}, and no such repository within reach"
@@ -107,7 +107,7 @@ def push(
 def _card_on_hub(api: HfApi, repo_id: str, revision: str | None) -> str | None:
     try:
         path = api.hf_hub_download(repo_id, CARD_NAME, revision=revision)
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         return None
     return read_card(Path(path).parent)
 

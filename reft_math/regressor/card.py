@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.card import (
+    NO_NOTES,
     PLACE,
     TrainingNotes,
     base_in_words,
     base_metadata,
     base_name,
+    digest,
     facts,
     in_words,
     make_card,
@@ -28,8 +30,6 @@ _TUNED = {
     "full": "the whole model",
 }
 
-_NO_NOTES = TrainingNotes()
-
 _LOADING = f"""
 ## Loading
 
@@ -42,7 +42,7 @@ numbers = regressor.predict(["a text", "another"])
 """
 
 
-def write_regressor_card(folder: Path, before: str | None = None, notes: TrainingNotes = _NO_NOTES) -> None:
+def write_regressor_card(folder: Path, before: str | None = None, notes: TrainingNotes = NO_NOTES) -> None:
     """Writes the card of the regressor saved in a folder, as an update of the card there, or else of ``before``.
 
     Args:
@@ -61,12 +61,11 @@ def write_regressor_card(folder: Path, before: str | None = None, notes: Trainin
         "tags": ["reft", "regression"],
     }
     title = "Regressor" if config.base_model is None else f"Regressor on {base_name(config.base_model)}"
-    save_card(
-        folder, make_card(data, title, {"regressor": facts(_about(config)) + _LOADING, "training": notes.text}), before
-    )
+    about = facts(_about(config, folder)) + _LOADING
+    save_card(folder, make_card(data, title, {"regressor": about, "training": notes.text}), before)
 
 
-def _about(config: RegressorConfig) -> Mapping[str, Any]:
+def _about(config: RegressorConfig, folder: Path) -> Mapping[str, Any]:
     return {
         "base": config.base_model and base_in_words(config.base_model, config.base_revision),
         "base's weights": None if config.random_seed is None else f"drawn anew, seed {config.random_seed}",
@@ -75,6 +74,7 @@ def _about(config: RegressorConfig) -> Mapping[str, Any]:
         "loss": f"`{config.loss}`",
         "predicts by": f"`{config.predictor}`",
         "numbers": f"`{config.grid}`",
+        "parameters": digest(folder),
         "prompt template": config.template,
         "versions": in_words(config.versions),
     }

@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
-from interventions.card import write_merged_card
+from interventions.card import write_adapter_card, write_merged_card
+from reft_math.card import TrainingNotes
 
 
 def facts_of(folder: Path) -> dict[str, str]:
@@ -59,7 +60,10 @@ def test_a_card_says_what_is_known_and_no_more(
         for bias in reft_model.biases().values():
             bias.zero_()[0] = -2
     reft_model.save_pretrained(tmp_path)
-    assert facts_of(tmp_path) == expected
+    found = facts_of(tmp_path)
+    parameters, _, digest = found.pop("parameters").partition(", SHA-256 ")
+    assert {**found, "parameters": parameters} == expected
+    assert digest
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.tags == ["reft", reft_model.prefix_config.intervention, "pyvene", "pyreft"]
     assert (data.get("base_model"), data.get("base_model_relation")) == (
@@ -75,15 +79,26 @@ def test_an_edited_card_outlives_loading_and_saving(tiny_model: Callable[..., Pr
     assert str(tmp_path) not in card.read_text()
     card.write_text(card.read_text().replace("---\n\n# RED", "license: mit\n---\n\nMine.\n\n# RED"))
     loaded = PrefixReftModel.from_pretrained(tmp_path / "a", tiny_model())
+    for folder in ("b", "a"):  # elsewhere, and over itself
+        loaded.save_pretrained(tmp_path / folder)
+        assert (tmp_path / folder / "README.md").read_text() == card.read_text()
+    saved = ModelCard(card.read_text())
+    assert saved.data.license == "mit"
+    assert saved.text.startswith("\nMine.\n\n# RED")
+
+
+def test_results_go_with_their_parameters(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    get_prefix_reft_model(tiny_model(), PrefixReftConfig()).save_pretrained(tmp_path)
+    write_adapter_card(tmp_path, notes=TrainingNotes("Very good.\n"))
+    loaded = PrefixReftModel.from_pretrained(tmp_path, tiny_model())
+    loaded.save_pretrained(tmp_path)
+    assert "Very good." in (tmp_path / "README.md").read_text()
     with torch.no_grad():
         for bias in loaded.biases().values():
             bias.fill_(1)
-    for folder in ("b", "a"):  # elsewhere, and over itself
-        loaded.save_pretrained(tmp_path / folder)
-        saved = ModelCard.load(tmp_path / folder / "README.md")
-        assert saved.data.license == "mit"
-        assert saved.text.startswith("\nMine.\n\n# RED")
-        assert facts_of(tmp_path / folder)["bias norm, mean over layers of ‖b‖₂"] == f"{48**0.5:.4f}"
+    loaded.save_pretrained(tmp_path)
+    assert "Very good." not in (tmp_path / "README.md").read_text()
+    assert facts_of(tmp_path)["bias norm, mean over layers of ‖b‖₂"] == f"{48**0.5:.4f}"
 
 
 def test_a_merged_models_card_names_base_and_edit(tmp_path: Path) -> None:

@@ -70,6 +70,24 @@ def test_results_replace_those_on_the_same_data() -> None:
     assert [(result.dataset_type, result.metric_value) for result in card.data.eval_results] == [("a", 0.3), ("b", 0.2)]
 
 
+def test_results_of_other_parameters_are_dropped() -> None:
+    """Such as of an adapter that was trained on after it was loaded."""
+
+    def card(parameters: str, training: str = "") -> str:
+        data = {"eval_results": [accuracy("a", 0.1)]} if training else {}
+        return make_card(data, "Its title", {"about": f"SHA-256 `{parameters}`\n", "training": training})
+
+    same = update_card(card("0a", "results\n"), card("0a"))
+    assert "results\n" in same
+    assert len(ModelCard(same).data.eval_results) == 1
+    other = update_card(card("0a", "results\n"), card("0b"))
+    assert "results" not in other
+    assert ModelCard(other).data.to_dict() == {}
+    assert "new results\n" in update_card(card("0a", "results\n"), card("0b", "new results\n"))
+    without_digest = card("0a", "results\n").replace("SHA-256 `0a`\n", "")
+    assert "results\n" in update_card(without_digest, card("0b"))
+
+
 def test_a_license_replaces_another() -> None:
     card = with_license(MINE, "apache-2.0")
     assert card == MINE.replace("license: mit", "license: apache-2.0")
