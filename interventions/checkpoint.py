@@ -14,6 +14,7 @@ from torch import nn
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.subspace import OPTIONS
 from reft_math.errors import UserError
+from reft_math.hub import fetch
 
 WEIGHTS_NAME = "reft_model.safetensors"
 
@@ -35,6 +36,19 @@ def _tensors(interventions: nn.ModuleDict) -> dict[str, torch.Tensor]:
         for name, tensor in interventions.state_dict().items()
         if not name.endswith(f".{OPTIONS}")  # they stand in the configuration
     }
+
+
+def count_parameters(source: str | Path) -> int:
+    """Parameters of a saved adapter, by folder or hub id.
+
+    Raises:
+        UserError: No adapter there.
+    """
+    path = fetch(source, CONFIG_NAME) / WEIGHTS_NAME
+    try:
+        return sum(tensor.numel() for tensor in load_file(path).values())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} does not hold an adapter's parameters: {' '.join(str(error).split())}") from None
 
 
 def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:
