@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from interventions.card import write_adapter_card
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
 from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
@@ -195,6 +196,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     print_table(title, GATE_COLUMNS, gate_rows(found, best))
     if save:
         replace(setting.adapter, gate=best).save_pretrained(str(options.adapter))
+        write_adapter_card(Path(str(options.adapter)))
         print(f"{options.adapter}: the default gate is {best} now, it was {setting.adapter.gate}")
     print(f"results: {folder / RESULTS_NAME}")
 

@@ -13,18 +13,21 @@ from typing import Any
 import pyreft
 import pyvene as pv
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from interventions import checkpoint
+from interventions.card import write_adapter_card
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.direft import DireftIntervention
 from interventions.loreft import LoreftIntervention
 from interventions.red import RedIntervention
 from interventions.sites import check_site, component, num_layers, parse_layers, site_device, site_module, site_width
 from interventions.subspace import DEFAULT_RANK
+from reft_math.card import read_card
 from reft_math.data.positions import Positions, intervention_mask
 from reft_math.decoding.gate import Gate, parse_gate
 from reft_math.decoding.generation import Handoff, generate_with_gate
@@ -78,6 +81,7 @@ class PrefixReftModel(pyreft.ReftModel):
     def __init__(self, config: pyreft.ReftConfig, model: PreTrainedModel, prefix_config: PrefixReftConfig) -> None:
         super().__init__(config, model)
         self.prefix_config = prefix_config
+        self.card: str | None = None  # its own README, where it came with one
         self._mask: torch.Tensor | None = None
         self._hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
         self._handles: list[RemovableHandle] = []
@@ -287,8 +291,12 @@ class PrefixReftModel(pyreft.ReftModel):
     # --- files --------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Writes safetensors, ``reft_config.json`` and, beside them, the layout stock pyvene loads."""
+        """Writes safetensors, ``reft_config.json``, a model card and, beside them, the layout stock pyvene loads.
+
+        A card that is in the folder already, or that the adapter was loaded with, keeps its own text.
+        """
         checkpoint.save(folder, self.prefix_config, self.interventions)
+        write_adapter_card(Path(folder), self.card)
         with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that the folder exists
             super().save(str(folder))
 
@@ -308,9 +316,10 @@ class PrefixReftModel(pyreft.ReftModel):
         folder = fetch(source, CONFIG_NAME, revision)
         reft_model = get_prefix_reft_model(model, PrefixReftConfig.from_pretrained(folder))
         reft_model.load_weights(folder)
+        reft_model.card = read_card(folder)
         reft_model.interventions.eval()  # as transformers does; dropout waits for `train`
         return reft_model
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Saves to the hub; keyword arguments as in `reft_math.hub.push`."""
         return push(self.save_pretrained, repo_id, **kwargs)

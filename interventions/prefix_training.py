@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
+from interventions.card import write_adapter_card
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.probing import fit_number_directions
@@ -149,7 +150,9 @@ def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
     found = jobs.evaluate_kl_gates(prefix.job, prefix.model.generate, prefix.options.calibration_size)
     prefix.model.prefix_config = replace(prefix.model.prefix_config, gate=best_gate(found))
     if process_state().is_main_process:
-        prefix.model.prefix_config.save_pretrained(Path(prefix.options.output_dir) / "adapter")
+        adapter = Path(prefix.options.output_dir) / "adapter"
+        prefix.model.prefix_config.save_pretrained(adapter)
+        write_adapter_card(adapter)
     return found
 
 

@@ -37,12 +37,13 @@ def main(options: MergeOptions) -> None:
     import dataclasses
 
     from interventions import PrefixReftConfig, PrefixReftModel, merge
+    from interventions.card import write_merged_card
     from interventions.config import CONFIG_NAME
     from interventions.merging import check_mergeable
     from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, write_json
     from reft_math.hub import fetch
     from reft_math.loading import LoadingOptions
-    from reft_math.models import load_model, load_tokenizer
+    from reft_math.models import lasting_name, load_model, load_tokenizer
 
     assert options.adapter is not None  # checked
     source = fetch(options.adapter, CONFIG_NAME)
@@ -59,6 +60,7 @@ def main(options: MergeOptions) -> None:
     folder = claim_output_dir(options)
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_merged_card(folder, lasting_name(name), config)
     write_json(folder / RESULTS_NAME, {**provenance(options), "base": name, "adapter": dataclasses.asdict(config)})
     print(f"{name} with {config.intervention} at {config.site} in its weights, at every token: {folder}")
 

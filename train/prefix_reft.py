@@ -16,6 +16,7 @@ completion), ``checkpoints/`` and ``results.json``.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from reft_math.command import run
 from reft_math.training.prefix_options import PrefixReftOptions
@@ -23,11 +24,13 @@ from reft_math.training.prefix_options import PrefixReftOptions
 
 def main(options: PrefixReftOptions) -> None:
     from interventions import prefix_training
+    from interventions.card import write_adapter_card
     from reft_math.calibration import GATE_COLUMNS, gate_rows
     from reft_math.command import print_table
     from reft_math.decoding.gate import AlwaysOn, parse_gate
     from reft_math.processes import claim, part_ways
     from reft_math.training import job as jobs
+    from reft_math.training.card import notes_beside
 
     prefix = prefix_training.prepare(options)
     options, job, model = prefix.options, prefix.job, prefix.model
@@ -44,6 +47,8 @@ def main(options: PrefixReftOptions) -> None:
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
     results = prefix_training.summary(prefix)
     jobs.report(job, evaluation, {**results, "calibration": calibration})
+    adapter = Path(options.output_dir) / "adapter"
+    write_adapter_card(adapter, notes=notes_beside(adapter))
     achieved, controller = results["bias_norm"]["achieved"], options.norm_control
     held = "not held" if controller == "none" else f"held by {controller}"
     print(f"bias norm {achieved:.4f}, target {options.target_norm:g}, {held}")

@@ -31,9 +31,11 @@ def main(options: RegressionOptions) -> None:
     from reft_math.data.regression import load_splits
     from reft_math.models import load_model, load_tokenizer
     from reft_math.processes import claim, part_ways
+    from reft_math.regressor.card import write_regressor_card
     from reft_math.regressor.evaluation import Writing, evaluate_regressor, summarise
     from reft_math.training import regression_job as jobs
     from reft_math.training.arguments import save_once
+    from reft_math.training.card import notes_beside
     from reft_math.training.regression import fit
 
     options = jobs.resolve(options)
@@ -65,6 +67,7 @@ def main(options: RegressionOptions) -> None:
     evaluation["tuned"] = evaluate("tuned")
     part_ways()
     jobs.report(options, regressor.regressor_config, splits, saved, evaluation)
+    write_regressor_card(saved, notes=notes_beside(saved))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import pyvene
@@ -103,30 +100,6 @@ def test_from_pretrained_gives_the_same_model(
     loaded = PrefixReftModel.from_pretrained(tmp_path, tiny_model())
     assert torch.equal(loaded(TOKENS).logits, reft_model(TOKENS).logits)
     assert loaded.prefix_config == reft_model.prefix_config
-
-
-def test_push_to_hub_uploads_what_save_pretrained_writes(
-    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class FakeApi:
-        created: ClassVar[list[str]] = []
-
-        def __init__(self, token: str | None) -> None:
-            assert token == "secret"
-
-        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> None:
-            self.created.append(repo_id)
-
-        def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> SimpleNamespace:
-            shutil.copytree(folder_path, tmp_path / "hub")
-            return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
-
-    monkeypatch.setattr("reft_math.hub.HfApi", FakeApi)
-    reft_model = randomised(tiny_model())
-    assert reft_model.push_to_hub("me/adapter", token="secret") == "https://hub/me/adapter/commit/1"
-    assert FakeApi.created == ["me/adapter"]
-    loaded = PrefixReftModel.from_pretrained(tmp_path / "hub", tiny_model())
-    assert torch.equal(loaded(TOKENS).logits, reft_model(TOKENS).logits)
 
 
 def test_an_adapter_for_another_width_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:

@@ -94,6 +94,10 @@ def test_writes_regressor_records_and_results(
     assert f"RMSE {results['rmse_of_training_mean']:.3f}" in table
     assert "they say nothing of a large language model" in table
 
+    card = (tmp_path / "regressor" / "README.md").read_text(encoding="utf-8")
+    assert f"| tuned, rail * | {results['evaluation']['tuned']['predictors']['rail']['rmse']['value']:.3f} |" in card
+    assert "- **trained parameters**: 3,072" in card
+
 
 READ_OFF = ["rail", "rail_normalised", "mode", "median"]
 
