@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
 from reft_math.processes import process_state
+from reft_math.sharding import is_asked_for
 
 EMBEDDED_MODEL = "arithmetic"
 EMBEDDED_FOLDER = Path(__file__).parent / "arithmetic" / "model"
@@ -35,7 +36,11 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def load_model(
-    name: str, revision: str | None = None, dtype: Dtype = "auto", random_seed: int | None = None
+    name: str,
+    revision: str | None = None,
+    dtype: Dtype = "auto",
+    random_seed: int | None = None,
+    to_be_sharded: bool = False,
 ) -> PreTrainedModel:
     """The model, frozen use in mind: in evaluation mode, on this process's device.
 
@@ -44,15 +49,26 @@ def load_model(
         revision: Branch, tag or commit on the hub.
         dtype: Of the weights; ``auto`` is the checkpoint's own.
         random_seed: Draws weights anew, by the model's own initialisation; None for the checkpoint's.
+        to_be_sharded: For `reft_math.sharding.shard`: off the accelerator, and in all but the main process empty.
 
     Raises:
-        UserError: No such model within reach.
+        UserError: No such model within reach, or the launcher asks for FSDP where a whole model is needed.
     """
-    model = _from_pretrained(AutoModelForCausalLM, name, revision, dtype=dtype)
+    if is_asked_for() and not to_be_sharded:
+        raise UserError(
+            "only train/prefix_reft.py shards its base; this needs a whole model in every process: launch with"
+            " configs/ddp.yaml or torchrun instead of FSDP"
+        )
+    # transformers reads all weights in every process, whatever accelerate is told (huggingface/transformers#43749).
+    is_empty = to_be_sharded and not process_state().is_main_process
+    placement = {"device_map": "meta"} if is_empty else {}
+    model = _from_pretrained(AutoModelForCausalLM, name, revision, dtype=dtype, **placement)
     if random_seed is not None:
         torch.manual_seed(random_seed)
         model = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
-    model = model.eval().to(process_state().device)
+    model = model.eval()
+    if not to_be_sharded:
+        model = model.to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
     return model
 
