@@ -185,7 +185,7 @@ def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str,
         adapter = f"--adapter {options.output_dir}/adapter --device-map auto"
         print(
             "not evaluated: a sharded base is for training. On one machine that holds it:"
-            f" eval/calibrate_gate.py {adapter} --save, then eval/gsm8k.py {adapter} or another evaluation"
+            f" eval/calibrate_gate.py {adapter} --dataset {options.dataset} --save, then eval/gsm8k.py {adapter}"
         )
     else:
         title = f"{options.dataset}, {len(job.test_problems)} held-out problems, greedy"
