@@ -41,4 +41,5 @@ def test_bytes_a_token_and_layer(tiny_model: Callable[..., PreTrainedModel], che
     few, more = (kept_bytes(tiny_model(num_hidden_layers=layers), checkpointing) for layers in (2, 4))
     width, mlp, attention, heads = 32, 48, 4 * 12, 4
     formula = 2 * width if checkpointing else 8 * (width + mlp + attention) + 4 * heads + 2 * LENGTH + 8
-    assert (more - few) / (2 * ROWS * LENGTH) == pytest.approx(formula, rel=0.05)  # to the byte with torch 2.15, on a CPU
+    # To the byte with torch 2.15 on a CPU; other versions may keep a little more or less.
+    assert (more - few) / (2 * ROWS * LENGTH) == pytest.approx(formula, rel=0.05)
