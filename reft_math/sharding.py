@@ -12,8 +12,8 @@ import os
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import distribute_tensor
 from transformers import PreTrainedModel
 
 from reft_math.errors import UserError
@@ -49,6 +49,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+@torch.no_grad()
 def shard(model: PreTrainedModel) -> None:
     """Leaves 1/n of every weight on the device of each of n processes, and gathers a decoder layer while it runs.
 
@@ -60,15 +61,17 @@ def shard(model: PreTrainedModel) -> None:
     """
     state = process_state()
     weights, buffers = model.state_dict(), dict(model.named_buffers())
-    model.to("meta")  # so that no device ever holds more than its shards and the tensor that is being handed out
+    model.to("meta")  # so that a device never holds more than its shares and the tensor that is being dealt out
     model.tie_weights()
     reshard = FullyShardedDataParallelPlugin().reshard_after_forward
     for layer in [module for module in model.modules() if type(module).__name__ in model._no_split_modules]:
         fully_shard(layer, reshard_after_forward=reshard)
     fully_shard(model)
     model.to_empty(device=state.device)
-    set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
-    for name, buffer in model.named_buffers():  # rotary frequencies are in no state dict
+    for name, share in model.named_parameters():
+        whole = weights[name] if state.is_main_process else torch.empty(share.shape, dtype=share.dtype)
+        share.copy_(distribute_tensor(whole.to(state.device), share.device_mesh, share.placements))
+    for name, buffer in model.named_buffers():  # such as rotary frequencies, which are in no state dict
         if state.is_main_process:
             buffer.copy_(buffers[name])
         torch.distributed.broadcast(buffer, src=0)

@@ -215,32 +215,13 @@ def test_a_real_data_set_from_a_folder(
     assert list(results["evaluation"]) == ["base", "prefix", "always_on"]
 
 
-def test_runs_under_torchrun(tmp_path: Path, tiny_base: str) -> None:
-    """Two processes, half the steps each would need alone; both evaluate their share, one writes the results."""
-    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --batch-size 4 --output-dir {tmp_path}/run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
-    done = subprocess.run(
-        [*launcher, *line.split()],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    results = read(tmp_path / "run" / "results.json")
-    assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
-    assert results["evaluation"]["prefix"]["total"] == 8
-    assert not list((tmp_path / "run").rglob("*.shard-*"))
-
-
-def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(tmp_path: Path, tiny_base: str) -> None:
-    """By the command that the docs name; weights are compared where the trainer is tested."""
-    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --batch-size 4 --output-dir {tmp_path}/run"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/fsdp2.yaml"]
+def launch(config: str, model: str, folder: Path, port: int) -> str:
+    """The command in two processes, by ``accelerate launch``; its standard output."""
+    line = f"train/prefix_reft.py --model {model} {SMALL} --batch-size 4 --output-dir {folder}"
     root = Path(__file__).resolve().parents[2]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml"]
     done = subprocess.run(
-        [*launcher, "--num_processes", "2", "--main_process_port", "29521", *line.split()],
+        [*launcher, "--num_processes", "2", "--main_process_port", str(port), *line.split()],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -248,7 +229,21 @@ def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(t
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --device-map auto" in done.stdout
+    return done.stdout
+
+
+def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str) -> None:
+    """Half the steps each would need alone; both evaluate their share, one writes the results."""
+    launch("ddp", tiny_base, tmp_path / "run", port=29518)
+    results = read(tmp_path / "run" / "results.json")
+    assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
+    assert results["evaluation"]["prefix"]["total"] == 8
+    assert not list((tmp_path / "run").rglob("*.shard-*"))
+
+
+def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(tmp_path: Path, tiny_base: str) -> None:
+    output = launch("fsdp2", tiny_base, tmp_path / "run", port=29521)
+    assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --device-map auto" in output
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert (results["evaluation"], results["calibration"]) == (None, None)

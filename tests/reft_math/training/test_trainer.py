@@ -17,7 +17,7 @@ from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_mod
 from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator
 from reft_math.models import load_model
 from reft_math.regression.losses import number_token_loss
-from reft_math.sharding import is_asked_for, shard
+from reft_math.sharding import shard
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import CONTROLLERS, make_controller
 from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
@@ -275,15 +275,14 @@ def test_a_target_is_never_padding(tiny_model: Callable[..., PreTrainedModel]) -
     assert (batch["targets"] == IGNORE_INDEX).any()
 
 
-def finish(base: str, folder: Path, sequences: int) -> dict[str, Any]:
+def finish(base: str, folder: Path, sequences: int, shards: bool = False) -> dict[str, Any]:
     """Where runs end, in one process or among several: with ``sequences`` a step in each.
 
     Returns:
         ``red``: stopped after step 3, resumed from step 2; ``loreft``: under SGD, whose steps are as long as gradients
-        are, with accumulated batches and recomputed activations. ``share``: of the base's weights that this process
-        holds at the start, on its device.
+        are, with accumulated batches and recomputed activations. ``share``: of the base's bytes that this process
+        holds before the first step.
     """
-    shards = is_asked_for()
     ends: dict[str, Any] = {}
 
     def make(name: str, **arguments: Any) -> PrefixTrainer:
@@ -319,9 +318,12 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from reft_math.processes import part_ways, process_state
+from reft_math.sharding import is_asked_for
 from test_trainer import finish
-ends = finish({base!r}, Path({folder!r}), sequences=2)
-torch.save(ends, Path({folder!r}) / f"{{process_state().process_index}}.pt")
+assert is_asked_for()
+folder = Path({folder!r})
+ends = {{shards: finish({base!r}, folder / f"sharded {{shards}}", 2, shards) for shards in (True, False)}}
+torch.save(ends, folder / f"{{process_state().process_index}}.pt")
 part_ways()
 """
 
@@ -329,29 +331,26 @@ part_ways()
 def test_two_processes_give_the_single_process_result(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:
-    """``accelerate launch`` with gloo, two sequences each, against one process with four; under FSDP half the base."""
+    """``accelerate launch`` with gloo, two sequences each, against one process with four: FSDP2 first, then DDP."""
     base = str(tmp_path / "base")
     tiny_model(tie_word_embeddings=True).save_pretrained(base)
-    expected = finish(base, tmp_path / "alone", sequences=4)
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), base=base, folder=str(tmp_path)))
     root = Path(__file__).resolve().parents[3]
-    for config, share in (("ddp", 1), ("fsdp2", 1 / 2)):
-        folder = tmp_path / config
-        folder.mkdir()
-        script = folder / "script.py"
-        script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), base=base, folder=str(folder)))
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml"]
-        done = subprocess.run(
-            [*launcher, "--num_processes", "2", "--main_process_port", "29517", str(script)],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        for process in range(2):
-            ends = torch.load(folder / f"{process}.pt")
-            assert ends.pop("share") == share
-            for run, parameters in ends.items():
-                for name, parameter in parameters.items():
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/fsdp2.yaml"]
+    done = subprocess.run(
+        [*launcher, "--num_processes", "2", "--main_process_port", "29517", str(script)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = finish(base, tmp_path / "alone", 4)
+    for process in range(2):
+        for shards, ends in torch.load(tmp_path / f"{process}.pt").items():
+            assert ends["share"] == (1 / 2 if shards else 1)
+            for run in ("red", "loreft"):
+                for name, parameter in ends[run].items():
                     torch.testing.assert_close(parameter, expected[run][name], rtol=1e-5, atol=1e-6)
