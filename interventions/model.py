@@ -87,7 +87,9 @@ class PrefixReftModel(pyreft.ReftModel):
         self._handles: list[RemovableHandle] = []
         for representation, intervention in zip(self.config.representations, self.interventions.values(), strict=True):
             module = site_module(model, prefix_config.site, representation.layer)
-            intervention.to(site_device(model, prefix_config.site, representation.layer))
+            device = site_device(model, prefix_config.site, representation.layer)
+            if device.type != "meta":  # where a base that is yet to be sharded has no weights
+                intervention.to(device)
             self._hooks.append((module, self._make_hook(intervention)))
         self._attach()
         # pyvene keeps the modules themselves in its config; loggers want to write it as JSON.

@@ -23,6 +23,7 @@ from reft_math.models import lasting_name
 from reft_math.probes.number import Array
 from reft_math.processes import process_state
 from reft_math.regression.grid import number_tokens
+from reft_math.sharding import is_sharded, shard
 from reft_math.training import job as jobs
 from reft_math.training.arguments import save_once
 from reft_math.training.norm_control import make_controller, tracking_error
@@ -59,13 +60,21 @@ class PrefixJob:
         return self.options.full_fraction == 1
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether the base is spread over processes: for training, too slow to decode with."""
+        return is_sharded(self.job.model)
+
+    @property
     def calibrates(self) -> bool:
         """Whether the gate is chosen on the validation split."""
-        return _calibrates(self.options)
+        return _calibrates(self.options) and not self.is_sharded
 
 
 def prepare(
-    options: PrefixReftOptions, base: PreTrainedModel | None = None, directions: Array | None = None
+    options: PrefixReftOptions,
+    base: PreTrainedModel | None = None,
+    directions: Array | None = None,
+    shards: bool = False,
 ) -> PrefixJob:
     """Reads everything, and makes what is trained. Writes nothing.
 
@@ -73,6 +82,7 @@ def prepare(
         options: The command's.
         base: Where it is loaded already.
         directions: `number_directions` at the site, where they are known already.
+        shards: Spread the base over the processes.
 
     Raises:
         UserError: Any of it cannot be had as asked.
@@ -81,7 +91,12 @@ def prepare(
     options = replace(jobs.resolve(options), site=site, site_path=None)
     is_ordinary = options.full_fraction == 1
     gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
-    job = jobs.prepare(options, base)
+    if shards and options.project_number_direction:
+        raise UserError(
+            "--project-number-direction reads the base's activations, which a sharded base does not give; leave it out,"
+            " or launch with configs/ddp.yaml"
+        )
+    job = jobs.prepare(options, base, to_be_sharded=shards)
     if _calibrates(options) and not job.validation_problems:
         raise UserError(f"{options.dataset} is too small to choose a gate on; name one with --gate, such as {gate}")
     config = PrefixReftConfig(
@@ -107,6 +122,9 @@ def prepare(
     if options.project_number_direction:
         found = number_directions(job, site) if directions is None else directions
         kept_off = [torch.from_numpy(found[layer]).float() for layer in model.biases()]
+    if shards:
+        shard(job.model)
+        model.interventions.to(job.model.device)
     control = NormControl(model, controller, options.target_scale_norm, kept_off)
     number_loss = None
     if options.numeric_weight > 0:

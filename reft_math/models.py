@@ -20,6 +20,7 @@ from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
 from reft_math.loading import LoadingOptions
 from reft_math.processes import process_state
+from reft_math.sharding import is_asked_for
 
 EMBEDDED_MODEL = "arithmetic"
 EMBEDDED_FOLDER = Path(__file__).parent / "arithmetic" / "model"
@@ -47,6 +48,7 @@ def load_model(
     revision: str | None = None,
     loading: LoadingOptions | None = None,
     random_seed: int | None = None,
+    to_be_sharded: bool = False,
 ) -> PreTrainedModel:
     """The model, frozen use in mind: in evaluation mode, on this process's device where it is told no other.
 
@@ -55,20 +57,32 @@ def load_model(
         revision: Branch, tag or commit on the hub.
         loading: Dtype, quantisation, devices and attention; a command's options are such, too.
         random_seed: Draws weights anew, by the model's own initialisation; None for the checkpoint's.
+        to_be_sharded: For `reft_math.sharding.shard`: off the accelerator, and in all but the main process empty.
 
     Raises:
-        UserError: No such model within reach, or it cannot be loaded so.
+        UserError: No such model within reach, it cannot be loaded so, or the launcher asks for FSDP where a whole model
+            is needed.
     """
     loading = loading or LoadingOptions()
     settings = _settings(loading)
-    model = _from_pretrained(AutoModelForCausalLM, name, revision, **settings)
+    if is_asked_for() and not to_be_sharded:
+        raise UserError(
+            "only train/prefix_reft.py shards its base; this needs a whole model in every process: launch with"
+            " configs/ddp.yaml or torchrun instead of FSDP"
+        )
+    if to_be_sharded and "device_map" in settings:
+        raise UserError("FSDP spreads the base by itself, unquantised; leave --quantization and --device-map out")
+    # transformers reads all weights in every process, whatever accelerate is told (huggingface/transformers#43749).
+    is_empty = to_be_sharded and not process_state().is_main_process
+    placement = {"device_map": "meta"} if is_empty else {}
+    model = _from_pretrained(AutoModelForCausalLM, name, revision, **settings, **placement)
     if random_seed is not None:
         if "device_map" in settings:
             raise UserError("random weights are drawn whole, on one device; leave --quantization and --device-map out")
         torch.manual_seed(random_seed)
         model = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
     model = model.eval()
-    if "device_map" not in settings:  # else accelerate has placed it, and it must stay there
+    if not (to_be_sharded or "device_map" in settings):  # else accelerate has placed it, and it must stay there
         model = model.to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
     return model
