@@ -156,17 +156,17 @@ class Contenders:
     def _limit(self, steps: int) -> float:
         """The seconds of our batches without anything of ours."""
         from reft_math.training.loss import sequence_cross_entropy
+        from reft_math.training.packing import logits_at
 
         loader = self._ours_trainer(steps).get_train_dataloader()
         embed = self.base.get_input_embeddings()
 
         def passes() -> None:
             for _, batch in zip(range(steps), loader, strict=False):
-                batch.pop("intervention_mask", None)
-                targets = batch.pop("targets")
+                targets, places = batch.pop("targets"), batch.pop("logits_at")
                 embedded = embed(batch.pop("input_ids")).requires_grad_()
-                kept = targets.shape[1]
-                logits = self.base(inputs_embeds=embedded, **batch, use_cache=False, logits_to_keep=kept).logits
+                with logits_at(self.base, places):
+                    logits = self.base(inputs_embeds=embedded, **batch, use_cache=False).logits
                 sequence_cross_entropy(logits, targets).mean().backward()
 
         return timed(passes)
