@@ -34,6 +34,7 @@ from reft_math.decoding.generation import Handoff, generate_with_gate
 from reft_math.errors import UserError
 from reft_math.hub import fetch, push
 
+_EVERYWHERE = torch.ones((), dtype=torch.bool)  # a mask known to be true without a look at it
 _CLASSES = {"red": RedIntervention, "loreft": LoreftIntervention, "direft": DireftIntervention}
 
 
@@ -103,9 +104,10 @@ class PrefixReftModel(pyreft.ReftModel):
             if self._mask is None:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
-            acts = self._mask.to(hidden.device)[..., None]
-            hidden = torch.where(acts, intervention(hidden), hidden)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            edited = intervention(hidden)
+            if self._mask is not _EVERYWHERE:
+                edited = torch.where(self._mask.to(hidden.device)[..., None], edited, hidden)
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
         return hook
 
@@ -175,8 +177,7 @@ class PrefixReftModel(pyreft.ReftModel):
                     f"the adapter acts on {self.prefix_config.positions} positions; forward needs an intervention_mask"
                     " to know them (reft_math.data.positions.intervention_mask)"
                 )
-            tokens = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-            intervention_mask = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
+            intervention_mask = _EVERYWHERE
         with self.intervening(intervention_mask):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
@@ -253,6 +254,10 @@ class PrefixReftModel(pyreft.ReftModel):
 
     def eval(self) -> PrefixReftModel:
         return self.train(False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        layer: nn.Module = self.model.get_output_embeddings()
+        return layer
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any

@@ -27,6 +27,7 @@ from reft_math.sharding import is_sharded, shard
 from reft_math.training import job as jobs
 from reft_math.training.arguments import save_once
 from reft_math.training.norm_control import make_controller, tracking_error
+from reft_math.training.packing import packs
 from reft_math.training.prefix_options import PrefixReftOptions
 from reft_math.training.trainer import NormControl, NumberLoss
 
@@ -156,7 +157,9 @@ def train(prefix: PrefixJob) -> None:
         prefix.model.load_weights(adapter)
         prefix.control.load(adapter)
     else:
-        collator = PrefixCollator(int(prefix.job.tokenizer.pad_token_id), prefix.options.positions)
+        collator = PrefixCollator(
+            int(prefix.job.tokenizer.pad_token_id), prefix.options.positions, packs(prefix.job.model)
+        )
         trainer = jobs.train(prefix.job, prefix.model, prefix.dataset, collator, prefix.control, prefix.number_loss)
         if trainer.is_world_process_zero():
             save_once(adapter, trainer.save_model)

@@ -63,6 +63,7 @@ def main(options: LoraOptions) -> None:
     from reft_math.training import job as jobs
     from reft_math.training.arguments import save_once
     from reft_math.training.matching import match_parameters
+    from reft_math.training.packing import packs
 
     options, matched = jobs.resolve(options), options.match
     job = jobs.prepare(options)
@@ -90,7 +91,7 @@ def main(options: LoraOptions) -> None:
     if adapter.is_dir():  # resumed after training
         set_peft_model_state_dict(model, load_peft_weights(str(adapter)))
     else:
-        collator = PrefixCollator(int(job.tokenizer.pad_token_id), positions=None)
+        collator = PrefixCollator(int(job.tokenizer.pad_token_id), positions=None, pack=packs(job.model))
         trainer = jobs.train(job, model, dataset, collator, control=None)
         if trainer.is_world_process_zero():
             # Embeddings are not trained, and to find that out peft would ask the hub.
