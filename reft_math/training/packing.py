@@ -43,8 +43,9 @@ def packs(model: PreTrainedModel) -> bool:
     """
     device, vocabulary = model.get_input_embeddings().weight.device, model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
-    before, other, row = (torch.randint(vocabulary, (1, 6), generator=generator).to(device) for _ in range(3))
-    restarting = torch.arange(6, device=device).repeat(1, 2)
+    # Two lines: flash attention keeps rows apart on a single one only.
+    before, other, row = (torch.randint(vocabulary, (2, 6), generator=generator).to(device) for _ in range(3))
+    restarting = torch.arange(6, device=device).repeat(2, 2)
 
     def read(*rows: torch.Tensor) -> torch.Tensor:
         ids = torch.cat(rows, dim=1)
