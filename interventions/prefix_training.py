@@ -94,8 +94,8 @@ def prepare(
     gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
     if shards and options.project_number_direction:
         raise UserError(
-            "--project-number-direction reads the base's activations, which a sharded base does not give; leave it out,"
-            " or launch with configs/ddp.yaml"
+            "--project-number-direction reads the base's activations in one process, and a sharded base runs in all at"
+            " once; leave it out, or launch with configs/ddp.yaml"
         )
     job = jobs.prepare(options, base, to_be_sharded=shards)
     if _calibrates(options) and not job.validation_problems:
