@@ -16,6 +16,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from reft_math.card import CARD_NAME, PLACE, read_card, update_card, with_license
 from reft_math.command import write_text
@@ -44,6 +45,8 @@ def fetch(source: str | Path, config_name: str, revision: str | None = None) -> 
     if not (folder / config_name).is_file():
         inside = next((path.parent for path in sorted(folder.glob(f"*/{config_name}"))), None)
         hint = f"did you mean {inside}?" if inside else "was it saved by save_pretrained?"
+        if (folder / ADAPTER_CONFIG_NAME).is_file():
+            hint = "it is peft's: pass it as the model"
         raise UserError(f"adapter {str(source)!r} holds no {config_name}; {hint}")
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import find_adapter_config_file
 
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
@@ -37,6 +39,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     Raises:
         UserError: No such model within reach.
     """
+    base = _base_of_lora(name, revision)
+    if base is not None:
+        return load_tokenizer(base)
     tokenizer = _from_pretrained(AutoTokenizer, name, revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -53,7 +58,7 @@ def load_model(
     """The model, frozen use in mind: in evaluation mode, on this process's device where it is told no other.
 
     Args:
-        name: Hub id, folder, or ``arithmetic`` for the embedded model.
+        name: Hub id, folder, or ``arithmetic`` for the embedded model; a peft adapter's is its base with it.
         revision: Branch, tag or commit on the hub.
         loading: Dtype, quantisation, devices and attention; a command's options are such, too.
         random_seed: Draws weights anew, by the model's own initialisation; None for the checkpoint's.
@@ -63,6 +68,14 @@ def load_model(
         UserError: No such model within reach, it cannot be loaded so, or the launcher asks for FSDP where a whole model
             is needed.
     """
+    base = _base_of_lora(name, revision)
+    if base is not None:
+        model = load_model(base, None, loading, random_seed, to_be_sharded)
+        try:
+            model.load_adapter(name, adapter_kwargs={"revision": revision})
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"peft adapter {name!r} does not fit its base {base!r}: {_reason(error)}") from None
+        return model.eval()
     loading = loading or LoadingOptions()
     settings = _settings(loading)
     if is_asked_for() and not to_be_sharded:
@@ -86,6 +99,17 @@ def load_model(
         model = model.to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
     return model
+
+
+def _base_of_lora(name: str, revision: str | None) -> str | None:
+    """What a peft adapter was trained on; None where the name is a model's."""
+    if name == EMBEDDED_MODEL:
+        return None
+    try:
+        path = find_adapter_config_file(name, revision=revision)
+    except OSError:  # neither a folder nor within reach: loading says so
+        return None
+    return None if path is None else str(json.loads(Path(path).read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def _settings(loading: LoadingOptions) -> dict[str, Any]:
@@ -115,11 +139,14 @@ def _from_pretrained(loader: Any, name: str, revision: str | None, **kwargs: Any
     try:
         return loader.from_pretrained(source, revision=revision, **kwargs)
     except (OSError, ValueError, ImportError) as error:  # the last where a kernel is not installed
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"model {name!r} must be {EMBEDDED_MODEL!r}, a folder with a transformers checkpoint, or a hub id within"
-            f" reach; {reason}"
+            f" reach; {_reason(error)}"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _greedy(config: Any) -> Any:

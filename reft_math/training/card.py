@@ -44,6 +44,8 @@ def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
         "gate": f"`{results['gate']}`",
         "gate chosen": chosen,
     }
+    if evaluation is None:  # a sharded base is not decoded with
+        return TrainingNotes(f"{_HEADING}\n\n{facts(said)}", _metadata(results["dataset"], None))
     own = "prefix" if "prefix" in evaluation else "reft"
     title = f"{evaluation[own]['total']} held-out problems, greedy decoding; `{own}` is the adapter under this gate:"
     table = markdown({title: [list(EVALUATION_COLUMNS), *evaluation_rows(evaluation)]})
@@ -73,10 +75,12 @@ def _course(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metadata(dataset: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(dataset: str, summary: Mapping[str, Any] | None) -> dict[str, Any]:
     source = SOURCES.get(dataset)
     if source is None or source.hub is None:
         return {}
+    if summary is None:
+        return {"datasets": [source.hub.id]}
     low, high = summary["interval_95"]
     result = EvalResult(
         task_type="text-generation",

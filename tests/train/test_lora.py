@@ -43,14 +43,31 @@ def test_modules_the_model_lacks_are_a_mistake(
     assert not (tmp_path / "run").exists()
 
 
-def test_as_many_parameters_as_an_adapter(call: Callable[[str], None], tmp_path: Path) -> None:
+def read_completions(path: Path) -> list[str]:
+    return [json.loads(line)["completion"] for line in path.read_text().splitlines()]
+
+
+def test_as_many_parameters_as_an_adapter(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """RED has 3,072 on the embedded model; rank 1 on query, key and value is the first choice that has as many."""
     get_prefix_reft_model(load_model("arithmetic"), PrefixReftConfig()).save_pretrained(tmp_path / "red")
-    line = f"train/lora.py --match {tmp_path}/red {SMALL} --output-dir {tmp_path}/run"
+    line = f"train/lora.py --match {tmp_path}/red {SMALL} --learning-rate 0.02 --epochs 4 --output-dir {tmp_path}/run"
     call(line)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["rank"], results["target_modules"]) == (1, "q_proj,k_proj,v_proj")
     assert results["trainable_parameters"] == 3072
     call(f"{line} --resume")  # the choice is the same: the settings are those of the folder
+    # The adapter as an evaluation's model draws what training's own evaluation drew.
+    adapter = tmp_path / "run" / "adapter"
+    call(f"eval/arithmetic.py --model {adapter} --limit 8 --output-dir {tmp_path}/evaluation")
+    ours, again = (
+        read_completions(path)
+        for path in (tmp_path / "run" / "records" / "lora.jsonl", tmp_path / "evaluation" / "records" / "base.jsonl")
+    )
+    assert ours == again != read_completions(tmp_path / "run" / "records" / "base.jsonl")
+    with pytest.raises(SystemExit):
+        call(f"eval/arithmetic.py --adapter {adapter} --output-dir {tmp_path}/other")
+    assert "it is peft's: pass it as the model" in capfd.readouterr().err
     with pytest.raises(SystemExit):
         call(f"{line} --rank 2 --overwrite")

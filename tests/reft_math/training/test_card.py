@@ -81,3 +81,11 @@ def test_what_no_training_run_left_has_no_notes(tmp_path: Path, text: str | None
         (tmp_path / "results.json").write_text(text)
     notes = notes_beside(tmp_path / "adapter")
     assert (notes.text, notes.metadata) == ("", {})
+
+
+def test_a_run_that_was_not_evaluated_claims_no_results() -> None:
+    """A sharded base is trained with and not decoded with."""
+    notes = adapter_notes(results(evaluation=None, calibration=None))
+    assert "- **data**: 64 solutions of gsm8k" in notes.text.splitlines()
+    assert "accuracy" not in notes.text
+    assert notes.metadata == {"datasets": ["openai/gsm8k"]}
