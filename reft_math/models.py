@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
@@ -55,6 +55,22 @@ def load_model(
     model = model.eval().to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
     return model
+
+
+def load_skeleton(name: str, revision: str | None = None, dtype: Dtype = "auto") -> PreTrainedModel:
+    """The model without its weights, none of which are read: modules, shapes and dtypes, on the meta device.
+
+    ``auto`` is the dtype that the configuration names, float32 where it names none.
+
+    Raises:
+        UserError: No such model within reach.
+    """
+    config = _from_pretrained(AutoConfig, name, revision)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=(config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+        )
+    return model.eval()
 
 
 def _from_pretrained(loader: Any, name: str, revision: str | None, **kwargs: Any) -> Any:

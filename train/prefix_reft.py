@@ -23,6 +23,7 @@ from reft_math.training.prefix_options import PrefixReftOptions
 
 def main(options: PrefixReftOptions) -> None:
     from interventions import prefix_training
+    from interventions.dry_run import show_prefix
     from reft_math.calibration import GATE_COLUMNS, gate_rows
     from reft_math.command import print_table
     from reft_math.decoding.gate import AlwaysOn, parse_gate
@@ -30,6 +31,9 @@ def main(options: PrefixReftOptions) -> None:
     from reft_math.training import job as jobs
 
     prefix = prefix_training.prepare(options)
+    if options.dry_run:
+        show_prefix(prefix)
+        return
     options, job, model = prefix.options, prefix.job, prefix.model
     claim(options)
     prefix_training.train(prefix)

@@ -29,9 +29,10 @@ from reft_math.evaluation import (
     is_numeric,
     summarise,
 )
-from reft_math.models import end_token_ids, load_model, load_tokenizer
+from reft_math.models import end_token_ids, load_model, load_skeleton, load_tokenizer
 from reft_math.training.arguments import last_checkpoint, training_arguments
 from reft_math.training.options import TrainingOptions
+from reft_math.training.progress import show_progress
 from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
 
 Options = TypeVar("Options", bound=TrainingOptions)
@@ -48,6 +49,12 @@ class Job:
     train_problems: list[Problem]
     validation_problems: list[Problem]
     test_problems: list[Problem]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Problems by split."""
+        splits = {"train": self.train_problems, "validation": self.validation_problems, "test": self.test_problems}
+        return {name: len(problems) for name, problems in splits.items()}
 
     @property
     def base_revision(self) -> str | None:
@@ -86,7 +93,8 @@ def prepare(options: TrainingOptions, model: PreTrainedModel | None = None) -> J
     load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=seed)
     train = load("train", limit=options.train_size, noise=options.noise or 0.0)
     validation, test = held_out_problems(options.dataset, options.data_dir)
-    model = model or load_model(options.model, options.revision, options.dtype)
+    load_base = load_skeleton if options.dry_run else load_model
+    model = model or load_base(options.model, options.revision, options.dtype)
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
     return Job(options, model, tokenizer, template, train, validation, test[: options.eval_size])
 
@@ -109,6 +117,7 @@ def train(
         norm_control=control,
         number_loss=number_loss,
     )
+    show_progress(trainer, control)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
     return trainer
 

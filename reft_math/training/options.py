@@ -58,6 +58,9 @@ class FittingOptions:
     output_dir: str = field(default="results/run", metadata={"help": "Everything the run writes goes here."})
     resume: bool = field(default=False, metadata={"help": "Go on where a stopped run left off."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Say what the run would do and what it needs; run and write nothing."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("train_size", "batch_size", "accumulation"):
