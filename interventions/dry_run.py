@@ -63,4 +63,4 @@ def _interventions(model: PrefixReftModel, decoded: int = 1) -> Trained:
     # RED keeps what it acts on as it is, the others in float32.
     element = base.dtype.itemsize if config.intervention == "red" else 4
     kept = len(layers) * site_width(base, config.site) * element
-    return Trained(base, model, num_layers(base) - 1 - min(layers), kept, decoded)
+    return Trained(base, model, num_layers(base) - 1 - min(layers), kept, config.site == "block", decoded)

@@ -71,6 +71,8 @@ def main(options: PretrainingOptions) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_json(folder / RESULTS_NAME, {**provenance(options), "training": output.metrics})
+    print(f"model: {folder}")
+    print(f"results: {folder / RESULTS_NAME}")
 
 
 if __name__ == "__main__":

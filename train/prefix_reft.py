@@ -47,15 +47,15 @@ def main(options: PrefixReftOptions) -> None:
         title = f"gates on {options.dataset}'s validation split; * is the adapter's default"
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
     results = prefix_training.summary(prefix)
-    jobs.report(job, evaluation, {**results, "calibration": calibration})
     achieved, controller = results["bias_norm"]["achieved"], options.norm_control
     held = "not held" if controller == "none" else f"held by {controller}"
-    print(f"bias norm {achieved:.4f}, target {options.target_norm:g}, {held}")
+    notes = [f"bias norm {achieved:.4f}, target {options.target_norm:g}, {held}"]
     if controller != "none" and achieved < 0.98 * options.target_norm:
-        print(
+        notes.append(
             "note: training ended before the norm reached its target;"
             " a higher learning rate or more epochs would get there"
         )
+    jobs.report(job, evaluation, {**results, "calibration": calibration}, *notes)
 
 
 if __name__ == "__main__":

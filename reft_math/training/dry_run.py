@@ -40,6 +40,7 @@ class Trained:
         module: Whose parameters with gradients are trained; the base's own, or those beside it.
         layers: Through whose input gradients flow.
         kept: Bytes a token that the trained parameters keep of what they act on.
+        is_outside: Whether it acts on what layers return, which checkpointing does not reach.
         decoded: Rows a completion takes in decoding: two where a gate compares it with the base.
         folder: What the finished parameters are saved as, in the output folder.
     """
@@ -48,6 +49,7 @@ class Trained:
     module: nn.Module
     layers: int
     kept: int
+    is_outside: bool = False
     decoded: int = 1
     folder: str = "adapter"
 
@@ -169,11 +171,12 @@ def memory_parts(options: FittingOptions, trained: Trained, batch: Batch) -> dic
     decoder = decoder_of(model.config, 2 if is_mixed else model.dtype.itemsize)
     own = parameter_bytes(trained.module, is_trained=True)
     checkpointing = options.gradient_checkpointing
+    kept = trained.kept if trained.is_outside or not checkpointing else 0
     parts = {
         "weights": parameter_bytes(model, is_trained=False) + own,
         "gradients": own,
         "AdamW's two means": 2 * own,
-        "activations": activation_bytes(decoder, batch, trained.layers, trained.kept, checkpointing),
+        "activations": activation_bytes(decoder, batch, trained.layers, kept, checkpointing),
         "logits and their gradients": logit_bytes(decoder, batch),
     }
     if checkpointing:

@@ -178,19 +178,22 @@ def evaluate_kl_gates(job: Job, generate: Generate, size: int) -> dict[str, dict
         return evaluate_gates(KL_GATES, problems, completer, score, folder, options.eval_batch_size)
 
 
-def report(job: Job, evaluation: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Writes ``results.json`` and prints the table."""
+def report(job: Job, evaluation: Mapping[str, Any], results: Mapping[str, Any], *notes: str) -> None:
+    """Writes ``results.json`` and prints the table, the notes, and where everything is."""
     options = job.options
-    path = Path(options.output_dir) / RESULTS_NAME
+    folder = Path(options.output_dir)
     head = provenance(options)
     settings = {
         "model": {"name": options.model, "revision": job.base_revision, "parameters": job.model.num_parameters()},
         "dataset": options.dataset,
         "template": str(job.template),
     }
-    write_json(path, {**head, **settings, **results, "evaluation": evaluation})
+    write_json(folder / RESULTS_NAME, {**head, **settings, **results, "evaluation": evaluation})
     title = f"{options.dataset}, {len(job.test_problems)} held-out problems, greedy"
     print_table(title, EVALUATION_COLUMNS, evaluation_rows(evaluation))
+    for note in notes:
+        print(note)
     if options.model == "arithmetic":
         print("The embedded model's figures say that the machinery works; they say nothing of a large language model.")
-    print(f"results: {path}")
+    print(f"adapter: {folder / 'adapter'}")
+    print(f"results: {folder / RESULTS_NAME}")

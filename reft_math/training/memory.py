@@ -68,18 +68,19 @@ def layer_bytes(decoder: Decoder, batch: Batch) -> int:
 
 
 def activation_bytes(decoder: Decoder, batch: Batch, layers: int, adapter: int, checkpointing: bool) -> int:
-    """``layers · layer_bytes + B·L·(a + 4·d)``, or with checkpointing ``B·L·(N·e·d + 4·d)``: kept for backward.
+    """``layers · layer_bytes + B·L·(a + 4·d)``, or with checkpointing ``B·L·(N·e·d + a + 4·d)``: kept for backward.
 
     Args:
         decoder, batch: See there.
         layers: Through whose input gradients flow; what lies before the first trained parameter keeps nothing.
-        adapter: a, the bytes a token that what is trained keeps.
+        adapter: a, the bytes a token that what is trained keeps; with checkpointing, outside of layers.
         checkpointing: Whether layers keep their input only.
     """
-    tokens, final_norm = batch.rows * batch.length, 4 * decoder.hidden
+    tokens = batch.rows * batch.length
+    in_layers = layers * layer_bytes(decoder, batch)
     if checkpointing:
-        return tokens * (decoder.layers * decoder.element * decoder.hidden + final_norm)
-    return layers * layer_bytes(decoder, batch) + tokens * (adapter + final_norm)
+        in_layers = tokens * decoder.layers * decoder.element * decoder.hidden
+    return in_layers + tokens * (adapter + 4 * decoder.hidden)
 
 
 def logit_bytes(decoder: Decoder, batch: Batch) -> int:

@@ -82,22 +82,22 @@ options:
   --unheard-of UNHEARD_OF  In no group. [x]
 
 Model:
-  --dtype {auto,float32}      Of the weights. [auto]
+  --dtype {auto,float32}   Of the weights. [auto]
 
 Training:
-  --learning-rate X           Peak (2e-4).
+  --learning-rate X        Peak (2e-4).
 
 Decoding:
-  --gates GATE [GATE ...]     Candidates for a
-                              hand-off-with-a-long-name.
-  --no-calibrate-gate         Do not choose the gate.
+  --gates GATE [GATE ...]  Candidates for a
+                           hand-off-with-a-long-name.
+  --no-calibrate-gate      Do not choose the gate.
 
 Run:
-  --seed N                    Of the samples. [0]
-  --resume                    Go on.
-  --config FILE               YAML file with any of these
-                              settings; the command line wins
-                              over it.
-  -h, --help                  Show this help.
+  --seed N                 Of the samples. [0]
+  --resume                 Go on.
+  --config FILE            YAML file with any of these
+                           settings; the command line wins
+                           over it.
+  -h, --help               Show this help.
 """
     )
