@@ -27,6 +27,7 @@ from reft_math.training.memory import (
     logit_bytes,
     parameter_bytes,
     parameter_count,
+    working_bytes,
 )
 from reft_math.training.options import FittingOptions, TrainingOptions
 
@@ -177,6 +178,7 @@ def memory_parts(options: FittingOptions, trained: Trained, batch: Batch) -> dic
         "gradients": own,
         "AdamW's two means": 2 * own,
         "activations": activation_bytes(decoder, batch, trained.layers, kept, checkpointing),
+        "gradients of activations": working_bytes(decoder, batch),
         "logits and their gradients": logit_bytes(decoder, batch),
     }
     if checkpointing:

@@ -83,6 +83,11 @@ def activation_bytes(decoder: Decoder, batch: Batch, layers: int, adapter: int, 
     return in_layers + tokens * (adapter + 4 * decoder.hidden)
 
 
+def working_bytes(decoder: Decoder, batch: Batch) -> int:
+    """``B·L·e·3f``: gradients of an MLP's product and activation, which live at once while one layer is at work."""
+    return batch.rows * batch.length * decoder.element * 3 * decoder.inner
+
+
 def logit_bytes(decoder: Decoder, batch: Batch) -> int:
     """``B·n·V·(e + 3·4)``: logits, and in float32 log-probabilities, their gradient and that of the logits."""
     return batch.rows * batch.targets * decoder.vocabulary * (decoder.element + 12)

@@ -16,6 +16,7 @@ from reft_math.training.memory import (
     kept_by_linears,
     layer_bytes,
     logit_bytes,
+    working_bytes,
 )
 from reft_math.training.options import FittingOptions
 
@@ -39,6 +40,7 @@ def test_llama_3_8b_by_hand() -> None:
         31 * 139_776 + kept + final_norm
     )
     assert activation_bytes(decoder, batch, 31, 0, checkpointing=True) == tokens * (32 * 8192 + final_norm)
+    assert working_bytes(decoder, batch) == tokens * 2 * 3 * 14_336
     assert logit_bytes(decoder, batch) == 16 * 10 * 128_256 * 14
     assert cache_bytes(decoder, rows=1, length=1) == 128 * 1024
 
