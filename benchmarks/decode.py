@@ -254,13 +254,12 @@ def ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]
 
 
 def main(options: DecodeOptions) -> None:
-    from tqdm import tqdm
-
     from reft_math.command import print_table, provenance
+    from reft_math.progress import progress
 
     contenders = Contenders(options)
     contenders.round()  # warms up
-    rounds = [contenders.round() for _ in tqdm(range(options.rounds), desc="rounds")]
+    rounds = [contenders.round() for _ in progress(range(options.rounds), name="measuring", unit="round")]
     found, cache = ratios(rounds), contenders.cache()
     title = (
         f"{options.shape}, {options.dtype}, batch {options.batch_size}, prompts of {options.prompt_length},"

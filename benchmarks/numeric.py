@@ -40,7 +40,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # nats; a wrong mask or positio
 @dataclass(frozen=True)
 class NumericOptions:
     hidden_size: int = field(default=512, metadata={"help": "Of a Llama with heads of 64."})
-    layers: int = field(default=8, metadata={"help": "Of the Llama."})
+    num_layers: int = field(default=8, metadata={"help": "Of the Llama."})
     vocabulary: int = field(default=32000, metadata={"help": "Of the Llama."})
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Of the weights."})
     batch_size: int = field(default=8, metadata={"help": "Prompts."})
@@ -51,7 +51,7 @@ class NumericOptions:
 
     def __post_init__(self) -> None:
         require(self, "hidden_size", lambda value: value >= 64 and value % 64 == 0, "a multiple of 64")
-        for name in ("layers", "batch_size", "samples", "rounds"):
+        for name in ("num_layers", "batch_size", "samples", "rounds"):
             require(self, name, lambda value: value >= 1, "at least 1")
         require(self, "prompt_length", lambda value: value >= 2, "at least 2")
 
@@ -158,7 +158,7 @@ def _model(options: NumericOptions) -> PreTrainedModel:
     config = LlamaConfig(
         hidden_size=options.hidden_size,
         intermediate_size=options.hidden_size * 8 // 3,
-        num_hidden_layers=options.layers,
+        num_hidden_layers=options.num_layers,
         num_attention_heads=options.hidden_size // 64,
         vocab_size=options.vocabulary,
         max_position_embeddings=8192,
@@ -215,9 +215,9 @@ def time_ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, fl
 
 def main(options: NumericOptions) -> None:
     import torch
-    from tqdm import tqdm
 
     from reft_math.command import print_table, provenance
+    from reft_math.progress import progress
 
     contenders = Contenders(options)
     by_name = contenders.all()
@@ -227,7 +227,7 @@ def main(options: NumericOptions) -> None:
         peaks = {name: peak_bytes(contender) for name, contender in by_name.items()}
         rounds = [
             {name: timed(contender) for name, contender in by_name.items()}
-            for _ in tqdm(range(options.rounds), desc="rounds")
+            for _ in progress(range(options.rounds), name="measuring", unit="round")
         ]
     times = time_ratios(rounds)
     found = {f"time_vs_{name}": times[name]["median"] for name in PEERS}
@@ -245,8 +245,8 @@ def main(options: NumericOptions) -> None:
         for name in PEERS
     ]
     title = (
-        f"{len(contenders.grid)} numbers, hidden size {options.hidden_size}, {options.layers} layers, {options.dtype},"
-        f" batch {options.batch_size}, prompts of {options.prompt_length}, {options.samples} samples"
+        f"{len(contenders.grid)} numbers, hidden size {options.hidden_size}, {options.num_layers} layers,"
+        f" {options.dtype}, batch {options.batch_size}, prompts of {options.prompt_length}, {options.samples} samples"
     )
     print_table(title, ("ours /", "time", "quartiles", "tokens", "peak memory", "largest difference"), rows)
     if options.json is not None:

@@ -49,7 +49,7 @@ class TrainBenchmarkOptions:
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
     hidden_size: int = field(default=256, metadata={"help": "Of a Llama with heads of 64."})
-    layers: int = field(default=8, metadata={"help": "Of the Llama."})
+    num_layers: int = field(default=8, metadata={"help": "Of the Llama."})
     vocabulary: int = field(default=32000, metadata={"help": "Of the Llama."})
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Of the base's weights."})
     k: int = field(default=10, metadata={"help": "Solution tokens that ours and padded512 train on."})
@@ -60,7 +60,7 @@ class TrainBenchmarkOptions:
 
     def __post_init__(self) -> None:
         require(self, "hidden_size", lambda value: value >= 64 and value % 64 == 0, "a multiple of 64")
-        for name in ("layers", "vocabulary", "k", "batch_size", "steps", "rounds"):
+        for name in ("num_layers", "vocabulary", "k", "batch_size", "steps", "rounds"):
             require(self, name, lambda value: value >= 1, "at least 1")
 
 
@@ -247,7 +247,7 @@ def random_llama(options: TrainBenchmarkOptions) -> PreTrainedModel:
     config = LlamaConfig(
         hidden_size=options.hidden_size,
         intermediate_size=options.hidden_size * 8 // 3,
-        num_hidden_layers=options.layers,
+        num_hidden_layers=options.num_layers,
         num_attention_heads=options.hidden_size // 64,
         vocab_size=options.vocabulary,
         pad_token_id=0,
@@ -275,16 +275,15 @@ def speed_ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, f
 
 
 def main(options: TrainBenchmarkOptions) -> None:
-    from tqdm import tqdm
-
     from reft_math.command import print_table, provenance
+    from reft_math.progress import progress
 
     contenders, names = Contenders(options), ("ours", *PEERS)
     for name in names:
         contenders.seconds(name, steps=1)  # warms up
     rounds = [
         {name: contenders.seconds(name, options.steps) for name in names}
-        for _ in tqdm(range(options.rounds), desc="rounds")
+        for _ in progress(range(options.rounds), name="measuring", unit="round")
     ]
     weights = sum(parameter.nbytes for parameter in contenders.base.parameters())
     peaks = {name: weights + peak_bytes(partial(contenders.seconds, name, options.steps)) for name in names}
@@ -307,7 +306,7 @@ def main(options: TrainBenchmarkOptions) -> None:
     prompts, solutions = contenders.mean_lengths()
     title = (
         f"{options.dataset}, prompts of {prompts:.0f} and solutions of {solutions:.0f} tokens, K = {options.k},"
-        f" hidden size {options.hidden_size}, {options.layers} layers, {options.dtype}, batch {options.batch_size}"
+        f" hidden size {options.hidden_size}, {options.num_layers} layers, {options.dtype}, batch {options.batch_size}"
     )
     print_table(title, ("ours /", "problems/s", "quartiles", "peak memory", "its problems/s", "its MiB"), rows)
     if options.json is not None:

@@ -28,7 +28,7 @@ class HarnessOptions(DecoderOptions):
     num_fewshot: int | None = field(default=None, metadata={"help": "Examples in a prompt (the task's own number)."})
     apply_chat_template: bool = field(default=False, metadata={"help": "Put prompts into the model's chat template."})
     fewshot_as_multiturn: bool = field(
-        default=True, metadata={"help": "In a chat each example is a turn, not all of them the user's one."}
+        default=True, metadata={"help": "Give each example in a chat a turn of its own."}
     )
     system_instruction: str | None = field(default=None, metadata={"help": "Text before every prompt (none)."})
     gen_kwargs: str | None = field(

@@ -40,13 +40,12 @@ class TokenViewOptions(ModelOptions):
 
 
 def main(options: TokenViewOptions) -> None:
-    from tqdm import tqdm
-
     from interventions.evaluate import load_setting
     from reft_math.data.registry import held_out_problems
     from reft_math.decoding.gate import KLGate, parse_gate
     from reft_math.evaluation import Scorer, is_numeric
     from reft_math.figures.token_view import AnsweredProblem, token_view
+    from reft_math.progress import progress
 
     _, problems = held_out_problems(options.dataset, options.data_dir)
     setting = load_setting(options, options.dataset)
@@ -56,7 +55,7 @@ def main(options: TokenViewOptions) -> None:
     decoders = _decoders(gate, direction)
     answered = []
     with Scorer(is_numeric(options.dataset, problems)) as score:
-        for problem in tqdm(problems[: options.problems], desc=options.dataset, unit="problem"):
+        for problem in progress(problems[: options.problems], name=options.dataset, unit="problem"):
             answers = [_answer(setting, problem, name, its_gate, score) for name, its_gate in decoders.items()]
             answered.append(AnsweredProblem(problem.id, problem.question, problem.answer, answers))
     facts = setting.provenance()

@@ -22,7 +22,6 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch.nn.utils import parametrize
-from tqdm import tqdm
 
 from interventions.checkpoint import digest
 from interventions.evaluate import load_setting
@@ -35,6 +34,7 @@ from reft_math.harness import guard_answers
 from reft_math.loading import Attention, DeviceMap, Dtype, Quantization
 from reft_math.probes.teacher_forcing import Text, gated_logits
 from reft_math.processes import process_state
+from reft_math.progress import progress
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
@@ -250,7 +250,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         groups = sorted(sharing.values(), key=lambda group: -len(requests[group[0]][1] + requests[group[0]][2]))
         answers: list[Answer | None] = [None] * len(requests)
         size = override_bs or self.batch_size
-        for start in tqdm(range(0, len(groups), size), desc="log-likelihoods", disable=disable_tqdm or self.rank != 0):
+        starts = range(0, len(groups), size)
+        for start in starts if disable_tqdm else progress(starts, name="log-likelihoods", unit="batch"):
             batch = groups[start : start + size]
             for group, logits in zip(batch, self._logits([requests[group[0]] for group in batch]), strict=True):
                 for index in group:

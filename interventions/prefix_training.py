@@ -120,7 +120,7 @@ def prepare(
     )
     controller = make_controller(options.norm_control, options.target_norm, len(dataset))
     kept_off = None
-    if options.project_number_direction:
+    if options.project_number_direction and not options.dry_run:
         found = number_directions(job, site) if directions is None else directions
         kept_off = [torch.from_numpy(found[layer]).float() for layer in model.biases()]
     if shards:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from interventions.activations import pad_right, project_changes, pushing, read_activations
@@ -39,6 +38,7 @@ from reft_math.probes.number import (
 )
 from reft_math.probes.tables import Answer, Push
 from reft_math.probes.texts import ProbeText, Sum, probe_text, read_answer
+from reft_math.progress import progress
 from reft_math.recording import Record, record_rows
 
 # What a probe reads: numbers where they end, of both roles or of one, and results from the token before they begin.
@@ -205,7 +205,7 @@ def fit_number_directions(
 def _read_all(model: PreTrainedModel, texts: Sequence[ProbeText], site: str, batch_size: int) -> Array:
     """``(reading, layer, width)``, text by text."""
     rows = [(text.token_ids, [reading.token for reading in text.readings]) for text in texts]
-    starts = tqdm(range(0, len(rows), batch_size), desc=f"reading {site}", unit="batch")
+    starts = progress(range(0, len(rows), batch_size), name=f"reading {site}", unit="batch")
     return np.concatenate([read_activations(model, rows[start : start + batch_size], site) for start in starts])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from interventions.dry_run import show_trials
 from interventions.sites import site_width
 from interventions.trials import Common, begin, options_of, prepare, run_trial
 from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json, write_text
@@ -31,10 +32,13 @@ def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, p
         seeds: Runs at each.
         project: Whether there is a second curve, of biases kept off the number direction.
     """
-    prefix, directions = prepare(options, norms[0])
-    common = begin(prefix, directions, claim(options))
     curves = {FREE: False, **({KEPT_OFF: True} if project else {})}
     plan = [(curve, norm, seed) for curve in curves for norm in norms for seed in _seeds(options, seeds)]
+    if options.dry_run:
+        show_trials(options, len(plan))
+        return
+    prefix, directions = prepare(options, norms[0])
+    common = begin(prefix, directions, claim(options))
     trials: list[Trial] = []
     for place, (curve, norm, seed) in enumerate(plan, start=1):
         name = f"{'kept-off' if curves[curve] else 'free'}-{norm}-seed{seed}"
@@ -58,9 +62,12 @@ def run_ablation(options: PrefixOptions, target_norm: float, seeds: int) -> None
         target_norm: Where the norm is held.
         seeds: Runs of each kind.
     """
+    plan = [(cut, held, seed) for cut in (True, False) for held in (True, False) for seed in _seeds(options, seeds)]
+    if options.dry_run:
+        show_trials(options, len(plan), full_fraction=1.0)
+        return
     prefix, directions = prepare(options, target_norm)
     common = begin(prefix, directions, claim(options))
-    plan = [(cut, held, seed) for cut in (True, False) for held in (True, False) for seed in _seeds(options, seeds)]
     trials: list[Trial] = []
     for place, (cut, held, seed) in enumerate(plan, start=1):
         name = f"{f'k{options.k}' if cut else 'whole'}-{'held' if held else 'free'}-seed{seed}"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from interventions.probing import Source
@@ -24,6 +23,7 @@ from reft_math.probes.faithfulness import fit_truth_probe, part_names
 from reft_math.probes.files import load_probes, save_probes
 from reft_math.probes.number import Array, Probe
 from reft_math.probes.statements import Pair
+from reft_math.progress import progress
 from reft_math.recording import Record, record_rows
 
 _TARGET = "truth"
@@ -62,7 +62,7 @@ def fit_layers(model: PreTrainedModel, pairs: Sequence[Pair], folder: Path, batc
 
     @cache
     def states() -> tuple[Array, Array]:
-        starts = tqdm(range(0, len(texts), batch_size), desc="reading", unit="batch")
+        starts = progress(range(0, len(texts), batch_size), name="reading", unit="batch")
         read = [read_states(model, texts[start : start + batch_size]) for start in starts]
         stream, heads = zip(*read, strict=True)
         return np.concatenate(stream), np.concatenate(heads)

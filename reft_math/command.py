@@ -13,13 +13,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from reft_math.errors import UserError
+from reft_math.help_groups import Formatter, arrange
 
 CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "results.json"
@@ -54,7 +55,8 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
     """
     try:
         config = parse(config_class, description, sys.argv[1:])
-        if hasattr(config, "output_dir") and os.environ.get("RANK", "0") == "0":
+        is_claimed = hasattr(config, "output_dir") and not getattr(config, "dry_run", False)
+        if is_claimed and os.environ.get("RANK", "0") == "0":
             check_output_dir(config)  # again when it is claimed; here so that nobody waits for a model first
         main(config)
     except UserError as error:
@@ -65,34 +67,28 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
 
 def parse(config_class: type, description: str | None, arguments: Sequence[str]) -> Any:
     """A ``config_class`` from command-line arguments."""
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(
-        config_class, description=description, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.error = _raise_user_error
-    for action in parser._actions:
-        _tidy(action)
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with any of these settings; the command line wins over it."
-    )
     path = _config_path(arguments)
     from_file = _read_yaml(path, {field.name for field in dataclasses.fields(config_class)}) if path else []
-    values = vars(parser.parse_args([*from_file, *arguments]))
+    values = vars(make_parser(config_class, description).parse_args([*from_file, *arguments]))
     values.pop("config")
     return config_class(**values)
 
 
+def make_parser(config_class: type, description: str | None) -> ArgumentParser:
+    """The options of ``config_class``, and ``--config``."""
+    from transformers import HfArgumentParser
+
+    parser: ArgumentParser = HfArgumentParser(
+        config_class, description=description, formatter_class=Formatter, allow_abbrev=False
+    )
+    parser.error = _raise_user_error  # type: ignore[method-assign]
+    parser.add_argument("--config", help="YAML file with any of these settings; the command line wins over it.")
+    arrange(parser)
+    return parser
+
+
 def _raise_user_error(message: str) -> NoReturn:
     raise UserError(f"{message} (--help lists the options)")
-
-
-def _tidy(action: Action) -> None:
-    """Shows each option under one name, with hyphens (underscores work too), and its default where it has one."""
-    action.option_strings = [option for option in action.option_strings if "_" not in option]
-    has_default = not any(action.default is nothing for nothing in (None, False, SUPPRESS)) and action.default != []
-    if action.help and has_default:
-        action.help += f" [{action.default}]"
 
 
 def _config_path(arguments: Sequence[str]) -> str | None:
@@ -132,12 +128,9 @@ def claim_output_dir(config: Any) -> Path:
         UserError: The folder is in use and neither ``resume`` nor ``overwrite`` is given, or ``resume`` is given with
             other settings than the folder's.
     """
-    check_output_dir(config)
+    check_claim(config)
     folder = Path(config.output_dir)
-    in_use = folder.is_dir() and any(folder.iterdir())
-    if in_use and config.resume:
-        _check_same_settings(folder, config)
-    if in_use and config.overwrite:
+    if config.overwrite and folder.is_dir() and any(folder.iterdir()):
         shutil.rmtree(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,6 +138,14 @@ def claim_output_dir(config: Any) -> Path:
         raise UserError(f"--output-dir must be a folder that can be made; {folder}: {error.strerror}") from None
     write_json(folder / CONFIG_NAME, _settings(config))
     return folder
+
+
+def check_claim(config: Any) -> None:
+    """Raises `UserError` where `claim_output_dir` would but for what the disk says. Writes nothing."""
+    check_output_dir(config)
+    folder = Path(config.output_dir)
+    if config.resume and folder.is_dir() and any(folder.iterdir()):
+        _check_same_settings(folder, config)
 
 
 def check_output_dir(config: Any) -> None:
@@ -166,7 +167,7 @@ def check_output_dir(config: Any) -> None:
 
 # Where results go, how a run is told to go on, and what cannot change a result.
 _FREE_ON_RESUME = {
-    *("output_dir", "resume", "overwrite"),
+    *("output_dir", "resume", "overwrite", "dry_run"),
     *("save_steps", "report_to"),
 }
 
@@ -275,14 +276,16 @@ def versions() -> dict[str, str]:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; the first column is left-aligned, the others right."""
+    """A table on standard output; the first column is left-aligned, the others right. No columns, no head."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
+    table = Table(show_header=bool(columns))
+    for index, column in enumerate(columns or [""] * len(rows[0])):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     # As wide as it needs to be: a terminal breaks lines that are too long, rich would cut cells off.
-    Console(width=Console(width=10_000).measure(table).maximum).print(table)
+    console = Console(width=max(len(title), Console(width=10_000).measure(table).maximum))
+    console.print(title, style="italic", markup=False, highlight=False)
+    console.print(table)

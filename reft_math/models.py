@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -99,6 +100,27 @@ def load_model(
         model = model.to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
     return model
+
+
+def load_skeleton(name: str, revision: str | None = None, loading: LoadingOptions | None = None) -> PreTrainedModel:
+    """The model without its weights, none of which are read: modules, shapes and dtypes, on the meta device.
+
+    Of ``loading`` the dtype counts; ``auto`` is the one that the configuration names, float32 where it names none. Of a
+    peft adapter it is the base.
+
+    Raises:
+        UserError: No such model within reach.
+    """
+    base = _base_of_lora(name, revision)
+    if base is not None:
+        return load_skeleton(base, None, loading)
+    config = _from_pretrained(AutoConfig, name, revision)
+    dtype = "auto" if loading is None else loading.dtype
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=(config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+        )
+    return model.eval()
 
 
 def _base_of_lora(name: str, revision: str | None) -> str | None:

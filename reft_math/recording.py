@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from tqdm import tqdm
-
 from reft_math.processes import process_state
+from reft_math.progress import progress
 from reft_math.scoring.records import RecordFile, gather_shards, shard_path
 
 Record = dict[str, Any]
@@ -58,13 +57,13 @@ def record_rows(
     mine = batches[state.process_index :: state.num_processes]
     done = records.done.keys()
     shard = RecordFile(shard_path(records_path, state.process_index)) if state.num_processes > 1 else records
-    with tqdm(total=sum(map(len, mine)), desc=name, unit="row", disable=not state.is_main_process) as progress:
+    with progress(name=name, unit="row", total=sum(map(len, mine))) as bar:
         for batch in mine:
             missing = [row for row in batch if row.id not in done]
             if missing:
                 found = work(batch, missing)
                 shard.append({"id": row.id, **record} for row, record in zip(missing, found, strict=True))
-            progress.update(len(batch))
+            bar.update(len(batch))
     state.wait_for_everyone()
     records = _gathered(records_path)
     return [records.done[row.id] for row in rows]

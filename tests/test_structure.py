@@ -72,7 +72,8 @@ def test_only_interventions_knows_pyvene_and_pyreft() -> None:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_no_script_bears_the_name_of_an_importable_module(path: Path) -> None:
     """A script's folder comes first on the path: its name would shadow the module for everything it imports."""
-    assert importlib.util.find_spec(path.stem) is None
+    found = importlib.util.find_spec(path.stem)
+    assert found is None or found.loader is None  # a folder without __init__.py, such as train/, is nobody's module
 
 
 @pytest.mark.parametrize("folder", ["train", "eval", "benchmarks"])

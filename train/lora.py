@@ -57,12 +57,15 @@ def main(options: LoraOptions) -> None:
     from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     from interventions.checkpoint import count_parameters
+    from reft_math.command import check_claim
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.models import lasting_name
     from reft_math.processes import claim, part_ways
+    from reft_math.training import dry_run
     from reft_math.training import job as jobs
     from reft_math.training.arguments import save_once
     from reft_math.training.matching import match_parameters
+    from reft_math.training.memory import kept_by_linears
     from reft_math.training.packing import packs
 
     options, matched = jobs.resolve(options), options.match
@@ -85,6 +88,12 @@ def main(options: LoraOptions) -> None:
         raise UserError(f"--target-modules must name linear modules of the model; got {names!r} ({error})") from None
     model.peft_config["default"].base_model_name_or_path = lasting_name(options.model)
     dataset = PrefixDataset(job.train_problems, job.tokenizer, job.template, options.k)
+    if options.dry_run:
+        kept = kept_by_linears(model, job.model.dtype)
+        trained = dry_run.Trained(job.model, model, job.model.config.num_hidden_layers, kept)
+        dry_run.show(options, trained, dry_run.solution_tokens(job, dataset), job.rows)
+        check_claim(options)
+        return
     folder = claim(options)
 
     adapter = folder / "adapter"

@@ -62,7 +62,8 @@ def main(options: MergeOptions) -> None:
     tokenizer.save_pretrained(folder)
     write_merged_card(folder, lasting_name(name), config)
     write_json(folder / RESULTS_NAME, {**provenance(options), "base": name, "adapter": dataclasses.asdict(config)})
-    print(f"{name} with {config.intervention} at {config.site} in its weights, at every token: {folder}")
+    print(f"{name} has {config.intervention} at {config.site} in its weights now, at every token")
+    print(f"model: {folder}")
 
 
 if __name__ == "__main__":

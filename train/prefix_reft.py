@@ -26,6 +26,7 @@ from reft_math.training.prefix_options import PrefixReftOptions
 def main(options: PrefixReftOptions) -> None:
     from interventions import prefix_training
     from interventions.card import write_adapter_card
+    from interventions.dry_run import show_prefix
     from reft_math.calibration import GATE_COLUMNS, gate_rows
     from reft_math.command import print_table
     from reft_math.decoding.gate import AlwaysOn, parse_gate
@@ -34,7 +35,10 @@ def main(options: PrefixReftOptions) -> None:
     from reft_math.training import job as jobs
     from reft_math.training.card import notes_beside
 
-    prefix = prefix_training.prepare(options, shards=is_asked_for())
+    prefix = prefix_training.prepare(options, shards=is_asked_for() and not options.dry_run)
+    if options.dry_run:
+        show_prefix(prefix)
+        return
     options, job, model = prefix.options, prefix.job, prefix.model
     claim(options)
     prefix_training.train(prefix)
@@ -48,17 +52,17 @@ def main(options: PrefixReftOptions) -> None:
         title = f"gates on {options.dataset}'s validation split; * is the adapter's default"
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
     results = prefix_training.summary(prefix)
-    jobs.report(job, evaluation, {**results, "calibration": calibration})
-    adapter = Path(options.output_dir) / "adapter"
-    write_adapter_card(adapter, notes=notes_beside(adapter))
     achieved, controller = results["bias_norm"]["achieved"], options.norm_control
     held = "not held" if controller == "none" else f"held by {controller}"
-    print(f"bias norm {achieved:.4f}, target {options.target_norm:g}, {held}")
+    notes = [f"bias norm {achieved:.4f}, target {options.target_norm:g}, {held}"]
     if controller != "none" and achieved < 0.98 * options.target_norm:
-        print(
+        notes.append(
             "note: training ended before the norm reached its target;"
             " a higher learning rate or more epochs would get there"
         )
+    jobs.report(job, evaluation, {**results, "calibration": calibration}, *notes)
+    adapter = Path(options.output_dir) / "adapter"
+    write_adapter_card(adapter, notes=notes_beside(adapter))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ def main(options: RegressionOptions) -> None:
 
     from transformers import set_seed
 
+    from interventions.dry_run import show_regression
     from interventions.regression import load_regressor, make_regressor
     from reft_math.data.regression import load_splits
-    from reft_math.models import load_model, load_tokenizer
+    from reft_math.models import load_model, load_skeleton, load_tokenizer
     from reft_math.processes import claim, part_ways
     from reft_math.regressor.card import write_regressor_card
     from reft_math.regressor.evaluation import Writing, evaluate_regressor, summarise
@@ -42,12 +43,18 @@ def main(options: RegressionOptions) -> None:
     config = jobs.regressor_config(options)
     splits = jobs.cut(load_splits(options.data, options.data_dir, options.seed), options)
     tokenizer = load_tokenizer(options.model, options.revision)
-    model = load_model(options.model, options.revision, options, config.random_seed)
+    if options.dry_run:
+        model = load_skeleton(options.model, options.revision, options)
+    else:
+        model = load_model(options.model, options.revision, options, config.random_seed)
     config = replace(config, base_revision=getattr(model.config, "_commit_hash", None) or options.revision)
     set_seed(options.seed)
     site = options.site_path or options.site
     regressor = make_regressor(model, tokenizer, config, site, options.layers, options.rank)
     jobs.check_reach(regressor, splits.train)
+    if options.dry_run:
+        show_regression(options, regressor, splits)
+        return
     folder = claim(options)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)
 

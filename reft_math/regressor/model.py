@@ -13,7 +13,6 @@ from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.card import CARD_NAME
@@ -21,6 +20,7 @@ from reft_math.data.regression import RegressionRow
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.errors import UserError
 from reft_math.hub import push
+from reft_math.progress import progress
 from reft_math.regression import losses, predictors
 from reft_math.regression.grid import Grid
 from reft_math.regression.heads import Head, make_head
@@ -179,7 +179,8 @@ class Regressor(nn.Module):
         collator = RegressionCollator(int(self.tokenizer.pad_token_id))
         numbers = []
         self.eval()
-        for start in tqdm(range(0, len(encoded), batch_size), desc="predict", disable=len(encoded) <= batch_size):
+        starts = range(0, len(encoded), batch_size)
+        for start in progress(starts, name="predict", unit="batch") if len(starts) > 1 else starts:
             batch = collator(encoded[start : start + batch_size])
             ids, mask = (batch[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
             numbers += self.predictors(ids, mask)[self.regressor_config.predictor].tolist()
@@ -232,6 +233,13 @@ class Regressor(nn.Module):
         values = self.grid.values if self.regressor_config.normalised else torch.cat([self.grid.values, torch.zeros(1)])
         lower, upper = self._unscaled(torch.stack([values.min(), values.max()])).tolist()
         return lower, upper
+
+    @property
+    def added_tokens(self) -> int:
+        """Tokens that are read after each prompt in training: those of the grid, or of the target's own string."""
+        if self.regressor_config.loss == "ce":
+            return self._ended_strings.shape[1] - 1
+        return self.grid.trie.num_inner if self.head is None or self.head.needs_grid else 0
 
     # --- files --------------------------------------------------------------------------------------------------
 

@@ -29,9 +29,10 @@ from reft_math.evaluation import (
     is_numeric,
     summarise,
 )
-from reft_math.models import end_token_ids, load_model, load_tokenizer
+from reft_math.models import end_token_ids, load_model, load_skeleton, load_tokenizer
 from reft_math.training.arguments import last_checkpoint, training_arguments
 from reft_math.training.options import TrainingOptions
+from reft_math.training.progress import show_progress
 from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
 
 Options = TypeVar("Options", bound=TrainingOptions)
@@ -48,6 +49,12 @@ class Job:
     train_problems: list[Problem]
     validation_problems: list[Problem]
     test_problems: list[Problem]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Problems by split."""
+        splits = {"train": self.train_problems, "validation": self.validation_problems, "test": self.test_problems}
+        return {name: len(problems) for name, problems in splits.items()}
 
     @property
     def base_revision(self) -> str | None:
@@ -87,7 +94,10 @@ def prepare(options: TrainingOptions, model: PreTrainedModel | None = None, to_b
     load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=seed)
     train = load("train", limit=options.train_size, noise=options.noise or 0.0)
     validation, test = held_out_problems(options.dataset, options.data_dir)
-    model = model or load_model(options.model, options.revision, options, to_be_sharded=to_be_sharded)
+    if model is None and options.dry_run:
+        model = load_skeleton(options.model, options.revision, options)
+    elif model is None:
+        model = load_model(options.model, options.revision, options, to_be_sharded=to_be_sharded)
     check_thoughts(template, (problem.solution for problem in train))
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
     return Job(options, model, tokenizer, template, train, validation, test[: options.eval_size])
@@ -111,6 +121,7 @@ def train(
         norm_control=control,
         number_loss=number_loss,
     )
+    show_progress(trainer, control)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
     return trainer
 
@@ -171,19 +182,19 @@ def evaluate_kl_gates(job: Job, generate: Generate, size: int) -> dict[str, dict
         return evaluate_gates(KL_GATES, problems, completer, score, folder, options.eval_batch_size)
 
 
-def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str, Any]) -> None:
-    """Writes ``results.json`` and prints the table, or, without an evaluation, how to come by one."""
+def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str, Any], *notes: str) -> None:
+    """Writes ``results.json`` and prints the table, or, without an evaluation, how to come by one, and the notes."""
     options = job.options
-    path = Path(options.output_dir) / RESULTS_NAME
+    folder = Path(options.output_dir)
     head = provenance(options)
     settings = {
         "model": {"name": options.model, "revision": job.base_revision, "parameters": job.model.num_parameters()},
         "dataset": options.dataset,
         "template": str(job.template),
     }
-    write_json(path, {**head, **settings, **results, "evaluation": evaluation})
+    write_json(folder / RESULTS_NAME, {**head, **settings, **results, "evaluation": evaluation})
     if evaluation is None:
-        adapter = f"--adapter {options.output_dir}/adapter --device-map auto"
+        adapter = f"--adapter {folder / 'adapter'} --device-map auto"
         print(
             "not evaluated: a sharded base is for training. On one machine that holds it:"
             f" eval/calibrate_gate.py {adapter} --dataset {options.dataset} --save, then eval/gsm8k.py {adapter}"
@@ -191,6 +202,9 @@ def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str,
     else:
         title = f"{options.dataset}, {len(job.test_problems)} held-out problems, greedy"
         print_table(title, EVALUATION_COLUMNS, evaluation_rows(evaluation))
+    for note in notes:
+        print(note)
     if options.model == "arithmetic":
         print("The embedded model's figures say that the machinery works; they say nothing of a large language model.")
-    print(f"results: {path}")
+    print(f"adapter: {folder / 'adapter'}")
+    print(f"results: {folder / RESULTS_NAME}")

@@ -72,6 +72,9 @@ class FittingOptions(LoadingOptions):
     output_dir: str = field(default="results/run", metadata={"help": "Everything the run writes goes here."})
     resume: bool = field(default=False, metadata={"help": "Go on where a stopped run left off."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Say what the run would do and what it needs; run and write nothing."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

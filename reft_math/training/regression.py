@@ -27,6 +27,7 @@ from reft_math.regression.metrics import rmse
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.model import Regressor
 from reft_math.training.arguments import last_checkpoint, training_arguments
+from reft_math.training.progress import show_progress
 from reft_math.training.regression_options import RegressionOptions
 from reft_math.training.trainer import RowTrainer
 
@@ -156,6 +157,7 @@ def fit(
         head_learning_rate=options.head_learning_rate,
         callbacks=[_BestCheckpoint(), *([] if options.patience is None else [EarlyStoppingCallback(options.patience)])],
     )
+    show_progress(trainer)
     # Not by trainer.evaluate: accelerate would take the model for prepared, and leave it out of DDP in training.
     start = regressor.predict([row.text for row in validation], options.eval_batch_size)
     trainer.start_rmse = rmse(start, [row.target for row in validation])

@@ -179,4 +179,5 @@ def report(
     print(f"step {trace['best_step']} is kept, the best by RMSE on validation rows of {evaluations} evaluated")
     if options.model == EMBEDDED_MODEL:
         print("The embedded model's figures say that the machinery works; they say nothing of a large language model.")
+    print(f"regressor: {saved}")
     print(f"results: {path}")

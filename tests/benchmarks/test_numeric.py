@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-TINY: dict[str, Any] = {"hidden_size": 64, "layers": 2, "vocabulary": 96, "batch_size": 3, "prompt_length": 12}
+TINY: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "vocabulary": 96, "batch_size": 3, "prompt_length": 12}
 
 
 @pytest.fixture

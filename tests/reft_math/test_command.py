@@ -32,6 +32,7 @@ class Options:
     output_dir: str = field(default="results/x", metadata={"help": "Folder."})
     resume: bool = field(default=False, metadata={"help": "Go on."})
     overwrite: bool = field(default=False, metadata={"help": "Start anew."})
+    trace: bool = field(default=True, metadata={"help": "Keep a trace."})
 
     def __post_init__(self) -> None:
         require(self, "batch_size", lambda value: value >= 1, "at least 1")
@@ -148,15 +149,9 @@ def test_a_bad_argument_is_named(arguments: tuple[str, ...], message: str) -> No
         parsed(*arguments)
 
 
-def test_help_shows_each_option_once_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse(Options, "Does it.\n\n    uv run train/it.py --batch-size 4\n", ["--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    assert "\n    uv run train/it.py --batch-size 4\n" in text, "examples keep their lines"
-    assert "Problems a batch. [16]" in text
-    assert "--config FILE" in text
-    assert "--batch_size" not in text
+def test_a_flag_takes_true_and_false_too_as_in_yaml() -> None:
+    assert parsed("--resume", "--trace=false") == parsed("--resume", "true", "--no-trace")
+    assert parsed("--trace", "no", "--resume=no") == Options(trace=False)
 
 
 # --- run ---------------------------------------------------------------------------------------------------------
@@ -237,6 +232,7 @@ def test_a_fresh_folder_is_made_and_holds_the_settings(tmp_path: Path, exists: b
         "limit": None,
         "dtype": "auto",
         "layers": [1, 2],
+        "trace": True,
     }
 
 

@@ -29,8 +29,15 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_writes_adapter_records_and_results(call: Callable[[str], None], tmp_path: Path, tiny_base: str) -> None:
+def test_writes_adapter_records_and_results(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     call(f"train/prefix_reft.py --k 10 --target-norm 0.2 --model {tiny_base} {SMALL} --output-dir {tmp_path}/run")
+    out, err = capfd.readouterr()
+    assert "{" not in out + err, "no dictionaries of the trainer's"
+    assert "training: 100%" in err
+    assert "100%" not in out, "bars are no results"
+    assert out.splitlines()[-2:] == [f"adapter: {tmp_path}/run/adapter", f"results: {tmp_path}/run/results.json"]
     results = read(tmp_path / "run" / "results.json")
     assert results["config"]["k"] == 10
     assert results["config"]["learning_rate"] == 5e-3
@@ -38,6 +45,7 @@ def test_writes_adapter_records_and_results(call: Callable[[str], None], tmp_pat
     assert results["template"] == "chat/1"
     norm = results["bias_norm"]
     assert norm["target"] == 0.2
+    assert f"norm={norm['achieved']:.3g}]" in err
     assert norm["achieved"] == norm["trace"]["norm"][-1] <= 0.2 * (1 + 1e-5)
     assert len(norm["trace"]["norm"]) == norm["trace"]["step"][-1] == 2 * 64 // 16
     assert list(results["evaluation"]) == ["base", "prefix", "always_on", "base_given_careful_start"]

@@ -1,0 +1,107 @@
+"""How ``--help`` looks: options in groups, the same names in the same order for every command."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from argparse import SUPPRESS, Action, ArgumentParser, HelpFormatter
+from pathlib import Path
+
+# Groups and their options, in the order in which they are shown. Light: ``--help`` waits for it.
+GROUPS = {
+    "Model": (
+        "shape hidden_size num_layers vocabulary model revision dtype quantization device_map attn_implementation random_start"
+        " bidirectional"
+    ),
+    "Adapter": (
+        "adapter reft regressor base source every_token intervention tune site site_path layers layer positions rank alpha"
+        " target_modules match act_fn dropout"
+    ),
+    "Data": (
+        "dataset data data_dir split template prompt_length problems limit train_size validation_size test_size noise"
+    ),
+    "Training": (
+        "k full_fraction target_norm target_norms norm_control target_scale_norm project_number_direction"
+        " numeric_weight epochs steps learning_rate head_learning_rate schedule warmup_ratio eval_steps patience"
+    ),
+    "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
+    "Decoding": (
+        "gate gates handoff calibrate_gate calibration_size save opener max_new_tokens new_tokens samples temperature"
+        " top_p top_k min_p engine engine_model engine_concurrency"
+    ),
+    "Evaluation": (
+        "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"
+        " gen_kwargs max_length log_samples runs against shared_only scoring digits sums alphas rounds quick"
+    ),
+    "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing",
+    "Hub": "repo_id private license commit_message create_pr",
+    "Run": "seed seeds save_steps report_to results output json output_dir resume overwrite dry_run config help",
+}
+# What stands for the value of an option that is neither a number nor one of a few choices.
+METAVARS = {
+    "DIR": "data_dir include_path output_dir results",
+    "FILE": "config json output",
+    "PATH": "adapter match reft regressor runs site_path source",
+    "GATE": "gate gates",
+    "GRID": "grid",
+    "LIST": "bounds gen_kwargs grid_texts layers target_modules tasks",
+    "NAME": "act_fn against data dataset engine_model license loss model repo_id revision site template",
+    "TEXT": "commit_message system_instruction",
+    "URL": "engine",
+}
+
+
+class Formatter(HelpFormatter):
+    """Paragraphs of the description are wrapped, indented ones are examples and keep their lines."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(
+            part if part.startswith(" ") else "\n".join(self._split_lines(part, width)) for part in paragraphs
+        )
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if action.nargs == "?":  # a flag that takes true and false too, as in YAML
+            return ", ".join(action.option_strings)
+        return super()._format_action_invocation(action)
+
+
+def arrange(parser: ArgumentParser) -> None:
+    """Puts the options into their groups, under one name each, with a short usage line.
+
+    An option that no group names stays where argparse puts it, under "options".
+    """
+    parser.prog = "/".join(Path(sys.argv[0]).parts[-2:])
+    parser.usage = "%(prog)s [options]"
+    metavars = {name: metavar for metavar, names in METAVARS.items() for name in names.split()}
+    by_name: dict[str, list[Action]] = {}
+    for action in parser._actions:
+        by_name.setdefault(action.dest, []).append(action)
+        _tidy(action, metavars.get(action.dest))
+    for title, names in GROUPS.items():
+        actions = [action for name in names.split() for action in by_name.get(name, ())]
+        parser.add_argument_group(title)._group_actions.extend(actions)
+        for action in actions:
+            parser._optionals._group_actions.remove(action)
+
+
+def _tidy(action: Action, metavar: str | None) -> None:
+    """Shows an option under one name, with hyphens (underscores work too), and its default where it has one."""
+    action.option_strings = [option for option in action.option_strings if "_" not in option]
+    is_flag = action.nargs in (0, "?")
+    if action.choices is None and not is_flag:
+        action.metavar = metavar or {int: "N", float: "X"}.get(action.type)  # type: ignore[call-overload]
+    if action.dest == "help":
+        action.help = "Show this help."
+    elif action.default is True:  # the --no-… beside it says all
+        action.help = SUPPRESS
+    elif action.nargs == 0:
+        action.help = f"Do not {str(action.help)[0].lower()}{str(action.help)[1:]}"
+    elif not any(action.default is nothing for nothing in (None, False, SUPPRESS)) and action.default != []:
+        action.help = f"{action.help} [{action.default}]"

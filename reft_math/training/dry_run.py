@@ -1,0 +1,233 @@
+"""What ``--dry-run`` says: what a run would train, on what, for how long, in how much memory, and into which folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from reft_math.command import print_table
+from reft_math.data.prefix import PrefixDataset
+from reft_math.processes import process_state
+from reft_math.training.arguments import last_checkpoint
+from reft_math.training.job import Job
+from reft_math.training.memory import (
+    Batch,
+    activation_bytes,
+    cache_bytes,
+    decoder_of,
+    layer_bytes,
+    logit_bytes,
+    parameter_bytes,
+    parameter_count,
+    working_bytes,
+)
+from reft_math.training.options import FittingOptions, TrainingOptions
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained.
+
+    Attributes:
+        model: The base, without weights.
+        module: Whose parameters with gradients are trained; the base's own, or those beside it.
+        layers: Through whose input gradients flow.
+        kept: Bytes a token that the trained parameters keep of what they act on.
+        is_outside: Whether it acts on what layers return, which checkpointing does not reach.
+        decoded: Rows a completion takes in decoding: two where a gate compares it with the base.
+        folder: What the finished parameters are saved as, in the output folder.
+    """
+
+    model: PreTrainedModel
+    module: nn.Module
+    layers: int
+    kept: int
+    is_outside: bool = False
+    decoded: int = 1
+    folder: str = "adapter"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Lengths of the training rows.
+
+    Attributes:
+        kinds: Lengths by what is counted.
+        inputs: What the model reads of each row.
+        targets: The most logits that any row has.
+    """
+
+    kinds: Mapping[str, Sequence[int]]
+    inputs: Sequence[int]
+    targets: int
+
+
+def solution_tokens(job: Job, dataset: PrefixDataset) -> Tokens:
+    """Of rows that are trained on the first tokens of a solution."""
+    whole = PrefixDataset(job.train_problems, job.tokenizer, job.template, k=None)
+    prompts = [len(row["prompt_ids"]) for row in dataset.rows]
+    targets = [len(row["target_ids"]) for row in dataset.rows]
+    kinds = {"prompt": prompts, "trained of the solution": targets}
+    kinds["whole solution"] = [len(row["target_ids"]) for row in whole.rows]
+    inputs = [prompt + target - 1 for prompt, target in zip(prompts, targets, strict=True)]
+    return Tokens(kinds, inputs, max(targets))
+
+
+def optimiser_steps(rows: int, options: FittingOptions, processes: int) -> int:
+    """``⌈epochs · ⌈⌈rows / (batch · processes)⌉ / accumulation⌉⌉``."""
+    batches = math.ceil(rows / (options.batch_size * processes))
+    return math.ceil(options.epochs * math.ceil(batches / options.accumulation))
+
+
+def show(options: FittingOptions, trained: Trained, tokens: Tokens, rows: Mapping[str, int], trials: int = 1) -> None:
+    """Prints the report. Writes nothing.
+
+    Args:
+        options: Resolved.
+        trained: What is trained.
+        tokens: Of the training rows.
+        rows: By split, ``train`` among them.
+        trials: How many such runs there are.
+    """
+    if not process_state().is_main_process:
+        return
+    batch = Batch(options.batch_size, max(tokens.inputs), tokens.targets)
+    parts = memory_parts(options, trained, batch)
+    parts["together"] = sum(parts.values())
+    memory = [[name, size_text(part)] for name, part in parts.items()]
+    memory.append(["at most, for", f"{batch.rows} × {batch.length:,} tokens"])
+    if isinstance(options, TrainingOptions):
+        memory.append(["cache in decoding, up to", size_text(cache_size(options, trained, tokens))])
+    print_table("settings other than the defaults", (), settings_rows(options))
+    print_table("model", (), model_rows(options, trained))
+    print_table("tokens a training row", ("", "median", "longest", "total"), token_rows(tokens))
+    print_table("run", (), run_rows(options, trained.folder, rows, trials))
+    print_table("memory a process, estimated", (), memory)
+    print("dry run: nothing was run or written")
+
+
+def settings_rows(options: FittingOptions) -> list[list[str]]:
+    """The settings that are not the command's defaults, given or resolved; ``--dry-run`` aside."""
+    rows = []
+    for field in dataclasses.fields(options):
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        value = getattr(options, field.name)
+        if field.name != "dry_run" and value != default:
+            rows.append([f"--{field.name.replace('_', '-')}", str(value)])
+    return rows or [["none", ""]]
+
+
+def run_rows(options: FittingOptions, finished: str, rows: Mapping[str, int], trials: int) -> list[list[str]]:
+    """How much is done, on what, and where to."""
+    processes = process_state().num_processes
+    return [
+        *([["trials, each of at most", f"{trials}"]] if trials > 1 else []),
+        ["rows", ", ".join(f"{count:,} {name}" for name, count in rows.items())],
+        ["optimiser steps", f"{optimiser_steps(rows['train'], options, processes):,}"],
+        ["rows a step", f"{options.batch_size} × {options.accumulation} × {processes}"],
+        ["device", device_text()],
+        ["output folder", options.output_dir],
+        ["what is in it", folder_text(options, finished)],
+    ]
+
+
+def model_rows(options: FittingOptions, trained: Trained) -> list[list[str]]:
+    """The base and its size, and how much is trained."""
+    model, config = trained.model, trained.model.config.get_text_config()
+    count = parameter_count(trained.module, is_trained=True)
+    base = parameter_count(model, is_trained=False) or count
+    return [
+        ["base", str(options.model)],
+        ["class", type(model).__name__],
+        ["dtype", str(model.dtype).removeprefix("torch.")],
+        ["layers", str(config.num_hidden_layers)],
+        ["hidden size", str(config.hidden_size)],
+        ["parameters", f"{base:,}"],
+        ["trained parameters", f"{count:,}"],
+        ["share of the base's", f"{count / base:.2%}" if count / base > 1e-3 else f"{count / base:.2e}"],
+    ]
+
+
+def token_rows(tokens: Tokens) -> list[list[str]]:
+    """Median, longest and sum of each kind."""
+    return [
+        [name, f"{statistics.median(lengths):g}", f"{max(lengths):,}", f"{sum(lengths):,}"]
+        for name, lengths in tokens.kinds.items()
+    ]
+
+
+def memory_parts(options: FittingOptions, trained: Trained, batch: Batch) -> dict[str, int]:
+    """Bytes by what takes them, as `reft_math.training.memory` has it."""
+    model = trained.model
+    is_mixed = options.mixed_precision != "no"
+    decoder = decoder_of(model.config, 2 if is_mixed else model.dtype.itemsize)
+    own = parameter_bytes(trained.module, is_trained=True)
+    checkpointing = options.gradient_checkpointing
+    kept = trained.kept if trained.is_outside or not checkpointing else 0
+    parts = {
+        "weights": parameter_bytes(model, is_trained=False) + own,
+        "gradients": own,
+        "AdamW's two means": 2 * own,
+        "activations": activation_bytes(decoder, batch, trained.layers, kept, checkpointing),
+        "gradients of activations": working_bytes(decoder, batch),
+        "logits and their gradients": logit_bytes(decoder, batch),
+    }
+    if checkpointing:
+        parts["activations of one layer, recomputed"] = layer_bytes(decoder, batch)
+    if is_mixed and model.dtype == torch.float32:
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        parts[f"linear layers' copies in {options.mixed_precision}"] = sum(
+            2 * linear.weight.numel() for linear in linears
+        )
+    return parts
+
+
+def cache_size(options: TrainingOptions, trained: Trained, tokens: Tokens) -> int:
+    """Bytes of keys and values of an evaluation batch, at the longest prompt and completion."""
+    assert options.eval_batch_size is not None  # resolved
+    assert options.max_new_tokens is not None
+    decoder = decoder_of(trained.model.config, trained.model.dtype.itemsize)
+    length = max(tokens.kinds["prompt"]) + options.max_new_tokens
+    return cache_bytes(decoder, trained.decoded * options.eval_batch_size, length)
+
+
+def size_text(size: float) -> str:
+    """Such as ``12.0 KiB`` and ``14.96 GiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def device_text() -> str:
+    """What the run would be on."""
+    device = process_state().device
+    if device.type != "cuda":
+        return str(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return f"{torch.cuda.get_device_name(device)}, {size_text(free)} of {size_text(total)} free"
+
+
+def folder_text(options: FittingOptions, finished: str) -> str:
+    """What the run would find in its output folder, and do with it."""
+    folder = Path(options.output_dir)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return "nothing yet"
+    if options.overwrite:
+        return "a run that would be deleted"
+    if not options.resume:
+        return "something already"
+    if (folder / finished).is_dir():
+        return "a trained run that would be evaluated"
+    checkpoint = last_checkpoint(folder / "checkpoints")
+    return f"a run that would go on from {'its start' if checkpoint is None else Path(checkpoint).name}"
