@@ -10,12 +10,12 @@ from pathlib import Path
 # Groups and their options, in the order in which they are shown. Light: ``--help`` waits for it.
 GROUPS = {
     "Model": (
-        "shape hidden_size num_layers vocabulary model revision dtype quantization device_map attn_implementation random_start"
-        " bidirectional"
+        "shape hidden_size num_layers vocabulary model revision dtype quantization device_map attn_implementation"
+        " random_start bidirectional"
     ),
     "Adapter": (
-        "adapter reft regressor base source every_token intervention tune site site_path layers layer positions rank alpha"
-        " target_modules match act_fn dropout"
+        "adapter reft regressor base source every_token intervention tune site site_path layers layer positions rank"
+        " alpha target_modules match act_fn dropout"
     ),
     "Data": (
         "dataset data data_dir split template prompt_length problems limit train_size validation_size test_size noise"
