@@ -40,13 +40,25 @@ PATH=/nowhere
 """
 
 # Running a page leaves out what is not at hand (its commands are parsed all the same) …
-ABSENT = (REST, "meta-llama/", "google/", "gsm8k", "math500", "their/", "delta_vector.pth", "own.csv", "elsewhere.jsonl")
+ABSENT = (
+    REST,
+    "meta-llama/",
+    "google/",
+    "gsm8k",
+    "math500",
+    "their/",
+    "delta_vector.pth",
+    "own.csv",
+    "elsewhere.jsonl",
+)
 # … and what takes long and has tests of its own.
 LONG = ("eval/ablation.py", "eval/norm_sweep.py", "eval/number_probe.py", "eval/faithfulness.py", "--quick")
 SMALL = {
     **{"train_size": 16, "eval_size": 4, "calibration_size": 4, "validation_size": 8, "test_size": 8, "limit": 4},
     **{"epochs": 1, "max_new_tokens": 20},
 }
+
+
 @dataclass(frozen=True)
 class Block:
     """A fenced block: its language, the file it is the text of (``title="…"``), and its text."""

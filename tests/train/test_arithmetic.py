@@ -26,6 +26,8 @@ def test_a_stopped_run_ends_at_the_same_weights(
         call(f"{line} {tmp_path}/stopped")
     call(f"{line} {tmp_path}/stopped --resume")
 
-    whole, stopped = (AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped"))
+    whole, stopped = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped")
+    )
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "stopped")) == len(whole["model.embed_tokens.weight"])
