@@ -1,5 +1,6 @@
-"""Part of the site's build (mkdocs.yml): a page for each public name, made of its docstring, from the list in api.yaml."""
+"""Part of the site's build (mkdocs.yml): a page for each public name that api.yaml lists, made of its docstring."""
 
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -30,6 +31,6 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    for name in sum(GROUPS.values(), []):
+    for name in chain(*GROUPS.values()):
         content = PAGE.format(name=name, module=name.rpartition(".")[0])
         files.append(File.generated(config, _page(name), content=content))

@@ -21,13 +21,13 @@ def test_a_stopped_run_ends_at_the_same_weights(
         save(*arguments)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_save_checkpoint", stop_after_saving)
-        call(f"{line} {tmp_path}/stopped")
+        with pytest.raises(KeyboardInterrupt):
+            call(f"{line} {tmp_path}/stopped")
     call(f"{line} {tmp_path}/stopped --resume")
 
-    whole, stopped = (
-        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped")
-    )
+    folders = (tmp_path / "whole", tmp_path / "stopped")
+    whole, stopped = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "stopped")) == len(whole["model.embed_tokens.weight"])
