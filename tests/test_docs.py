@@ -12,6 +12,7 @@ import glob
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,12 @@ def test_every_command_is_one(command: Callable[[str], ModuleType], place: str) 
         assert script in SCRIPTS, words
         assert [word for word in launcher if "/" in word and not (ROOT / word).is_file()] == []
         parse(options_class(command(script)), None, arguments)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["title"], citation["version"]) == (project["name"], project["version"])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
