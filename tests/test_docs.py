@@ -42,15 +42,8 @@ PATH=/nowhere
 
 # Running a page leaves out what is not at hand (its commands are parsed all the same) …
 ABSENT = (
-    REST,
-    "meta-llama/",
-    "google/",
-    "gsm8k",
-    "math500",
-    "their/",
-    "delta_vector.pth",
-    "own.csv",
-    "elsewhere.jsonl",
+    *(REST, "meta-llama/", "google/", "llama3", "gsm8k", "math500", "math10k"),
+    *("their/", "delta_vector.pth", "own.csv", "elsewhere.jsonl"),
 )
 # … and what takes long and has tests of its own.
 LONG = ("eval/ablation.py", "eval/norm_sweep.py", "eval/number_probe.py", "eval/faithfulness.py", "--quick")
@@ -92,18 +85,26 @@ def typed(place: str) -> Iterator[str]:
         return
     yield from (block.text for block in blocks(place) if block.language == "bash")
     prose = re.sub(FENCED, "", (ROOT / place).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    yield from re.findall(r"`((?:uv run|torchrun) [^`]+)`", prose)
+    yield from re.findall(r"`((?:uv run|torchrun) [^`]*\.py[^`]*)`", prose)
 
 
 def split(words: list[str]) -> tuple[list[str], str, list[str]]:
     """Launcher, script and arguments; the script is empty where it is none of ours."""
-    index = next((index for index, word in enumerate(words) if word.endswith(".py")), None)
+    is_script = [word.endswith(".py") and word.startswith(tuple(f"{folder}/" for folder in FOLDERS)) for word in words]
+    index = is_script.index(True) if any(is_script) else None
     if index is None:
         return words, "", []
     arguments = words[index + 1 :]
     if arguments[-1:] == [REST] and not (len(arguments) > 1 and arguments[-2].startswith("--")):
         arguments.pop()
     return words[:index], words[index], arguments
+
+
+def write(block: Block) -> None:
+    """The file that a block is the text of."""
+    path = Path(block.title)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(block.text, encoding="utf-8")
 
 
 def options_class(module: ModuleType) -> Any:
@@ -118,18 +119,26 @@ def imported(code: str) -> Iterator[str]:
 
 
 def test_every_public_name_has_a_page() -> None:
-    """What `interventions` exports, and what examples import. That the pages' names exist the site's build checks."""
+    """What `interventions` exports, and what examples import: names, or modules that have some. The site's build holds
+    that a page's name exists."""
     groups = yaml.safe_load((ROOT / "docs" / "api.yaml").read_text(encoding="utf-8"))
     pages = [name for names in groups.values() for name in names]
     assert len(pages) == len(set(pages))
     exported = {f"interventions.{name}" for name in interventions.__all__}
     code = [block.text for page in PAGES for block in blocks(page) if block.language == "python"]
-    assert exported | {name for text in code for name in imported(text)} <= set(pages)
+    modules = {page.rpartition(".")[0] for page in pages}
+    assert exported | {name for text in code for name in imported(text)} <= {*pages, *modules}
 
 
 @pytest.mark.parametrize("place", [*PAGES, *SCRIPTS])
-def test_every_command_is_one(command: Callable[[str], ModuleType], place: str) -> None:
+def test_every_command_is_one(
+    command: Callable[[str], ModuleType], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A script that is there with options that it takes, or a known program; and files it names are there."""
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(place):
+        if block.title:
+            write(block)
     for words in (words for text in typed(place) for words in commands(text)):
         launcher, script, arguments = split(words)
         if not script:
@@ -166,9 +175,11 @@ def test_pages_run_as_they_stand(
         names: dict[str, Any] = {}
         for block in blocks(page):
             if block.title:
-                (tmp_path / block.title).write_text(block.text, encoding="utf-8")
-            if block.language == "python" and not any(name in block.text for name in ABSENT):
-                exec(compile(block.text, page, "exec"), names)
+                write(block)
+            if block.language == "python":
+                code = compile(block.text, page, "exec")
+                if not any(name in block.text for name in ABSENT):
+                    exec(code, names)
             for words in commands(block.text) if block.language == "bash" else []:
                 launcher, script, arguments = split(words)
                 shape = script, *(word for word in arguments if word.startswith("--"))
