@@ -26,9 +26,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from reft_math.benchmarking import sharing, spread, timed, wait
 from reft_math.command import run, write_json
 from reft_math.errors import require
-from reft_math.timing import spread, timed, wait
 
 if TYPE_CHECKING:
     import torch
@@ -122,13 +122,13 @@ class Contenders:
             site="block" if options.intervention == "loreft" else "ffn_up",
             positions=options.positions,
         )
-        self.ours = get_prefix_reft_model(_sharing(self.base), config)
+        self.ours = get_prefix_reft_model(sharing(self.base), config)
         with torch.no_grad():
             for parameter in self.ours.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
         with tempfile.TemporaryDirectory() as folder:
             self.ours.save_pretrained(folder)
-            self.pyvene = pyreft.ReftModel.load(folder, _sharing(self.base))
+            self.pyvene = pyreft.ReftModel.load(folder, sharing(self.base))
         self.pyvene.set_device(self.base.device)
         self.gate = self._gate()
 
@@ -219,14 +219,6 @@ def _model(options: DecodeOptions) -> PreTrainedModel:
         model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, options.dtype)).eval()
     model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)  # no end token: every row runs on
     return model
-
-
-def _sharing(model: PreTrainedModel) -> PreTrainedModel:
-    """Another model, without the first one's hooks, on the same weights."""
-    import copy
-
-    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)
 
 
 def _prompts(options: DecodeOptions, model: PreTrainedModel) -> dict[str, Any]:

@@ -20,17 +20,14 @@ it spends a token on the space, the point and each digit, which is the most work
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from reft_math.benchmarking import peak_bytes, spread, timed
 from reft_math.command import run, write_json
 from reft_math.errors import require
-from reft_math.timing import spread, timed
 
 if TYPE_CHECKING:
     import torch
@@ -209,29 +206,6 @@ def tokens_read(model: PreTrainedModel, contender: Callable[[], Any]) -> int:
     finally:
         handle.remove()
     return sum(counts)
-
-
-def peak_bytes(contender: Callable[[], Any]) -> int:
-    """The most that was held at any moment beyond what was there before."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        contender()
-        return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it reports each start and stop, and a missing GPU
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        contender()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    held = peak = 0
-    for event in sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"]):
-        held += event["args"]["Bytes"]  # negative where memory is given back
-        peak = max(peak, held)
-    return peak
 
 
 def time_ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:

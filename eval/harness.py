@@ -49,6 +49,7 @@ class HarnessOptions(DecoderOptions):
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.names:
             raise UserError("--tasks names what to measure, such as gsm8k,minerva_math500; got none")
         for name in ("limit", "batch_size", "max_length"):

@@ -15,10 +15,11 @@ from typing import Literal
 
 from reft_math.command import run
 from reft_math.errors import UserError, require
+from reft_math.loading import LoadingOptions
 
 
 @dataclass(frozen=True)
-class RegressionEvaluationOptions:
+class RegressionEvaluationOptions(LoadingOptions):
     regressor: str | None = field(default=None, metadata={"help": "What train/raft.py saved: folder or hub id."})
     base: bool = field(default=True, metadata={"help": "Evaluate the regressor's base as well."})
     model: str | None = field(
@@ -26,9 +27,6 @@ class RegressionEvaluationOptions:
         metadata={"help": "A base on its own: hub id, folder, or arithmetic (arithmetic)."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of either on the hub."})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."}
-    )
     grid: str | None = field(
         default=None, metadata={"help": "A base's numbers, as in train/raft.py (the data set's own, coarse)."}
     )
@@ -54,6 +52,7 @@ class RegressionEvaluationOptions:
         return frozenset() if self.samples else frozenset({"batch_size"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "batch_size", lambda value: value >= 1, "at least 1")
         require(self, "limit", lambda value: value is None or value >= 2, "at least 2")
         require(self, "samples", lambda value: value >= 0, "0 or more")
@@ -85,9 +84,9 @@ def main(options: RegressionEvaluationOptions) -> None:
             base_model=options.model or "arithmetic",
             base_revision=options.revision,
         )
-        name, regressor = "base", load_base(config, options.dtype)
+        name, regressor = "base", load_base(config, options)
     else:
-        name, regressor = "tuned", load_regressor(options.regressor, options.revision, options.dtype)
+        name, regressor = "tuned", load_regressor(options.regressor, options.revision, options)
         options = dataclasses.replace(options, data=options.data or regressor.regressor_config.data)
         if options.data is None:
             raise UserError(f"{options.regressor} does not say what it was trained on; pass --data")
@@ -102,7 +101,7 @@ def main(options: RegressionEvaluationOptions) -> None:
         if name == "base" or not options.base:
             break
         del regressor  # two whole models may not fit
-        name, regressor = "base", load_base(config, options.dtype)
+        name, regressor = "base", load_base(config, options)
     part_ways()
     results = {"regressor": dataclasses.asdict(config), "predictor": config.predictor, "evaluation": evaluation}
     write_json(folder / RESULTS_NAME, {**provenance(options), **results})

@@ -14,6 +14,7 @@ from torch import nn
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.subspace import OPTIONS
 from reft_math.errors import UserError
+from reft_math.hub import fetch
 
 WEIGHTS_NAME = "reft_model.safetensors"
 
@@ -37,18 +38,49 @@ def _tensors(interventions: nn.ModuleDict) -> dict[str, torch.Tensor]:
     }
 
 
+def count_parameters(source: str | Path) -> int:
+    """Parameters of a saved adapter, by folder or hub id.
+
+    Raises:
+        UserError: No adapter there.
+    """
+    path = fetch(source, CONFIG_NAME) / WEIGHTS_NAME
+    try:
+        return sum(tensor.numel() for tensor in load_file(path).values())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} does not hold an adapter's parameters: {' '.join(str(error).split())}") from None
+
+
 def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:
     """Reads parameters into interventions of the same layers and shapes.
 
     Raises:
         UserError: The file is missing or damaged, or its names or shapes are not the interventions'.
     """
-    path = Path(folder) / WEIGHTS_NAME
+    tensors = load_tensors(folder)
+    if extra := [name for name in tensors if name.endswith(f".{OPTIONS}")]:
+        raise UserError(
+            f"{Path(folder) / WEIGHTS_NAME} must hold parameters only; options are {CONFIG_NAME}'s to say;"
+            f" it has {extra[0]}"
+        )
     try:
-        tensors = load_file(path)
-        if extra := [name for name in tensors if name.endswith(f".{OPTIONS}")]:
-            raise UserError(f"{path} must hold parameters only; options are {CONFIG_NAME}'s to say; it has {extra[0]}")
         interventions.load_state_dict(tensors)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} does not hold this adapter's parameters: {reason}") from None
+    except RuntimeError as error:
+        raise _misfit(folder, error) from None
+
+
+def load_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The parameters in a folder, by name.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    try:
+        return load_file(Path(folder) / WEIGHTS_NAME)  # type: ignore[no-any-return]
+    except (OSError, SafetensorError) as error:
+        raise _misfit(folder, error) from None
+
+
+def _misfit(folder: str | Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{Path(folder) / WEIGHTS_NAME} does not hold this adapter's parameters: {reason}")

@@ -26,7 +26,7 @@ class PrefixReftConfig:
 
     Attributes:
         intervention: ``red``, ``loreft`` or ``direft``.
-        site: A name from `interventions.sites`.
+        site: A name from `interventions.sites`, or a module's path with ``{layer}`` for the layer's number.
         layers: ``all``, or numbers and ranges (``0,2,8-11``), or the numbers; saved as the numbers.
         positions: Where the intervention acts: ``all`` (prompt and generated tokens), ``generated`` or ``prompt``.
         rank: LoReFT's and DiReFT's; None for RED.

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from interventions.card import write_adapter_card
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
 from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
@@ -102,7 +103,7 @@ def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setti
     tokenizer = load_tokenizer(options.model, options.revision)
     template = get_template(str(options.template), tokenizer)
     _check_template(template, adapter)
-    model = load_model(options.model, options.revision, options.dtype)
+    model = load_model(options.model, options.revision, options)
     reft_model = None
     if options.adapter is not None:
         reft_model = PrefixReftModel.from_pretrained(options.adapter, model).eval()
@@ -195,6 +196,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     print_table(title, GATE_COLUMNS, gate_rows(found, best))
     if save:
         replace(setting.adapter, gate=best).save_pretrained(str(options.adapter))
+        write_adapter_card(Path(str(options.adapter)))
         print(f"{options.adapter}: the default gate is {best} now, it was {setting.adapter.gate}")
     print(f"results: {folder / RESULTS_NAME}")
 

@@ -26,12 +26,13 @@ from tqdm import tqdm
 
 from interventions.checkpoint import digest
 from interventions.evaluate import load_setting
+from reft_math.data.templates import THOUGHT_END
 from reft_math.decoding.gate import TokenGate, parse_gate
 from reft_math.decoding.generation import Handoff, acting_positions, gated_generate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import ModelOptions
 from reft_math.harness import guard_answers
-from reft_math.models import Dtype
+from reft_math.loading import Attention, DeviceMap, Dtype, Quantization
 from reft_math.probes.teacher_forcing import Text, gated_logits
 from reft_math.processes import process_state
 
@@ -61,13 +62,14 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         adapter: Folder or hub id; None for the base on its own.
         gate: As text; the adapter's own by default. One with a comma in it needs ``model_args`` as a dictionary.
         handoff: What goes on once the gate has closed.
-        revision, dtype: Of the base.
+        revision, dtype, quantization, device_map, attn_implementation: Of the base.
         batch_size: Requests at once.
         device: Checked, not chosen: the model is on its process's.
         max_batch_size: lm-eval's bound on batch sizes it finds by itself; ours is given.
         max_length: Context and continuation together, in tokens; the model's own by default.
         add_bos_token: Whether prompts get a start token; the tokenizer's habit by default.
-        enable_thinking, think_end_token, chat_template_args: As HFLM's.
+        enable_thinking, think_end_token, chat_template_args: As HFLM's; where an adapter acts, thinking is by default
+            as in its training.
     """
 
     def __init__(
@@ -78,6 +80,9 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         handoff: Handoff = "base",
         revision: str | None = None,
         dtype: Dtype = "auto",
+        quantization: Quantization | None = None,
+        device_map: DeviceMap | None = None,
+        attn_implementation: Attention | None = None,
         batch_size: int | str = 1,
         device: str | None = None,
         max_batch_size: int | None = None,
@@ -91,7 +96,15 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             raise UserError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
         _check_device(device)
         options = ModelOptions(
-            model=pretrained, adapter=adapter, gate=gate, handoff=handoff, revision=revision, dtype=dtype
+            model=pretrained,
+            adapter=adapter,
+            gate=gate,
+            handoff=handoff,
+            revision=revision,
+            dtype=dtype,
+            quantization=quantization,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
         )
         self.setting = load_setting(options, "")  # how long completions get is for lm-eval's tasks to say
         self.gate = parse_gate(str(self.setting.options.gate))
@@ -99,6 +112,9 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         self.reft_model = None if self.gate == TokenGate(0) else self.setting.reft_model
         if self.reft_model is not None:
             acting_positions(self.gate, self.reft_model)  # says where the two do not go together
+            if enable_thinking is None and self.setting.decoding.template.is_chat:
+                enable_thinking = self.setting.decoding.template.is_thinking
+                think_end_token = think_end_token or (THOUGHT_END if enable_thinking else None)
         with _quiet(logging.getLogger(HFLM.__module__)):  # it warns that the model is loaded already
             super().__init__(
                 pretrained=self.setting.model,
@@ -172,6 +188,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             "model": options.model,
             "commit": getattr(self.model.config, "_commit_hash", None),
             "dtype": str(self.model.dtype),
+            "quantization": options.quantization,
+            "attn_implementation": self.model.config._attn_implementation,
             "max_length": self.max_length,
             "add_bos_token": self.add_bos_token,
             "think_end_token": self.think_end_token,

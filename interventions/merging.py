@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel
-from interventions.sites import SITES, site_path
+from interventions.sites import site_module, site_path, sites_of
 from interventions.subspace import LINEAR, SubspaceIntervention
 from reft_math.decoding.gate import PromptOnly, parse_gate
 from reft_math.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
 
-# By the first part of a site's name, the config's switch for biases of the linears there, where it has one.
-_SWITCHES = {"ffn": "mlp_bias", "attn": "attention_bias"}
+# What configs call their switches for the biases of linears, where they have any.
+_SWITCHES = ("mlp_bias", "attention_bias")
 
 
 @torch.no_grad()
@@ -42,14 +43,16 @@ def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedM
     check_mergeable(reft_model.prefix_config, every_token)
     if getattr(base, "is_quantized", False):
         raise UserError("quantised weights cannot be folded into; load the base in bfloat16 or float32")
+    if not isinstance(module := site_module(base, site, 0), nn.Linear):
+        raise UserError(f"only a linear module can be folded into; {site} is a {type(module).__name__}")
     config, state = copy.deepcopy(base.config), {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    if f"{site_path(site, 0)}.bias" not in state:
+    if f"{site_path(base, site, 0)}.bias" not in state:
         config, zeros = _switch_biases_on(base, site)
         state |= zeros
     for layer, intervention in reft_model.by_layer():
         if isinstance(intervention, SubspaceIntervention):
             _check_affine(intervention.options["act_fn"])
-        path, edit = site_path(site, layer), copy.deepcopy(intervention).eval()  # without dropout
+        path, edit = site_path(base, site, layer), copy.deepcopy(intervention).eval()  # without dropout
         weight, bias = state[f"{path}.weight"], state[f"{path}.bias"]
         offset = edit(torch.zeros_like(bias, dtype=torch.float64))
         state[f"{path}.weight"] = (edit(weight.double().T) - offset).T.to(weight.dtype)
@@ -93,11 +96,14 @@ def _check_affine(act_fn: str) -> None:
 
 def _switch_biases_on(base: PreTrainedModel, site: str) -> tuple[PretrainedConfig, Tensors]:
     """A config with the site's switch set, and zeros for every bias that it brings."""
-    switch = _SWITCHES[site.split("_")[0]]
-    config, parameters = _architecture(base, switch)
-    if f"{site_path(site, 0)}.bias" not in parameters:
-        names = _architecture(base, *_SWITCHES.values())[1]
-        can = [name for name in SITES if f"{site_path(name, 0)}.bias" in names]
+    bias = f"{site_path(base, site, 0)}.bias"
+    for switch in _SWITCHES:
+        config, parameters = _architecture(base, switch)
+        if bias in parameters:
+            break
+    else:
+        names = _architecture(base, *_SWITCHES)[1]
+        can = [name for name in sites_of(base) if f"{site_path(base, name, 0)}.bias" in names]
         raise UserError(
             f"a {type(base).__name__} cannot have a bias at {site}, which the adapter needs;"
             f" adapters that can be folded into it are those at {', '.join(can) or 'no site'}"

@@ -13,24 +13,28 @@ from typing import Any
 import pyreft
 import pyvene as pv
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from interventions import checkpoint
+from interventions.card import write_adapter_card
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.direft import DireftIntervention
 from interventions.loreft import LoreftIntervention
 from interventions.red import RedIntervention
-from interventions.sites import check_site, num_layers, parse_layers, site_module, site_width
+from interventions.sites import check_site, component, num_layers, parse_layers, site_device, site_module, site_width
 from interventions.subspace import DEFAULT_RANK
+from reft_math.card import read_card
 from reft_math.data.positions import Positions, intervention_mask
 from reft_math.decoding.gate import Gate, parse_gate
 from reft_math.decoding.generation import Handoff, generate_with_gate
 from reft_math.errors import UserError
 from reft_math.hub import fetch, push
 
+_EVERYWHERE = torch.ones((), dtype=torch.bool)  # a mask known to be true without a look at it
 _CLASSES = {"red": RedIntervention, "loreft": LoreftIntervention, "direft": DireftIntervention}
 
 
@@ -42,7 +46,7 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
     """
     check_site(model, config.site)
     layers = parse_layers(config.layers, num_layers(model))
-    width = site_width(model, config.site)
+    width = site_width(model, config.site, layers)
     if config.width not in (None, width):
         raise UserError(
             f"an adapter fits models of its own width: this one is for {config.site} of width {config.width}"
@@ -55,7 +59,7 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
     representations = [
         pv.RepresentationConfig(
             layer=layer,
-            component=config.site,
+            component=component(model, config.site, layer),
             low_rank_dimension=rank,
             intervention=_CLASSES[config.intervention](
                 embed_dim=width, low_rank_dimension=rank, act_fn=config.act_fn, dropout=config.dropout
@@ -78,12 +82,15 @@ class PrefixReftModel(pyreft.ReftModel):
     def __init__(self, config: pyreft.ReftConfig, model: PreTrainedModel, prefix_config: PrefixReftConfig) -> None:
         super().__init__(config, model)
         self.prefix_config = prefix_config
+        self.card: str | None = None  # its own README, where it came with one
         self._mask: torch.Tensor | None = None
         self._hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
         self._handles: list[RemovableHandle] = []
         for representation, intervention in zip(self.config.representations, self.interventions.values(), strict=True):
-            module = site_module(model, representation.component, representation.layer)
-            intervention.to(next(module.parameters()).device)
+            module = site_module(model, prefix_config.site, representation.layer)
+            device = site_device(model, prefix_config.site, representation.layer)
+            if device.type != "meta":  # where a base that is yet to be sharded has no weights
+                intervention.to(device)
             self._hooks.append((module, self._make_hook(intervention)))
         self._attach()
         # pyvene keeps the modules themselves in its config; loggers want to write it as JSON.
@@ -97,9 +104,10 @@ class PrefixReftModel(pyreft.ReftModel):
             if self._mask is None:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
-            acts = self._mask.to(hidden.device)[..., None]
-            hidden = torch.where(acts, intervention(hidden), hidden)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            edited = intervention(hidden)
+            if self._mask is not _EVERYWHERE:
+                edited = torch.where(self._mask.to(hidden.device)[..., None], edited, hidden)
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
         return hook
 
@@ -134,6 +142,11 @@ class PrefixReftModel(pyreft.ReftModel):
         self._hooks.clear()
         return self.model
 
+    @property
+    def hf_device_map(self) -> Any:
+        """The base's, where it lies on several devices: by it a trainer sees that it must stay there."""
+        return self.model.hf_device_map
+
     # --- running ------------------------------------------------------------------------------------------------
 
     def forward(  # type: ignore[override]
@@ -164,8 +177,7 @@ class PrefixReftModel(pyreft.ReftModel):
                     f"the adapter acts on {self.prefix_config.positions} positions; forward needs an intervention_mask"
                     " to know them (reft_math.data.positions.intervention_mask)"
                 )
-            tokens = input_ids if input_ids is not None else kwargs["inputs_embeds"]
-            intervention_mask = torch.ones(1, tokens.shape[1], dtype=torch.bool, device=tokens.device)
+            intervention_mask = _EVERYWHERE
         with self.intervening(intervention_mask):
             return self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
@@ -243,6 +255,10 @@ class PrefixReftModel(pyreft.ReftModel):
     def eval(self) -> PrefixReftModel:
         return self.train(False)
 
+    def get_output_embeddings(self) -> nn.Module:
+        layer: nn.Module = self.model.get_output_embeddings()
+        return layer
+
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
@@ -282,8 +298,12 @@ class PrefixReftModel(pyreft.ReftModel):
     # --- files --------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Writes safetensors, ``reft_config.json`` and, beside them, the layout stock pyvene loads."""
+        """Writes safetensors, ``reft_config.json``, a model card and, beside them, the layout stock pyvene loads.
+
+        A card that is in the folder already, or that the adapter was loaded with, keeps its own text.
+        """
         checkpoint.save(folder, self.prefix_config, self.interventions)
+        write_adapter_card(Path(folder), self.card)
         with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that the folder exists
             super().save(str(folder))
 
@@ -303,9 +323,10 @@ class PrefixReftModel(pyreft.ReftModel):
         folder = fetch(source, CONFIG_NAME, revision)
         reft_model = get_prefix_reft_model(model, PrefixReftConfig.from_pretrained(folder))
         reft_model.load_weights(folder)
+        reft_model.card = read_card(folder)
         reft_model.interventions.eval()  # as transformers does; dropout waits for `train`
         return reft_model
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Saves to the hub; keyword arguments as in `reft_math.hub.push`."""
         return push(self.save_pretrained, repo_id, **kwargs)

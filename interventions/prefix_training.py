@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
+from interventions.card import write_adapter_card
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.probing import fit_number_directions
@@ -22,9 +23,11 @@ from reft_math.models import lasting_name
 from reft_math.probes.number import Array
 from reft_math.processes import process_state
 from reft_math.regression.grid import number_tokens
+from reft_math.sharding import is_sharded, shard
 from reft_math.training import job as jobs
 from reft_math.training.arguments import save_once
 from reft_math.training.norm_control import make_controller, tracking_error
+from reft_math.training.packing import packs
 from reft_math.training.prefix_options import PrefixReftOptions
 from reft_math.training.trainer import NormControl, NumberLoss
 
@@ -58,13 +61,21 @@ class PrefixJob:
         return self.options.full_fraction == 1
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether the base is spread over processes: for training, too slow to decode with."""
+        return is_sharded(self.job.model)
+
+    @property
     def calibrates(self) -> bool:
         """Whether the gate is chosen on the validation split."""
-        return _calibrates(self.options)
+        return _calibrates(self.options) and not self.is_sharded
 
 
 def prepare(
-    options: PrefixReftOptions, base: PreTrainedModel | None = None, directions: Array | None = None
+    options: PrefixReftOptions,
+    base: PreTrainedModel | None = None,
+    directions: Array | None = None,
+    shards: bool = False,
 ) -> PrefixJob:
     """Reads everything, and makes what is trained. Writes nothing.
 
@@ -72,15 +83,21 @@ def prepare(
         options: The command's.
         base: Where it is loaded already.
         directions: `number_directions` at the site, where they are known already.
+        shards: Spread the base over the processes.
 
     Raises:
         UserError: Any of it cannot be had as asked.
     """
-    site = options.site or ("ffn_up" if options.intervention == "red" else "block")
-    options = replace(jobs.resolve(options), site=site)
+    site = options.site_path or options.site or ("ffn_up" if options.intervention == "red" else "block")
+    options = replace(jobs.resolve(options), site=site, site_path=None)
     is_ordinary = options.full_fraction == 1
     gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
-    job = jobs.prepare(options, base)
+    if shards and options.project_number_direction:
+        raise UserError(
+            "--project-number-direction reads the base's activations in one process, and a sharded base runs in all at"
+            " once; leave it out, or launch with configs/ddp.yaml"
+        )
+    job = jobs.prepare(options, base, to_be_sharded=shards)
     if _calibrates(options) and not job.validation_problems:
         raise UserError(f"{options.dataset} is too small to choose a gate on; name one with --gate, such as {gate}")
     config = PrefixReftConfig(
@@ -106,6 +123,9 @@ def prepare(
     if options.project_number_direction:
         found = number_directions(job, site) if directions is None else directions
         kept_off = [torch.from_numpy(found[layer]).float() for layer in model.biases()]
+    if shards:
+        shard(job.model)
+        model.interventions.to(job.model.device)
     control = NormControl(model, controller, options.target_scale_norm, kept_off)
     number_loss = None
     if options.numeric_weight > 0:
@@ -137,7 +157,9 @@ def train(prefix: PrefixJob) -> None:
         prefix.model.load_weights(adapter)
         prefix.control.load(adapter)
     else:
-        collator = PrefixCollator(int(prefix.job.tokenizer.pad_token_id), prefix.options.positions)
+        collator = PrefixCollator(
+            int(prefix.job.tokenizer.pad_token_id), prefix.options.positions, packs(prefix.job.model)
+        )
         trainer = jobs.train(prefix.job, prefix.model, prefix.dataset, collator, prefix.control, prefix.number_loss)
         if trainer.is_world_process_zero():
             save_once(adapter, trainer.save_model)
@@ -149,7 +171,9 @@ def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
     found = jobs.evaluate_kl_gates(prefix.job, prefix.model.generate, prefix.options.calibration_size)
     prefix.model.prefix_config = replace(prefix.model.prefix_config, gate=best_gate(found))
     if process_state().is_main_process:
-        prefix.model.prefix_config.save_pretrained(Path(prefix.options.output_dir) / "adapter")
+        adapter = Path(prefix.options.output_dir) / "adapter"
+        prefix.model.prefix_config.save_pretrained(adapter)
+        write_adapter_card(adapter)
     return found
 
 

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
+from reft_math.card import read_card
 from reft_math.errors import UserError
 from reft_math.hub import fetch
-from reft_math.models import Dtype, load_model, load_tokenizer
+from reft_math.loading import LoadingOptions
+from reft_math.models import load_model, load_tokenizer
 from reft_math.regressor.config import CONFIG_NAME, RegressorConfig
 from reft_math.regressor.model import ADAPTER_FOLDER, MODEL_FOLDER, Intervening, Regressor, make_template
 
@@ -46,6 +48,10 @@ def make_regressor(
         raise UserError(
             "steps of the whole model underflow in float16; load it with --dtype float32, and --mixed-precision fp16"
         )
+    if config.tune == "full" and getattr(model, "is_quantized", False):
+        raise UserError(
+            "quantised weights cannot be tuned; take --tune red, loreft or lora, or leave --quantization out"
+        )
     template = make_template(config, tokenizer)
     config = replace(config, template=str(template))
     grid = config.make_grid(model, tokenizer, template)
@@ -75,13 +81,13 @@ def make_regressor(
     return Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
 
 
-def load_regressor(source: str | Path, revision: str | None = None, dtype: Dtype = "auto") -> Regressor:
+def load_regressor(source: str | Path, revision: str | None = None, loading: LoadingOptions | None = None) -> Regressor:
     """A regressor saved by its ``save_pretrained``, in evaluation mode.
 
     Args:
         source: Folder or hub id.
         revision: Branch, tag or commit on the hub.
-        dtype: Of the base's weights.
+        loading: How the base is loaded.
 
     Raises:
         UserError: No regressor there, its base cannot be had, or the two do not fit.
@@ -92,7 +98,7 @@ def load_regressor(source: str | Path, revision: str | None = None, dtype: Dtype
     base = str(folder / MODEL_FOLDER) if is_whole else str(config.base_model)
     base_revision = None if is_whole else config.base_revision
     tokenizer = load_tokenizer(base, base_revision)
-    model = load_model(base, base_revision, dtype, None if is_whole else config.random_seed)
+    model = load_model(base, base_revision, loading, None if is_whole else config.random_seed)
     template = make_template(config, tokenizer)
     grid = config.make_grid(model, tokenizer, template)
     adapter: nn.Module | None = None
@@ -102,6 +108,7 @@ def load_regressor(source: str | Path, revision: str | None = None, dtype: Dtype
         adapter = _load_lora(model, folder / ADAPTER_FOLDER)
     regressor = Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
     regressor.load_head(folder)
+    regressor.card = read_card(folder)
     return regressor.eval()
 
 
@@ -115,7 +122,7 @@ def _load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
         raise UserError(f"{folder} does not hold a LoRA adapter for this base: {reason}") from None
 
 
-def load_base(config: RegressorConfig, dtype: Dtype = "auto") -> Regressor:
+def load_base(config: RegressorConfig, loading: LoadingOptions | None = None) -> Regressor:
     """The base of a regressor with nothing trained, over the same grid, in evaluation mode.
 
     Raises:
@@ -123,7 +130,7 @@ def load_base(config: RegressorConfig, dtype: Dtype = "auto") -> Regressor:
     """
     base = str(config.base_model)
     tokenizer = load_tokenizer(base, config.base_revision)
-    model = load_model(base, config.base_revision, dtype, config.random_seed)
+    model = load_model(base, config.base_revision, loading, config.random_seed)
     loss = "raft" if config.head is not None else config.loss
     return make_regressor(model, tokenizer, replace(config, tune="none", loss=loss)).eval()
 

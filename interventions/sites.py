@@ -1,51 +1,70 @@
-"""Site names and where they are in a model.
+"""Sites: which module's output is edited, by name or by path.
 
-| site       | representation                                   | width                     |
-| ---------- | ------------------------------------------------ | ------------------------- |
-| `ffn_up`   | output of ``mlp.up_proj``                        | intermediate size         |
-| `ffn_down` | output of ``mlp.down_proj``, the MLP's output    | hidden size               |
-| `attn_q`   | output of ``self_attn.q_proj``                   | heads × head size         |
-| `attn_k`   | output of ``self_attn.k_proj``                   | key-value heads × head size |
-| `attn_v`   | output of ``self_attn.v_proj``                   | key-value heads × head size |
-| `attn_o`   | output of ``self_attn.o_proj``, the attention's output | hidden size         |
-| `block`    | output of the decoder layer, the residual stream | hidden size               |
+| site       | representation                | Llama's module     | GPT-NeoX's          | width                       |
+| ---------- | ----------------------------- | ------------------ | ------------------- | --------------------------- |
+| `ffn_up`   | output of the up projection   | `mlp.up_proj`      | `mlp.dense_h_to_4h` | intermediate size           |
+| `ffn_down` | the MLP's output              | `mlp.down_proj`    | `mlp.dense_4h_to_h` | hidden size                 |
+| `attn_q`   | queries                       | `self_attn.q_proj` |                     | heads × head size           |
+| `attn_k`   | keys                          | `self_attn.k_proj` |                     | key-value heads × head size |
+| `attn_v`   | values                        | `self_attn.v_proj` |                     | key-value heads × head size |
+| `attn_o`   | the attention's output        | `self_attn.o_proj` | `attention.dense`   | hidden size                 |
+| `block`    | the residual stream behind it | the layer itself   | the layer itself    | hidden size                 |
 
-`register_sites` tells pyvene these names, so that a folder saved here loads with plain
-``pyvene.IntervenableModel.load`` once ``interventions`` is imported.
+Mistral, Qwen and Gemma name their modules as Llama does. So does Phi-3, which has `ffn_down`, `attn_o` and `block`
+only: one module makes its up projection and the gate's, one its queries, keys and values, and so does GPT-NeoX's. Every
+other decoder has `block`.
+
+A site can be a path, too: that of any module within the model, with ``{layer}`` for the layer's number, such as
+``model.layers.{layer}.mlp.gate_up_proj``.
+
+`register_sites` tells pyvene the names, so that a folder saved here loads with plain ``pyvene.IntervenableModel.load``
+once ``interventions`` is imported. For paths, and for families without names, the folder holds paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import pyvene as pv
+import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
 from reft_math.errors import UserError
+from reft_math.models import running_device
+from reft_math.training.options import LAYER
 
-_WITHIN_LAYER = {
-    "ffn_up": ".mlp.up_proj",
-    "ffn_down": ".mlp.down_proj",
-    "attn_q": ".self_attn.q_proj",
-    "attn_k": ".self_attn.k_proj",
-    "attn_v": ".self_attn.v_proj",
-    "attn_o": ".self_attn.o_proj",
-    "block": "",
+_LLAMA = {
+    "ffn_up": "model.layers.{layer}.mlp.up_proj",
+    "ffn_down": "model.layers.{layer}.mlp.down_proj",
+    "attn_q": "model.layers.{layer}.self_attn.q_proj",
+    "attn_k": "model.layers.{layer}.self_attn.k_proj",
+    "attn_v": "model.layers.{layer}.self_attn.v_proj",
+    "attn_o": "model.layers.{layer}.self_attn.o_proj",
+    "block": "model.layers.{layer}",
 }
-SITES = tuple(_WITHIN_LAYER)
+SITES = tuple(_LLAMA)
 
-# These families name the modules of a decoder layer alike. A new family: one line, if it does too.
-_FAMILIES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "GemmaForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-)
+_FAMILIES: dict[str, dict[str, str]] = {
+    "LlamaForCausalLM": _LLAMA,
+    "MistralForCausalLM": _LLAMA,
+    "Qwen2ForCausalLM": _LLAMA,
+    "Qwen3ForCausalLM": _LLAMA,
+    "GemmaForCausalLM": _LLAMA,
+    "Gemma2ForCausalLM": _LLAMA,
+    "Gemma3ForCausalLM": _LLAMA,
+    "Phi3ForCausalLM": {site: _LLAMA[site] for site in ("ffn_down", "attn_o", "block")},
+    "GPTNeoXForCausalLM": {
+        "ffn_up": "gpt_neox.layers.{layer}.mlp.dense_h_to_4h",
+        "ffn_down": "gpt_neox.layers.{layer}.mlp.dense_4h_to_h",
+        "attn_o": "gpt_neox.layers.{layer}.attention.dense",
+        "block": "gpt_neox.layers.{layer}",
+    },
+}
 
 
 def register_sites() -> None:
@@ -54,15 +73,11 @@ def register_sites() -> None:
     No widths are registered: pyvene's table cannot say "heads × head size", so interventions take theirs from
     `set_interchange_dim`, which pyvene calls on loading with the saved width.
     """
-    for family in _FAMILIES:
+    for family, paths in _FAMILIES.items():
         model_class = getattr(transformers, family)
         modules = pv.type_to_module_mapping.setdefault(model_class, {})
-        modules.update(
-            {
-                site: (f"model.layers[%s]{path}", pv.models.constants.CONST_OUTPUT_HOOK)
-                for site, path in _WITHIN_LAYER.items()
-            }
-        )
+        for site, path in paths.items():
+            modules[site] = (path.replace(f".{LAYER}", "[%s]"), pv.models.constants.CONST_OUTPUT_HOOK)
         pv.type_to_dimension_mapping.setdefault(model_class, {})
 
 
@@ -70,35 +85,109 @@ def num_layers(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().num_hidden_layers)
 
 
+def sites_of(model: PreTrainedModel) -> Mapping[str, str]:
+    """The model's sites by name, as paths."""
+    family = type(model).__name__
+    if family in _FAMILIES:
+        return _FAMILIES[family]
+    stacks = (name for name, module in model.named_modules() if _is_stack(module, num_layers(model)))
+    stack = next(stacks, None)  # outermost first; experts lie within
+    return {} if stack is None else {"block": f"{stack}.{LAYER}"}
+
+
+def _is_stack(module: nn.Module, layers: int) -> bool:
+    return isinstance(module, nn.ModuleList) and len(module) == layers
+
+
 def check_site(model: PreTrainedModel, site: str) -> None:
-    """Raises `UserError` for a site or a model family that is not known."""
-    if type(model).__name__ not in _FAMILIES:
-        raise UserError(f"sites are known for {', '.join(_FAMILIES)}; the model is a {type(model).__name__}")
-    if site not in SITES:
-        raise UserError(f"the model has no site {site!r}; it has {', '.join(SITES)}")
+    """Raises `UserError` for a name that the model's family does not have, or a path that leads nowhere."""
+    if LAYER in site:
+        site_module(model, site, 0)
+    elif site not in sites_of(model):
+        raise UserError(
+            f"a {type(model).__name__} has no site {site!r}; it has {', '.join(sites_of(model)) or 'none by name'},"
+            f" and in training --site-path takes any module, such as model.layers.{LAYER}.mlp.up_proj"
+        )
 
 
-def site_path(site: str, layer: int) -> str:
+def site_path(model: PreTrainedModel, site: str, layer: int) -> str:
     """Within the model, the path of the module whose output is the site's representation."""
-    return f"model.layers.{layer}{_WITHIN_LAYER[site]}"
+    return sites_of(model).get(site, site).replace(LAYER, str(layer))
 
 
 def site_module(model: PreTrainedModel, site: str, layer: int) -> nn.Module:
-    """The module whose output is the site's representation."""
-    module: nn.Module = model.get_submodule(site_path(site, layer))
+    """The module whose output is the site's representation.
+
+    Raises:
+        UserError: There is none at that path.
+    """
+    module: nn.Module = model
+    path = site_path(model, site, layer)
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        children = dict(module.named_children())
+        if part not in children:
+            found = ".".join(parts[:depth]) or type(model).__name__
+            raise UserError(f"the model has no module {path}; {found} has {', '.join(children) or 'none within'}")
+        module = children[part]
     return module
 
 
+def site_device(model: PreTrainedModel, site: str, layer: int) -> torch.device:
+    """Where the site is calculated: with the weights of its module, or of the nearest around it that has any."""
+    path = site_path(model, site, layer)
+    while next(model.get_submodule(path).parameters(), None) is None:
+        path = path.rpartition(".")[0]
+    return running_device(model.get_submodule(path))
+
+
+def component(model: PreTrainedModel, site: str, layer: int) -> str:
+    """The site in pyvene's terms: the name that `register_sites` has told it, or the module's path."""
+    return site if site in _FAMILIES.get(type(model).__name__, ()) else f"{site_path(model, site, layer)}.output"
+
+
 def site_at(path: str) -> str | None:
-    """The site that is the output of a layer's submodule, such as ``mlp.up_proj``; None where there is none."""
-    within = "." + path if path else ""
-    return next((site for site, known in _WITHIN_LAYER.items() if known == within), None)
+    """The site that is the output of a Llama layer's submodule, such as ``mlp.up_proj``; None where there is none."""
+    whole = f"{_LLAMA['block']}.{path}" if path else _LLAMA["block"]
+    return next((site for site, known in _LLAMA.items() if known == whole), None)
 
 
-def site_width(model: PreTrainedModel, site: str) -> int:
-    """Last dimension of the site's representation."""
-    module = site_module(model, site, 0)
-    return int(getattr(module, "out_features", model.config.get_text_config().hidden_size))
+def site_width(model: PreTrainedModel, site: str, layers: Sequence[int] = (0,)) -> int:
+    """Last dimension of the site's representation.
+
+    Raises:
+        UserError: At one of the layers there is no such representation, or one of another width.
+    """
+    if site in _FAMILIES.get(type(model).__name__, ()):
+        module = site_module(model, site, 0)
+        return int(getattr(module, "out_features", model.config.get_text_config().hidden_size))
+    shapes = _probe(model, site, layers)
+    if len(widths := set(shapes.values())) > 1 or None in widths:
+        found = ", ".join(f"{width or 'no such tensor'} at layer {layer}" for layer, width in shapes.items())
+        raise UserError(
+            f"a site is a module whose output is a tensor (batch, position, width), or a tuple that begins with one, of"
+            f" one width in all layers; {site} has {found}"
+        )
+    return int(widths.pop())  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _probe(model: PreTrainedModel, site: str, layers: Sequence[int]) -> dict[int, int | None]:
+    """Widths of what the modules give in a forward pass; None where it is of no such shape, or the pass goes past."""
+    tokens = torch.zeros(2, 3, dtype=torch.long, device=model.device)
+    widths: dict[int, int | None] = dict.fromkeys(layers)
+
+    def note(module: nn.Module, args: Any, output: Any, layer: int) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if isinstance(hidden, torch.Tensor) and hidden.shape[:-1] == tokens.shape:
+            widths[layer] = hidden.shape[-1]
+
+    with ExitStack() as stack:
+        for layer in layers:
+            handle = site_module(model, site, layer).register_forward_hook(partial(note, layer=layer))
+            stack.callback(handle.remove)
+        model(tokens, use_cache=False)
+    return widths
 
 
 def parse_layers(layers: str | Sequence[int], total: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from scipy.stats import bootstrap
 
 from reft_math.completion import Complete
 from reft_math.data.problem import Problem
+from reft_math.data.templates import without_thoughts
 from reft_math.recording import Record, record_rows
 from reft_math.scoring.math_equivalence import MathVerifier
 from reft_math.scoring.numeric import last_number, score_numeric
@@ -108,6 +109,7 @@ class Scorer(AbstractContextManager["Scorer"]):
 
     Numeric scores hold ``strict`` (the stated answer) and ``flexible`` (the last number); ``correct`` is the latter,
     for a base model has not been told how to state an answer. math-verify's hold ``timed_out`` and ``prediction``.
+    Thoughts before an answer count for nothing.
     """
 
     def __init__(self, is_numeric: bool) -> None:
@@ -116,6 +118,7 @@ class Scorer(AbstractContextManager["Scorer"]):
         self._verifier: MathVerifier | None = None
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        pairs = [(gold, without_thoughts(completion)) for gold, completion in pairs]
         if self.is_numeric:
             scores = [score_numeric(completion, gold) for gold, completion in pairs]
             return [{"correct": score["flexible"], **score} for score in scores]

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from reft_math.errors import UserError, require
+from reft_math.loading import LoadingOptions
 
 
 @dataclass(frozen=True)
-class DecoderOptions:
-    """Model, adapter and gate.
+class DecoderOptions(LoadingOptions):
+    """Model and how it is loaded, adapter and gate.
 
     None stands for what the help text says in brackets; results hold the resolved value.
     """
@@ -19,9 +20,6 @@ class DecoderOptions:
         default=None, metadata={"help": "Base: hub id, folder, or 'arithmetic' (the adapter's base; arithmetic)."}
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."}
-    )
     adapter: str | None = field(
         default=None, metadata={"help": "Adapter: folder or hub id (none: the base on its own)."}
     )
@@ -40,7 +38,10 @@ class ModelOptions(DecoderOptions):
 
     template: str | None = field(
         default=None,
-        metadata={"help": "Prompt: auto, chat, plain, either with -step-by-step or -boxed (the adapter's; auto)."},
+        metadata={
+            "help": "Prompt: auto, chat, plain, either with -step-by-step or -boxed, chat… also with -thinking"
+            " (the adapter's; auto)."
+        },
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
@@ -50,6 +51,7 @@ class ModelOptions(DecoderOptions):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self, "max_new_tokens", lambda value: value is None or value >= 1, "at least 1")
 
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
+from reft_math.loading import LoadingOptions
 from reft_math.processes import process_state
+from reft_math.sharding import is_asked_for
 
 EMBEDDED_MODEL = "arithmetic"
 EMBEDDED_FOLDER = Path(__file__).parent / "arithmetic" / "model"
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def lasting_name(name: str) -> str:
@@ -35,33 +44,77 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def load_model(
-    name: str, revision: str | None = None, dtype: Dtype = "auto", random_seed: int | None = None
+    name: str,
+    revision: str | None = None,
+    loading: LoadingOptions | None = None,
+    random_seed: int | None = None,
+    to_be_sharded: bool = False,
 ) -> PreTrainedModel:
-    """The model, frozen use in mind: in evaluation mode, on this process's device.
+    """The model, frozen use in mind: in evaluation mode, on this process's device where it is told no other.
 
     Args:
         name: Hub id, folder, or ``arithmetic`` for the embedded model.
         revision: Branch, tag or commit on the hub.
-        dtype: Of the weights; ``auto`` is the checkpoint's own.
+        loading: Dtype, quantisation, devices and attention; a command's options are such, too.
         random_seed: Draws weights anew, by the model's own initialisation; None for the checkpoint's.
+        to_be_sharded: For `reft_math.sharding.shard`: off the accelerator, and in all but the main process empty.
 
     Raises:
-        UserError: No such model within reach.
+        UserError: No such model within reach, it cannot be loaded so, or the launcher asks for FSDP where a whole model
+            is needed.
     """
-    model = _from_pretrained(AutoModelForCausalLM, name, revision, dtype=dtype)
+    loading = loading or LoadingOptions()
+    settings = _settings(loading)
+    if is_asked_for() and not to_be_sharded:
+        raise UserError(
+            "only train/prefix_reft.py shards its base; this needs a whole model in every process: launch with"
+            " configs/ddp.yaml or torchrun instead of FSDP"
+        )
+    if to_be_sharded and "device_map" in settings:
+        raise UserError("FSDP spreads the base by itself, unquantised; leave --quantization and --device-map out")
+    # transformers reads all weights in every process, whatever accelerate is told (huggingface/transformers#43749).
+    is_empty = to_be_sharded and not process_state().is_main_process
+    placement = {"device_map": "meta"} if is_empty else {}
+    model = _from_pretrained(AutoModelForCausalLM, name, revision, **settings, **placement)
     if random_seed is not None:
+        if "device_map" in settings:
+            raise UserError("random weights are drawn whole, on one device; leave --quantization and --device-map out")
         torch.manual_seed(random_seed)
         model = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
-    model = model.eval().to(process_state().device)
+    model = model.eval()
+    if not (to_be_sharded or "device_map" in settings):  # else accelerate has placed it, and it must stay there
+        model = model.to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
     return model
+
+
+def _settings(loading: LoadingOptions) -> dict[str, Any]:
+    """What `from_pretrained` takes."""
+    settings: dict[str, Any] = {"dtype": loading.dtype}
+    if loading.attn_implementation is not None:
+        settings["attn_implementation"] = loading.attn_implementation
+    if loading.device_map is not None:
+        settings["device_map"] = loading.device_map
+    if loading.quantization is not None:
+        dtype = "bfloat16" if loading.dtype == "auto" else loading.dtype
+        # It says at every product of matrices that it casts to float16.
+        logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
+        config = BitsAndBytesConfig(
+            load_in_8bit=loading.quantization == "8bit",
+            load_in_4bit=loading.quantization == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=dtype,
+        )
+        place = {"device_map": {"": process_state().device}}
+        settings = {**place, **settings, "dtype": dtype, "quantization_config": config}
+    return settings
 
 
 def _from_pretrained(loader: Any, name: str, revision: str | None, **kwargs: Any) -> Any:
     source = str(EMBEDDED_FOLDER) if name == EMBEDDED_MODEL else name
     try:
         return loader.from_pretrained(source, revision=revision, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # the last where a kernel is not installed
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"model {name!r} must be {EMBEDDED_MODEL!r}, a folder with a transformers checkpoint, or a hub id within"
@@ -75,6 +128,16 @@ def _greedy(config: Any) -> Any:
 
     tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return GenerationConfig(do_sample=False, **tokens)
+
+
+def running_device(module: nn.Module) -> torch.device:
+    """Where the module calculates. Weights that are offloaded lie on no device between its calls."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)  # accelerate's, alone or in a sequence
+        for each in getattr(hook, "hooks", [hook]):
+            if getattr(each, "execution_device", None) is not None:
+                return torch.device(each.execution_device)
+    return next(module.parameters()).device
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:

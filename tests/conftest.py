@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import get_type_hints
@@ -18,7 +18,19 @@ from transformers import PreTrainedModel
 import reft_math.command
 from reft_math.arithmetic.tokenizer import build_tokenizer
 
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")
+
+def load_module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+FakeHub = load_module("fake_hub", Path(__file__).with_name("fake_hub.py")).FakeHub
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
 
 
 @pytest.fixture
@@ -90,13 +102,7 @@ def command() -> Callable[[str], ModuleType]:
 
     def load(path: str) -> ModuleType:
         name = path.removesuffix(".py").replace("/", "_") + "_command"
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parents[1] / path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their module up
-        spec.loader.exec_module(module)
-        return module
+        return load_module(name, Path(__file__).resolve().parents[1] / path)
 
     return load
 
@@ -113,3 +119,24 @@ def call(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) 
         reft_math.command.run(module.main, options, module.__doc__)
 
     return run_line
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub on loopback in place of the real one, with a cache of its own; ``hf_writer`` is logged in."""
+    fake = FakeHub()
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    for name, value in {
+        "ENDPOINT": fake.endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": fake.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,  # else large files go to a storage service that is not faked here
+    }.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    # Clients made once for all know the real hub's address.
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", fake.endpoint)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
+    yield fake
+    fake.close()

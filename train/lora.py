@@ -1,9 +1,10 @@
 """Train LoRA (peft) on the same data as `train/prefix_reft.py`, on whole solutions, and evaluate it against the base.
 
     uv run train/lora.py --rank 8
-    uv run train/lora.py --rank 1 --target-modules q_proj,k_proj,v_proj --output-dir results/lora-matched
+    uv run train/lora.py --match results/prefix-reft/adapter --output-dir results/lora-matched
 
-On the embedded model the second has exactly as many parameters as RED on ``ffn_up`` (3,072).
+The second has as many parameters as the adapter: on the embedded model rank 1 on query, key and value has exactly RED's
+3,072. The adapter that it saves is peft's; evaluation commands take its folder as ``--model``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from reft_math.command import run
-from reft_math.errors import require
+from reft_math.errors import UserError, require
 from reft_math.training.options import TrainingOptions
 
 
@@ -26,37 +27,56 @@ class LoraOptions(TrainingOptions):
     learning_rate: float | None = field(
         default=None, metadata={"help": "Peak, AdamW with cosine decay (1e-3; arithmetic 5e-3)."}
     )
-    rank: int = field(default=8, metadata={"help": "Rank of the update."})
+    rank: int | None = field(default=None, metadata={"help": "Rank of the update (8)."})
     alpha: int | None = field(default=None, metadata={"help": "Scaling numerator (twice the rank)."})
-    target_modules: str = field(
-        default="all-linear", metadata={"help": "all-linear, or module names such as q_proj,v_proj; in every layer."}
+    target_modules: str | None = field(
+        default=None, metadata={"help": "Module names such as q_proj,v_proj, in every layer (all-linear)."}
+    )
+    match: str | None = field(
+        default=None,
+        metadata={
+            "help": "Choose the rank, and the modules unless they are named, so that as many parameters are trained as"
+            " this adapter has (folder or hub id), or this many."
+        },
     )
     k: int | None = field(default=None, metadata={"help": "Solution tokens to train on (whole solutions)."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "rank", lambda value: value >= 1, "at least 1")
+        require(self, "rank", lambda value: value is None or value >= 1, "at least 1")
         require(self, "alpha", lambda value: value is None or value >= 1, "at least 1")
         require(self, "k", lambda value: value is None or value >= 1, "at least 1")
+        if self.match is not None and self.rank is not None:
+            raise UserError("--match chooses the rank; leave --rank out, or --match")
 
 
 def main(options: LoraOptions) -> None:
+    from dataclasses import replace
+    from functools import partial
+
     from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
+    from interventions.checkpoint import count_parameters
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
-    from reft_math.errors import UserError
     from reft_math.models import lasting_name
     from reft_math.processes import claim, part_ways
     from reft_math.training import job as jobs
     from reft_math.training.arguments import save_once
+    from reft_math.training.matching import match_parameters
+    from reft_math.training.packing import packs
 
-    options = jobs.resolve(options)
+    options, matched = jobs.resolve(options), options.match
     job = jobs.prepare(options)
-    names = options.target_modules
+    if options.match is not None:
+        count = int(options.match) if options.match.isdecimal() else count_parameters(options.match)
+        modules, rank = match_parameters(job.model, count, options.target_modules)
+        options = replace(options, match=None, rank=rank, target_modules=modules)
+    rank, names = options.rank or 8, options.target_modules or "all-linear"
+    options = replace(options, rank=rank, alpha=options.alpha or 2 * rank, target_modules=names)
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=options.rank,
-        lora_alpha=options.alpha or 2 * options.rank,
+        r=rank,
+        lora_alpha=options.alpha,
         target_modules=names if names == "all-linear" else names.split(","),
     )
     try:
@@ -71,10 +91,11 @@ def main(options: LoraOptions) -> None:
     if adapter.is_dir():  # resumed after training
         set_peft_model_state_dict(model, load_peft_weights(str(adapter)))
     else:
-        collator = PrefixCollator(int(job.tokenizer.pad_token_id), positions=None)
+        collator = PrefixCollator(int(job.tokenizer.pad_token_id), positions=None, pack=packs(job.model))
         trainer = jobs.train(job, model, dataset, collator, control=None)
         if trainer.is_world_process_zero():
-            save_once(adapter, model.save_pretrained)
+            # Embeddings are not trained, and to find that out peft would ask the hub.
+            save_once(adapter, partial(model.save_pretrained, save_embedding_layers=False))
 
     def base(inputs, **settings):  # type: ignore[no-untyped-def]
         with model.disable_adapter():
@@ -84,7 +105,8 @@ def main(options: LoraOptions) -> None:
     evaluation = jobs.evaluate_all(job, {"base": base, "lora": model.generate})
     part_ways()
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    jobs.report(job, evaluation, {"trainable_parameters": trainable, "train_rows": len(dataset)})
+    settings = {"matched": matched, "rank": rank, "target_modules": names}
+    jobs.report(job, evaluation, {**settings, "trainable_parameters": trainable, "train_rows": len(dataset)})
 
 
 if __name__ == "__main__":

@@ -37,11 +37,13 @@ def main(options: MergeOptions) -> None:
     import dataclasses
 
     from interventions import PrefixReftConfig, PrefixReftModel, merge
+    from interventions.card import write_merged_card
     from interventions.config import CONFIG_NAME
     from interventions.merging import check_mergeable
     from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, write_json
     from reft_math.hub import fetch
-    from reft_math.models import load_model, load_tokenizer
+    from reft_math.loading import LoadingOptions
+    from reft_math.models import lasting_name, load_model, load_tokenizer
 
     assert options.adapter is not None  # checked
     source = fetch(options.adapter, CONFIG_NAME)
@@ -51,11 +53,14 @@ def main(options: MergeOptions) -> None:
         print(f"the adapter's own gate is {config.gate}; weights have none")
     name, revision = config.resolve_base(options.model, options.revision)
     tokenizer = load_tokenizer(name, revision)
-    reft_model = PrefixReftModel.from_pretrained(source, load_model(name, revision, options.dtype))
+    reft_model = PrefixReftModel.from_pretrained(
+        source, load_model(name, revision, LoadingOptions(dtype=options.dtype))
+    )
     merged = merge(reft_model, options.every_token)
     folder = claim_output_dir(options)
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_merged_card(folder, lasting_name(name), config)
     write_json(folder / RESULTS_NAME, {**provenance(options), "base": name, "adapter": dataclasses.asdict(config)})
     print(f"{name} with {config.intervention} at {config.site} in its weights, at every token: {folder}")
 

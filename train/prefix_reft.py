@@ -8,14 +8,16 @@ On a real model and data set:
 
     uv run train/prefix_reft.py --k 10 --target-norm 0.54 --model meta-llama/Meta-Llama-3-8B-Instruct --dataset gsm8k
 
-On several GPUs: ``torchrun --nproc-per-node 4 train/prefix_reft.py …``. The output folder holds ``adapter/`` (for
-`PrefixReftModel.from_pretrained`, `pyreft.ReftModel.load` and `pyvene.IntervenableModel.load`), ``records/`` (every
-completion), ``checkpoints/`` and ``results.json``.
+On several GPUs: ``torchrun --nproc-per-node 4 train/prefix_reft.py …``, or ``accelerate launch --config_file
+configs/fsdp2.yaml …`` for a base that one of them does not hold, which leaves evaluation to commands of its own. The
+output folder holds ``adapter/`` (for `PrefixReftModel.from_pretrained`, `pyreft.ReftModel.load` and
+`pyvene.IntervenableModel.load`), ``records/`` (every completion), ``checkpoints/`` and ``results.json``.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from reft_math.command import run
 from reft_math.training.prefix_options import PrefixReftOptions
@@ -23,13 +25,16 @@ from reft_math.training.prefix_options import PrefixReftOptions
 
 def main(options: PrefixReftOptions) -> None:
     from interventions import prefix_training
+    from interventions.card import write_adapter_card
     from reft_math.calibration import GATE_COLUMNS, gate_rows
     from reft_math.command import print_table
     from reft_math.decoding.gate import AlwaysOn, parse_gate
     from reft_math.processes import claim, part_ways
+    from reft_math.sharding import is_asked_for
     from reft_math.training import job as jobs
+    from reft_math.training.card import notes_beside
 
-    prefix = prefix_training.prepare(options)
+    prefix = prefix_training.prepare(options, shards=is_asked_for())
     options, job, model = prefix.options, prefix.job, prefix.model
     claim(options)
     prefix_training.train(prefix)
@@ -37,13 +42,15 @@ def main(options: PrefixReftOptions) -> None:
     decoders = {"base": job.model.generate, "reft" if prefix.is_ordinary else "prefix": model.generate}
     if not isinstance(parse_gate(model.gate), AlwaysOn):
         decoders["always_on"] = partial(model.generate, gate="always")
-    evaluation = jobs.evaluate_all(job, decoders)
+    evaluation = None if prefix.is_sharded else jobs.evaluate_all(job, decoders)
     part_ways()
     if calibration is not None:
         title = f"gates on {options.dataset}'s validation split; * is the adapter's default"
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
     results = prefix_training.summary(prefix)
     jobs.report(job, evaluation, {**results, "calibration": calibration})
+    adapter = Path(options.output_dir) / "adapter"
+    write_adapter_card(adapter, notes=notes_beside(adapter))
     achieved, controller = results["bias_norm"]["achieved"], options.norm_control
     held = "not held" if controller == "none" else f"held by {controller}"
     print(f"bias norm {achieved:.4f}, target {options.target_norm:g}, {held}")

@@ -31,19 +31,22 @@ def main(options: RegressionOptions) -> None:
     from reft_math.data.regression import load_splits
     from reft_math.models import load_model, load_tokenizer
     from reft_math.processes import claim, part_ways
+    from reft_math.regressor.card import write_regressor_card
     from reft_math.regressor.evaluation import Writing, evaluate_regressor, summarise
     from reft_math.training import regression_job as jobs
     from reft_math.training.arguments import save_once
+    from reft_math.training.card import notes_beside
     from reft_math.training.regression import fit
 
     options = jobs.resolve(options)
     config = jobs.regressor_config(options)
     splits = jobs.cut(load_splits(options.data, options.data_dir, options.seed), options)
     tokenizer = load_tokenizer(options.model, options.revision)
-    model = load_model(options.model, options.revision, options.dtype, config.random_seed)
+    model = load_model(options.model, options.revision, options, config.random_seed)
     config = replace(config, base_revision=getattr(model.config, "_commit_hash", None) or options.revision)
     set_seed(options.seed)
-    regressor = make_regressor(model, tokenizer, config, options.site, options.layers, options.rank)
+    site = options.site_path or options.site
+    regressor = make_regressor(model, tokenizer, config, site, options.layers, options.rank)
     jobs.check_reach(regressor, splits.train)
     folder = claim(options)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)
@@ -56,7 +59,7 @@ def main(options: RegressionOptions) -> None:
     saved = folder / "regressor"
     if saved.is_dir():  # resumed after training
         del model, regressor  # two may not fit
-        regressor = load_regressor(saved, dtype=options.dtype)
+        regressor = load_regressor(saved, loading=options)
     else:
         trainer = fit(regressor, splits.train, splits.validation, options, folder / "checkpoints")
         if trainer.is_world_process_zero():
@@ -64,6 +67,7 @@ def main(options: RegressionOptions) -> None:
     evaluation["tuned"] = evaluate("tuned")
     part_ways()
     jobs.report(options, regressor.regressor_config, splits, saved, evaluation)
+    write_regressor_card(saved, notes=notes_beside(saved))
 
 
 if __name__ == "__main__":

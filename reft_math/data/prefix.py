@@ -1,8 +1,7 @@
 """Prefix training data: a prompt, the first K tokens of its solution, and nothing after them.
 
 A row's input is ``x, y_1 … y_{n-1}`` and its targets are ``y_1 … y_n`` with ``n = min(K, length of the solution with
-its end token)``; the logits at the last n input positions predict them. Rows are padded on the left, as in decoding,
-so the targets of a batch stand in its last columns and only there are logits needed (``logits_to_keep``).
+its end token)``; the logits at the last n input positions predict them, and only there are logits needed.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -76,37 +76,72 @@ class PrefixDataset(Dataset[dict[str, list[int]]]):
 
 @dataclass(frozen=True)
 class PrefixCollator:
-    """Rows to a batch, padded on the left to the longest row.
+    """Rows to a batch of lines as long as the longest row, on which shorter rows stand behind one another.
+
+    The positions of each row start from 0, by which transformers tells rows on a line apart: none attends to another
+    (`reft_math.training.packing.packs` tries whether a model does so), given ``use_cache=False``: with a cache a line
+    is one row. Padding, at the ends of lines, needs no mask under causal attention.
 
     Attributes:
-        pad_token_id: Padding; never a target and never attended to.
-        positions: Where interventions act; None leaves ``intervention_mask`` out, for models without interventions.
+        pad_token_id: Padding; never a target, and nothing attends to it.
+        positions: Where interventions act; None leaves ``intervention_mask`` out, for models without interventions, and
+            ``all`` does, for it is everywhere.
+        pack: False gives every row a line of its own and leaves ``position_ids`` to the model.
 
     Returns:
-        ``input_ids, attention_mask, position_ids: (batch, position)`` int64; ``targets: (batch, target)`` int64, padded
-        on the left with ``IGNORE_INDEX``; ``intervention_mask: (batch, position)`` bool.
+        ``input_ids, position_ids: (line, column)`` int64; ``targets: (row, target)`` int64, padded on the right with
+        ``IGNORE_INDEX``; ``logits_at: (row, target)`` int64, of each target the place in the flattened lines that
+        predicts it (0 where there is none); ``intervention_mask: (line, column)`` bool.
     """
 
     pad_token_id: int
     positions: Positions | None
+    pack: bool = True
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        inputs = [torch.tensor([*row["prompt_ids"], *row["target_ids"][:-1]]) for row in rows]
-        generated = [
-            torch.tensor([False] * len(row["prompt_ids"]) + [True] * (len(row["target_ids"]) - 1)) for row in rows
-        ]
-        attention_mask = pad_left([torch.ones_like(row) for row in inputs], 0)
+        lengths = [len(row["prompt_ids"]) + len(row["target_ids"]) - 1 for row in rows]
+        width = max(lengths)
+        lines = pack_lines(lengths, width) if self.pack else [[row] for row in range(len(rows))]
+        input_ids = torch.full((len(lines), width), self.pad_token_id)
+        position_ids = torch.zeros_like(input_ids)
+        generated = torch.zeros_like(input_ids, dtype=torch.bool)
+        targets = [torch.tensor(row["target_ids"]) for row in rows]
+        logits_at = [torch.empty(0)] * len(rows)
+        for line, members in enumerate(lines):
+            column = 0
+            for member in members:
+                prompt_ids, target_ids, length = *rows[member].values(), lengths[member]
+                first, column = column, column + length
+                input_ids[line, first:column] = torch.tensor([*prompt_ids, *target_ids[:-1]])
+                position_ids[line, first:column] = torch.arange(length)
+                generated[line, first + len(prompt_ids) : column] = True
+                last = line * width + column
+                logits_at[member] = torch.arange(last - len(target_ids), last)
         batch = {
-            "input_ids": pad_left(inputs, self.pad_token_id),
-            "attention_mask": attention_mask,
-            "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
-            "targets": pad_left([torch.tensor(row["target_ids"]) for row in rows], IGNORE_INDEX),
+            "input_ids": input_ids,
+            **({"position_ids": position_ids} if self.pack else {}),
+            "targets": pad_sequence(targets, batch_first=True, padding_value=IGNORE_INDEX),
+            "logits_at": pad_sequence(logits_at, batch_first=True, padding_value=0),
         }
-        if self.positions is not None:
-            batch["intervention_mask"] = intervention_mask(pad_left(generated, False), self.positions)
+        if self.positions not in (None, "all"):
+            batch["intervention_mask"] = intervention_mask(generated, self.positions)
         return batch
+
+
+def pack_lines(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Rows by line, each line's lengths at most ``width`` together: the longest first, each where it fits first."""
+    lines: list[list[int]] = []
+    room: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        line = next((line for line, left in enumerate(room) if lengths[row] <= left), len(lines))
+        if line == len(lines):
+            lines.append([])
+            room.append(width)
+        lines[line].append(row)
+        room[line] -= lengths[row]
+    return lines
 
 
 def pad_left(rows: Sequence[torch.Tensor], value: int | bool) -> torch.Tensor:
     """``(length,)`` tensors to one ``(row, longest)``."""
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side="left")
+    return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side="left")

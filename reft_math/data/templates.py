@@ -2,16 +2,22 @@
 
 A template is a frame (the tokenizer's chat template, or plain text) with or without an instruction. Its name and
 version go with every result; a change of wording is a change of version.
+
+Models that can think before they answer do so in ``<think>…</think>``. Chat templates switch it off, so that a
+completion starts as a solution does: by ``enable_thinking=False`` (Qwen3's, which then writes an empty thought), and
+where the frame begins a thought all the same (DeepSeek-R1's) by ending it. Those named ``…-thinking`` leave it on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from reft_math.errors import UserError
 
+THOUGHT_START, THOUGHT_END = "<think>", "</think>"
 _MARK = "SOLUTION"  # shows where in a frame a text stands
 _STEP_BY_STEP = "\nLet's think step by step."
 _BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -26,12 +32,14 @@ class PromptTemplate:
         version: Counts changes of wording.
         is_chat: Framed by the tokenizer's chat template instead of ``Question: … Answer:``.
         instruction: Text after the question.
+        is_thinking: Whether the model is to think before it answers.
     """
 
     name: str
     version: int
     is_chat: bool
     instruction: str = ""
+    is_thinking: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
@@ -41,7 +49,10 @@ class PromptTemplate:
         text = question + self.instruction
         if self.is_chat:
             messages = [{"role": "user", "content": text}]
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            framed = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=self.is_thinking
+            )
+            return str(framed) if self.is_thinking else _end_thought(str(framed))
         return f"Question: {text}\nAnswer:"
 
     def has_framed(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -80,12 +91,27 @@ class PromptTemplate:
         return int(tokenizer.eos_token_id)
 
 
+def _end_thought(prompt: str) -> str:
+    """With an empty thought, written as Qwen3 does, in place of one that is only begun."""
+    begun = prompt.rstrip()
+    return f"{begun}\n\n{THOUGHT_END}\n\n" if begun.endswith(THOUGHT_START) else prompt
+
+
+def without_thoughts(completion: str) -> str:
+    """What follows the last thought: the answer. Nothing, where the thought that it begins with has no end."""
+    answer = completion.rpartition(THOUGHT_END)[2]
+    return "" if answer.lstrip().startswith(THOUGHT_START) else answer
+
+
 TEMPLATES = {
     template.name: template
     for template in (
         PromptTemplate("chat", 1, is_chat=True),
         PromptTemplate("chat-step-by-step", 1, is_chat=True, instruction=_STEP_BY_STEP),
         PromptTemplate("chat-boxed", 1, is_chat=True, instruction=_BOXED),
+        PromptTemplate("chat-thinking", 1, is_chat=True, is_thinking=True),
+        PromptTemplate("chat-step-by-step-thinking", 1, is_chat=True, instruction=_STEP_BY_STEP, is_thinking=True),
+        PromptTemplate("chat-boxed-thinking", 1, is_chat=True, instruction=_BOXED, is_thinking=True),
         PromptTemplate("plain", 1, is_chat=False),
         PromptTemplate("plain-step-by-step", 1, is_chat=False, instruction=_STEP_BY_STEP),
         PromptTemplate("plain-boxed", 1, is_chat=False, instruction=_BOXED),
@@ -97,7 +123,7 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplat
     """The template of that name; ``auto`` is ``chat`` where the tokenizer has a chat template and ``plain`` elsewhere.
 
     Raises:
-        UserError: An unknown name, or a chat template the tokenizer does not have.
+        UserError: An unknown name, or a chat template or thinking mode that the tokenizer does not have.
     """
     if name == "auto":
         name = "chat" if tokenizer.chat_template else "plain"
@@ -108,7 +134,22 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplat
         raise UserError(
             f"template {name!r} needs a tokenizer with a chat template; this one has none: use --template plain"
         )
+    off = replace(template, is_thinking=False)
+    if template.is_thinking and template.prompt("", tokenizer) == off.prompt("", tokenizer):
+        raise UserError(
+            f"template {name!r} needs a chat template with a thinking mode, and the tokenizer's has none;"
+            f" use --template {name.removesuffix('-thinking')}"
+        )
     return template
+
+
+def check_thoughts(template: PromptTemplate, solutions: Iterable[str]) -> None:
+    """Raises `UserError` for solutions without thoughts to train a thinking mode on: no completion starts like them."""
+    if template.is_thinking and not all(THOUGHT_END in solution for solution in solutions):
+        raise UserError(
+            f"template {template.name!r} is trained on solutions that begin with a thought, up to {THOUGHT_END};"
+            f" these do not all: use --template {template.name.removesuffix('-thinking')}"
+        )
 
 
 def encode_prompt(template: PromptTemplate, question: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -193,7 +193,7 @@ def _masks(
         raise UserError(
             "numbers of several tokens and bidirectional prompts need causal attention, full or sliding, as eager or"
             f" sdpa; the model's is {config._attn_implementation} with layers {layer_types}: take a grid of single"
-            " tokens and causal prompts, or load the model with attn_implementation='sdpa'"
+            " tokens and causal prompts, or load the model with --attn-implementation sdpa"
         )
     columns = is_token.shape[1]
     itself = torch.eye(columns, dtype=torch.bool, device=is_token.device)  # also padding's: no row without a column

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reft_math.card import CARD_NAME
 from reft_math.data.regression import RegressionRow
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.errors import UserError
@@ -26,6 +28,7 @@ from reft_math.regression.predictors import parse_number
 from reft_math.regression.scores import NO_TOKEN, Reading, read, string_log_probs
 from reft_math.regression.tokens import without_names
 from reft_math.regressor.batches import RegressionCollator, encode_rows
+from reft_math.regressor.card import write_regressor_card
 from reft_math.regressor.config import RegressorConfig
 
 HEAD_NAME = "head.safetensors"
@@ -64,6 +67,7 @@ class Regressor(nn.Module):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.grid, self.regressor_config, self.adapter = grid, config, adapter
         self.intervening: Intervening = intervening or (lambda length: nullcontext())
+        self.card: str | None = None  # its own README, where it came with one
         self.head: Head | None = None
         if config.head is not None:
             embeddings = model.get_output_embeddings().weight
@@ -76,6 +80,11 @@ class Regressor(nn.Module):
         self._ended_strings = torch.tensor([[*ids, *[NO_TOKEN] * (longest - len(ids))] for ids in ended])
 
     # --- training -----------------------------------------------------------------------------------------------
+
+    @property
+    def hf_device_map(self) -> Any:
+        """The base's, where it lies on several devices: by it a trainer sees that it must stay there."""
+        return self.model.hf_device_map
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, targets: torch.Tensor
@@ -227,7 +236,10 @@ class Regressor(nn.Module):
     # --- files --------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Writes the config, the head, and the adapter or, where it was tuned whole, the model with its tokenizer."""
+        """Writes the config, the head, and the adapter or, where it was tuned whole, the model with its tokenizer.
+
+        And a model card; one that is in the folder already, or that the regressor was loaded with, keeps its own text.
+        """
         folder = Path(folder)
         self.regressor_config.save_pretrained(folder)
         if self.head is not None:
@@ -236,11 +248,13 @@ class Regressor(nn.Module):
         if self.adapter is not None:
             # Rows of added tokens are made again from their start, so peft need not save whole embeddings.
             self.adapter.save_pretrained(folder / ADAPTER_FOLDER, save_embedding_layers=False)  # type: ignore[operator]
+            (folder / ADAPTER_FOLDER / CARD_NAME).unlink(missing_ok=True)  # the regressor's is the one for both
         elif self.regressor_config.tune == "full":
             self.model.save_pretrained(folder / MODEL_FOLDER)
             self.tokenizer.save_pretrained(folder / MODEL_FOLDER)
+        write_regressor_card(folder, self.card)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Saves to the hub; keyword arguments as in `reft_math.hub.push`."""
         return push(self.save_pretrained, repo_id, **kwargs)
 
@@ -266,10 +280,14 @@ def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -
     """The config's prompt template.
 
     Raises:
-        UserError: Its wording has changed since the regressor was trained.
+        UserError: Its wording has changed since the regressor was trained, or it lets the model think first.
     """
     name, _, version = config.template.partition("/")
     template = get_template(name, tokenizer)
+    if template.is_thinking:
+        raise UserError(
+            f"a regressor's number follows the prompt at once, with no thought between; got template {name}"
+        )
     if version and str(template) != config.template:
         raise UserError(
             f"the regressor was trained with prompt template {config.template}, this version has {template};"

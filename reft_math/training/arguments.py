@@ -41,6 +41,8 @@ def training_arguments(options: FittingOptions, folder: Path, **settings: Any) -
     # One process, one device: the trainer would spread a single process over all visible GPUs by DataParallel, whose
     # replicas the hooks do not follow. Several GPUs are torchrun's.
     arguments._n_gpu = min(arguments.n_gpu, 1)
+    # The option's to say, and recorded as such; accelerate's launcher names one in the environment.
+    arguments.mixed_precision = options.mixed_precision
     return arguments
 
 

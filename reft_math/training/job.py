@@ -18,7 +18,7 @@ from reft_math.completion import Complete, Decoding, Generate, complete
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
 from reft_math.data.registry import held_out_problems, load_problems
-from reft_math.data.templates import PromptTemplate, get_template
+from reft_math.data.templates import PromptTemplate, check_thoughts, get_template
 from reft_math.evaluation import (
     EVALUATION_COLUMNS,
     Scorer,
@@ -67,12 +67,13 @@ def resolve(options: Options) -> Options:
     )
 
 
-def prepare(options: TrainingOptions, model: PreTrainedModel | None = None) -> Job:
+def prepare(options: TrainingOptions, model: PreTrainedModel | None = None, to_be_sharded: bool = False) -> Job:
     """Reads tokenizer, model and data. Writes nothing.
 
     Args:
         options: Resolved.
         model: The base, where it is loaded already.
+        to_be_sharded: As in `load_model`.
 
     Raises:
         UserError: Any of them cannot be had as asked.
@@ -86,7 +87,8 @@ def prepare(options: TrainingOptions, model: PreTrainedModel | None = None) -> J
     load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=seed)
     train = load("train", limit=options.train_size, noise=options.noise or 0.0)
     validation, test = held_out_problems(options.dataset, options.data_dir)
-    model = model or load_model(options.model, options.revision, options.dtype)
+    model = model or load_model(options.model, options.revision, options, to_be_sharded=to_be_sharded)
+    check_thoughts(template, (problem.solution for problem in train))
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
     return Job(options, model, tokenizer, template, train, validation, test[: options.eval_size])
 
@@ -169,8 +171,8 @@ def evaluate_kl_gates(job: Job, generate: Generate, size: int) -> dict[str, dict
         return evaluate_gates(KL_GATES, problems, completer, score, folder, options.eval_batch_size)
 
 
-def report(job: Job, evaluation: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    """Writes ``results.json`` and prints the table."""
+def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str, Any]) -> None:
+    """Writes ``results.json`` and prints the table, or, without an evaluation, how to come by one."""
     options = job.options
     path = Path(options.output_dir) / RESULTS_NAME
     head = provenance(options)
@@ -180,8 +182,15 @@ def report(job: Job, evaluation: Mapping[str, Any], results: Mapping[str, Any]) 
         "template": str(job.template),
     }
     write_json(path, {**head, **settings, **results, "evaluation": evaluation})
-    title = f"{options.dataset}, {len(job.test_problems)} held-out problems, greedy"
-    print_table(title, EVALUATION_COLUMNS, evaluation_rows(evaluation))
+    if evaluation is None:
+        adapter = f"--adapter {options.output_dir}/adapter --device-map auto"
+        print(
+            "not evaluated: a sharded base is for training. On one machine that holds it:"
+            f" eval/calibrate_gate.py {adapter} --dataset {options.dataset} --save, then eval/gsm8k.py {adapter}"
+        )
+    else:
+        title = f"{options.dataset}, {len(job.test_problems)} held-out problems, greedy"
+        print_table(title, EVALUATION_COLUMNS, evaluation_rows(evaluation))
     if options.model == "arithmetic":
         print("The embedded model's figures say that the machinery works; they say nothing of a large language model.")
     print(f"results: {path}")

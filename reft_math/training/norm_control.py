@@ -27,7 +27,8 @@ def mean_norm(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
     """``mean_l ‖v_l‖₂`` in float32, a scalar with gradient; 0 for no vectors."""
     if not vectors:
         return torch.zeros(())
-    return torch.stack([torch.linalg.vector_norm(vector.float()) for vector in vectors]).mean()
+    norms = [torch.linalg.vector_norm(vector.float()) for vector in vectors]
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).mean()  # layers may lie on several
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def project_mean_norm(vectors: Sequence[torch.Tensor], target: float) -> None:
     norm = mean_norm(vectors)
     if norm > target:
         for vector in vectors:
-            vector.mul_(target / norm)
+            vector.mul_((target / norm).to(vector.device))
 
 
 @torch.no_grad()

@@ -8,10 +8,24 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from reft_math.errors import UserError, require
+from reft_math.loading import LoadingOptions
+
+LAYER = "{layer}"  # stands for a layer's number in the path of a module
+
+
+def check_site_path(site: str | None, site_path: str | None) -> None:
+    """Raises `UserError` where a site is told twice, or by a path that names no layer."""
+    if site is not None and site_path is not None:
+        raise UserError(f"--site and --site-path exclude each other; got {site} and {site_path}")
+    if site_path is not None and LAYER not in site_path:
+        raise UserError(
+            f"--site-path must hold {LAYER} for the layer's number, as in model.layers.{LAYER}.mlp.up_proj;"
+            f" got {site_path}"
+        )
 
 
 @dataclass(frozen=True)
-class FittingOptions:
+class FittingOptions(LoadingOptions):
     """Model, optimisation and output folder, for whatever is trained.
 
     Where a default depends on other settings, the field is None and the command fills it in; the resolved value is what
@@ -22,15 +36,15 @@ class FittingOptions:
 
     model: str = field(default="arithmetic", metadata={"help": "Base: hub id, folder, or the embedded 'arithmetic'."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."}
-    )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
     template: str = field(
         default="auto",
-        metadata={"help": "Prompt: chat, plain, either with -step-by-step or -boxed; auto is chat if there is one."},
+        metadata={
+            "help": "Prompt: chat, plain, either with -step-by-step or -boxed, chat… also with -thinking; auto is chat"
+            " if there is one."
+        },
     )
     train_size: int | None = field(default=None, metadata={"help": "Training problems at most (all; arithmetic 2048)."})
 
@@ -60,6 +74,7 @@ class FittingOptions:
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("train_size", "batch_size", "accumulation"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
         for name in ("epochs", "learning_rate"):

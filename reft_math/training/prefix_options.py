@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reft_math.errors import UserError, require
-from reft_math.training.options import TrainingOptions
+from reft_math.training.options import TrainingOptions, check_site_path
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class PrefixOptions(TrainingOptions):
             "help": "Where: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block (ffn_up for red, else block)."
         },
     )
+    site_path: str | None = field(
+        default=None,
+        metadata={"help": "Where, by a module's path instead: model.layers.{layer}.mlp.up_proj; any decoder's."},
+    )
     layers: str = field(default="all", metadata={"help": "all, or numbers and ranges such as 0,2,8-11."})
     positions: Literal["all", "generated", "prompt"] = field(
         default="all", metadata={"help": "Tokens the interventions act on: prompt and generated, or one of the two."}
@@ -59,6 +63,7 @@ class PrefixOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_site_path(self.site, self.site_path)
         require(self, "k", lambda value: value >= 1, "at least 1")
         require(self, "calibration_size", lambda value: value >= 1, "at least 1")
         require(self, "full_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reft_math.errors import UserError, require
-from reft_math.training.options import FittingOptions
+from reft_math.training.options import FittingOptions, check_site_path
 
 GRIDLESS = [f"head:{name}" for name in ("logit", "mean", "min", "max", "mlp", "probabilities")]
 
@@ -66,6 +66,9 @@ class RegressionOptions(FittingOptions):
         default=None,
         metadata={"help": "Where RED and LoReFT act, as in train/prefix_reft.py (ffn_up; block for loreft)."},
     )
+    site_path: str | None = field(
+        default=None, metadata={"help": "The same by a module's path: model.layers.{layer}.mlp.up_proj; any decoder's."}
+    )
     layers: str = field(default="all", metadata={"help": "RED and LoReFT: all, or such as 0,2,8-11."})
     rank: int | None = field(default=None, metadata={"help": "LoReFT's (4) or LoRA's (8)."})
     schedule: Literal["constant", "cosine"] = field(
@@ -111,5 +114,9 @@ class RegressionOptions(FittingOptions):
             raise UserError(f"--samples are answers written out; {what} writes none: leave it out")
         if self.rank is not None and self.tune not in ("loreft", "lora"):
             raise UserError(f"--rank is LoReFT's or LoRA's; leave it out for --tune {self.tune}")
-        if self.tune not in ("red", "loreft") and (self.site is not None or self.layers != "all"):
-            raise UserError(f"--site and --layers are RED's and LoReFT's; leave them out for --tune {self.tune}")
+        check_site_path(self.site, self.site_path)
+        places = self.site or self.site_path
+        if self.tune not in ("red", "loreft") and (places is not None or self.layers != "all"):
+            raise UserError(
+                f"--site, --site-path and --layers are RED's and LoReFT's; leave them out for --tune {self.tune}"
+            )

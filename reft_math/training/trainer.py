@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from reft_math.regression.losses import number_token_loss
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import NormController, mean_norm, project_mean_norm, remove_directions
+from reft_math.training.packing import logits_at
 
 NORM_CONTROL_NAME = "norm_control.json"
 
@@ -176,7 +177,8 @@ class PrefixTrainer(RowTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         targets = inputs.pop("targets")
-        outputs = model(**inputs, logits_to_keep=targets.shape[1], use_cache=False)
+        with logits_at(self.accelerator.unwrap_model(model), inputs.pop("logits_at")):
+            outputs = model(**inputs, use_cache=False)
         losses = sequence_cross_entropy(outputs.logits, targets)
         assert num_items_in_batch is not None  # get_batch_samples
         share = self.share(num_items_in_batch)

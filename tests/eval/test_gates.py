@@ -32,6 +32,7 @@ def test_the_choice_is_saved_where_asked_for(call: Callable[[str], None], tmp_pa
     assert default_gate(null_adapter) == "tokens:3"
     call(f"{line}/saved --save")
     assert default_gate(null_adapter) == "tokens:2"
+    assert "- **gate in decoding**: `tokens:2`" in (null_adapter / "README.md").read_text()
     assert (null_adapter / "reft_model.safetensors").read_bytes() == weights
     results = json.loads((tmp_path / "saved" / "results.json").read_text())
     assert results["best"] == "tokens:2"

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
+import pyvene
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -65,6 +63,34 @@ def test_a_fresh_process_loads_the_folder_with_plain_pyvene_and_pyreft_to_the_la
     assert done.stdout.splitlines()[-1] == "equal"
 
 
+@pytest.mark.parametrize(
+    ("family", "site"),
+    [
+        ("Phi3", "model.layers.{layer}.mlp.gate_up_proj"),
+        ("OPT", "model.decoder.layers.{layer}.self_attn.q_proj"),
+        ("OPT", "block"),
+    ],
+)
+def test_paths_come_back_here_and_in_pyvene_once_it_has_heard_of_the_class(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, site: str
+) -> None:
+    model = tiny_model(family, **({"word_embed_proj_dim": 32} if family == "OPT" else {}))
+    reft_model = randomised(model, site=site, layers="0,2")
+    logits = reft_model(TOKENS).logits
+    reft_model.save_pretrained(tmp_path)
+    reft_model.unload()
+    assert not torch.equal(model(TOKENS).logits, logits)
+
+    loaded = PrefixReftModel.from_pretrained(tmp_path, model)
+    assert loaded.prefix_config.site == site
+    assert torch.equal(loaded(TOKENS).logits, logits)
+    loaded.unload()
+
+    monkeypatch.setitem(pyvene.type_to_dimension_mapping, type(model), {})
+    stock = pyvene.IntervenableModel.load(str(tmp_path), model)
+    assert torch.equal(stock({"input_ids": TOKENS}, unit_locations={"base": list(range(8))})[1].logits, logits)
+
+
 @pytest.mark.parametrize("config", [{}, {"intervention": "loreft", "site": "block", "rank": 2, "layers": "1"}])
 def test_from_pretrained_gives_the_same_model(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, config: dict[str, object]
@@ -74,30 +100,6 @@ def test_from_pretrained_gives_the_same_model(
     loaded = PrefixReftModel.from_pretrained(tmp_path, tiny_model())
     assert torch.equal(loaded(TOKENS).logits, reft_model(TOKENS).logits)
     assert loaded.prefix_config == reft_model.prefix_config
-
-
-def test_push_to_hub_uploads_what_save_pretrained_writes(
-    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class FakeApi:
-        created: ClassVar[list[str]] = []
-
-        def __init__(self, token: str | None) -> None:
-            assert token == "secret"
-
-        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> None:
-            self.created.append(repo_id)
-
-        def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> SimpleNamespace:
-            shutil.copytree(folder_path, tmp_path / "hub")
-            return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
-
-    monkeypatch.setattr("reft_math.hub.HfApi", FakeApi)
-    reft_model = randomised(tiny_model())
-    assert reft_model.push_to_hub("me/adapter", token="secret") == "https://hub/me/adapter/commit/1"
-    assert FakeApi.created == ["me/adapter"]
-    loaded = PrefixReftModel.from_pretrained(tmp_path / "hub", tiny_model())
-    assert torch.equal(loaded(TOKENS).logits, reft_model(TOKENS).logits)
 
 
 def test_an_adapter_for_another_width_is_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ def randomised(model: PreTrainedModel, **config: object) -> PrefixReftModel:
         ("Gemma", {}, {"site": "attn_o"}, {"attention_bias": True}),
         ("Gemma2", {}, {"site": "attn_v"}, {"attention_bias": True}),
         ("Gemma3", {}, {"site": "attn_o", "intervention": "direft"}, {"attention_bias": True}),
+        ("GPTNeoX", {}, {"site": "ffn_up"}, {}),
+        ("GPTNeoX", {}, {"site": "attn_o", "intervention": "loreft"}, {}),
+        ("Llama", {}, {"site": "model.layers.{layer}.mlp.gate_proj"}, {"mlp_bias": True, "attention_bias": False}),
     ],
 )
 def test_the_merged_checkpoint_is_a_plain_model_with_the_hooked_models_logits(
@@ -92,6 +95,8 @@ def test_weights_keep_the_bases_dtype(tiny_model: Callable[..., PreTrainedModel]
         ("Mistral", {"site": "ffn_up"}, "a MistralForCausalLM cannot have a bias at ffn_up.*at no site"),
         ("Qwen3", {"site": "ffn_up"}, "cannot have a bias at ffn_up.*at attn_q, attn_k, attn_v, attn_o$"),
         ("Gemma3", {"site": "ffn_down"}, "cannot have a bias at ffn_down.*at attn_q, attn_k, attn_v, attn_o$"),
+        ("Phi3", {"site": "ffn_down"}, "a Phi3ForCausalLM cannot have a bias at ffn_down.*at no site"),
+        ("Llama", {"site": "model.layers.{layer}.mlp"}, "only a linear module .*{layer}.mlp is a LlamaMLP"),
         ("Llama", {"site": "block"}, "site block is a sum"),
         ("Llama", {"gate": "prompt"}, "the adapter's gate is prompt, which leaves generated tokens alone"),
         ("Llama", {"positions": "generated"}, "acts on generated positions only"),

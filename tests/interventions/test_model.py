@@ -30,8 +30,17 @@ def loss_of(logits: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2"])
-@pytest.mark.parametrize(("intervention", "site"), [("red", "ffn_up"), ("loreft", "block")])
+@pytest.mark.parametrize(
+    ("family", "intervention", "site"),
+    [
+        ("Llama", "red", "ffn_up"),
+        ("Llama", "loreft", "block"),
+        ("Qwen2", "red", "ffn_up"),
+        ("Qwen2", "loreft", "block"),
+        ("Phi3", "red", "ffn_down"),
+        ("GPTNeoX", "red", "ffn_up"),
+    ],
+)
 @pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
 def test_loss_and_gradients_equal_stock_pyvenes(
     tiny_model: Callable[..., PreTrainedModel],

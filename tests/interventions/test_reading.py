@@ -16,7 +16,7 @@ from reft_math.decoding.gate import parse_gate
 from reft_math.decoding.pairs import Handoff
 from reft_math.probes.statements import Text
 
-FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")
+FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
 TEXTS = [Text([5, 9, 33, 41], [17, 8, 60]), Text([7, 21], [3])]
 PROMPTS = [[5, 9, 33, 41], [7, 21, 3], [50, 12, 44, 8, 19]]
 
@@ -36,7 +36,7 @@ def test_states_are_the_models_at_the_last_token(tiny_model: Callable[..., PreTr
     attention's output."""
     model = tiny_model(family)
     stream, heads = map(torch.from_numpy, read_states(model, TEXTS))
-    assert heads.shape == (2, 3, 4, 8 if family == "Qwen2" else 12)
+    assert heads.shape == (2, 3, 4, 8 if family in ("Qwen2", "GPTNeoX") else 12)
     for row, text in enumerate(TEXTS):
         outputs: list[torch.Tensor] = []
         handles = [

@@ -12,16 +12,18 @@ from interventions import PrefixReftConfig, get_prefix_reft_model
 from reft_math.data.positions import intervention_mask
 from reft_math.data.prefix import PrefixCollator
 from reft_math.training.loss import sequence_cross_entropy
+from reft_math.training.packing import logits_at
 
 K = 3
-ROWS = [([5, 6, 7, 8], [11, 12, 13, 14, 15, 16]), ([9, 10], [21, 22, 23, 24, 2]), ([30, 31, 32], [33, 2])]
+ROWS = [([5, 6, 7, 8], [11, 12, 13, 14, 15, 16]), ([9, 10], [21, 22, 23, 24, 2]), ([30], [33, 2])]
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2"])
 @pytest.mark.parametrize(("intervention", "site"), [("red", "ffn_up"), ("loreft", "block")])
 @pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("pack", [True, False])
 def test_truncated_batch_equals_the_full_length_batch_with_masked_labels(
-    tiny_model: Callable[..., PreTrainedModel], family: str, intervention: str, site: str, positions: str
+    tiny_model: Callable[..., PreTrainedModel], family: str, intervention: str, site: str, positions: str, pack: bool
 ) -> None:
     config = PrefixReftConfig(intervention=intervention, site=site, positions=positions)  # type: ignore[arg-type]
     model = get_prefix_reft_model(tiny_model(family).double(), config)
@@ -31,10 +33,11 @@ def test_truncated_batch_equals_the_full_length_batch_with_masked_labels(
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
 
-    batch = PrefixCollator(0, positions)([{"prompt_ids": x, "target_ids": y[:K]} for x, y in ROWS])  # type: ignore[arg-type]
+    batch = PrefixCollator(0, positions, pack)([{"prompt_ids": x, "target_ids": y[:K]} for x, y in ROWS])  # type: ignore[arg-type]
     targets = batch.pop("targets")
-    assert batch["input_ids"].shape[1] == 4 + K - 1
-    truncated = sequence_cross_entropy(model(**batch, logits_to_keep=targets.shape[1]).logits, targets).mean()
+    assert batch["input_ids"].shape == (2 if pack else 3, 4 + K - 1)
+    with logits_at(model, batch.pop("logits_at")):
+        truncated = sequence_cross_entropy(model(**batch, use_cache=False).logits, targets).mean()
     gradients = torch.autograd.grad(truncated, list(model.parameters()))
 
     losses = []

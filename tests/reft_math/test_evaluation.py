@@ -137,6 +137,13 @@ def test_samples_are_rows_of_their_own_and_a_stopped_run_draws_the_same_ones(tmp
 # --- scores ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("is_numeric", [True, False])
+def test_thoughts_are_no_answers(is_numeric: bool) -> None:
+    completions = ["<think>It is 8.</think>The answer is 9.", "<think>The answer is 9.", "The answer is 9."]
+    with Scorer(is_numeric) as score:
+        assert [row["correct"] for row in score([("9", text) for text in completions])] == [True, False, True]
+
+
 def test_a_numeric_answer_counts_by_the_last_number_and_the_stated_one_is_told_beside_it() -> None:
     with Scorer(is_numeric=True) as score:
         stated, last, wrong = score([("7", "#### 7"), ("7", "3+4=7"), ("5", "15")])

@@ -49,6 +49,8 @@ def test_an_import_is_evaluated_and_merged(
     call(f"{evaluation} --output-dir {tmp_path}/evaluation")
     call(f"train/merge_adapter.py --adapter {imported} --output-dir {merged}")
     assert "the adapter's own gate is tokens:9; weights have none" in capsys.readouterr().out
+    assert "**in its weights**: RED at `ffn_up`, layers 0, 1" in (merged / "README.md").read_text()
+    assert not any(tiny_base in (folder / "README.md").read_text() for folder in (imported, merged))
     reft_model = PrefixReftModel.from_pretrained(imported, load_model(tiny_base))
     plain = AutoModelForCausalLM.from_pretrained(merged)
     with torch.no_grad():

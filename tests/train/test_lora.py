@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from interventions import PrefixReftConfig, get_prefix_reft_model
+from reft_math.models import load_model
+
 SMALL = "--train-size 32 --eval-size 8 --epochs 1"
 
 
@@ -38,3 +41,16 @@ def test_modules_the_model_lacks_are_a_mistake(
         call(f"train/lora.py --target-modules nosuch {SMALL} --output-dir {tmp_path}/run")
     assert "error: --target-modules must name linear modules of the model; got 'nosuch'" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_as_many_parameters_as_an_adapter(call: Callable[[str], None], tmp_path: Path) -> None:
+    """RED has 3,072 on the embedded model; rank 1 on query, key and value is the first choice that has as many."""
+    get_prefix_reft_model(load_model("arithmetic"), PrefixReftConfig()).save_pretrained(tmp_path / "red")
+    line = f"train/lora.py --match {tmp_path}/red {SMALL} --output-dir {tmp_path}/run"
+    call(line)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["rank"], results["target_modules"]) == (1, "q_proj,k_proj,v_proj")
+    assert results["trainable_parameters"] == 3072
+    call(f"{line} --resume")  # the choice is the same: the settings are those of the folder
+    with pytest.raises(SystemExit):
+        call(f"{line} --rank 2 --overwrite")

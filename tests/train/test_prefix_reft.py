@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +16,11 @@ import pytest
 import torch
 
 from interventions import PrefixReftModel
-from reft_math import calibration
+from reft_math import calibration, models, sharding
+from reft_math.arithmetic.tokenizer import build_tokenizer
 from reft_math.models import load_model
 from reft_math.training import job
+from reft_math.training.norm_control import mean_norm
 
 SMALL = "--train-size 64 --eval-size 8 --epochs 2 --save-steps 3 --calibration-size 4"
 
@@ -54,6 +57,40 @@ def test_writes_adapter_records_and_results(call: Callable[[str], None], tmp_pat
     ours.unload()
     stock = pyreft.ReftModel.load(adapter, model)
     assert torch.equal(stock({"input_ids": tokens}, unit_locations={"base": list(range(8))})[1].logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("family", "arguments"),
+    [
+        ("Phi3", "--site ffn_down"),
+        ("GPTNeoX", ""),
+        ("OPT", "--site-path model.decoder.layers.{layer}.self_attn.v_proj"),
+    ],
+)
+def test_other_families_train_and_their_adapters_evaluate(
+    call: Callable[[str], None],
+    tmp_path: Path,
+    tiny_model: Callable[..., Any],
+    family: str,
+    arguments: str,
+) -> None:
+    tokenizer = build_tokenizer()
+    changes = {"word_embed_proj_dim": 32} if family == "OPT" else {}
+    model = tiny_model(family, vocab_size=len(tokenizer), max_position_embeddings=256, **changes)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    short = "--train-size 16 --batch-size 4 --eval-size 2 --epochs 1 --gate tokens:3 --max-new-tokens 8"
+    call(f"train/prefix_reft.py --model {tmp_path}/base {short} {arguments} --output-dir {tmp_path}/run")
+    config = read(tmp_path / "run" / "adapter" / "reft_config.json")
+    assert config["site"] == (arguments.split()[-1] if arguments else "ffn_up")
+    assert read(tmp_path / "run" / "results.json")["bias_norm"]["achieved"] > 0
+    line = f"eval/arithmetic.py --adapter {tmp_path}/run/adapter --limit 2 --max-new-tokens 8"
+    call(f"{line} --output-dir {tmp_path}/evaluation")
+    trained, again = (
+        [json.loads(row)["completion"] for row in (tmp_path / path).read_text().splitlines()]
+        for path in ("run/records/prefix.jsonl", "evaluation/records/adapter.jsonl")
+    )
+    assert again == trained
 
 
 def test_the_default_gate_is_the_last_of_the_most_accurate_on_validation_problems(
@@ -214,23 +251,97 @@ def test_a_real_data_set_from_a_folder(
     assert list(results["evaluation"]) == ["base", "prefix", "always_on"]
 
 
-def test_runs_under_torchrun(tmp_path: Path, tiny_base: str) -> None:
-    """Two processes, half the steps each would need alone; both evaluate their share, one writes the results."""
-    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --batch-size 4 --output-dir {tmp_path}/run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
+def launch(config: str, model: str, folder: Path, port: int) -> str:
+    """The command in two processes, by ``accelerate launch``; its standard output."""
+    line = f"train/prefix_reft.py --model {model} {SMALL} --batch-size 4 --output-dir {folder}"
+    root = Path(__file__).resolve().parents[2]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml"]
     done = subprocess.run(
-        [*launcher, *line.split()],
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        [*launcher, "--num_processes", "2", "--main_process_port", str(port), *line.split()],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str) -> None:
+    """Half the steps each would need alone; both evaluate their share, one writes the results."""
+    launch("ddp", tiny_base, tmp_path / "run", port=29518)
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert results["evaluation"]["prefix"]["total"] == 8
     assert not list((tmp_path / "run").rglob("*.shard-*"))
+
+
+def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(tmp_path: Path, tiny_base: str) -> None:
+    output = launch("fsdp2", tiny_base, tmp_path / "run", port=29521)
+    assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --device-map auto" in output
+    results = read(tmp_path / "run" / "results.json")
+    assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
+    assert (results["evaluation"], results["calibration"]) == (None, None)
+    base = load_model(tiny_base)
+    assert results["model"]["parameters"] == base.num_parameters()
+    adapter = PrefixReftModel.from_pretrained(tmp_path / "run" / "adapter", base)
+    assert adapter.gate == results["gate"] == "tokens:10"
+    assert mean_norm(list(adapter.biases().values())).item() == pytest.approx(results["bias_norm"]["achieved"])
+
+
+@pytest.mark.parametrize(
+    ("environment", "got"),
+    [
+        ({"FSDP_VERSION": "2"}, "got num_processes 1, fsdp_version 2,"),
+        ({"FSDP_VERSION": "1"}, "fsdp_version 1,"),
+        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params True,"),
+        ({"FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"}, "fsdp_activation_checkpointing True"),
+    ],
+)
+def test_fsdp_is_as_its_config_has_it(
+    call: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environment: dict[str, str],
+    got: str,
+) -> None:
+    for name, value in {"ACCELERATE_USE_FSDP": "true", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stopped:
+        call(f"train/prefix_reft.py --output-dir {tmp_path}/run")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: FSDP is version 2 over several processes, as configs/fsdp2.yaml has it")
+    assert got in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train/lora.py", "only train/prefix_reft.py shards its base"),
+        ("eval/arithmetic.py", "only train/prefix_reft.py shards its base"),
+        ("train/prefix_reft.py --project-number-direction", "--project-number-direction reads the base's activations"),
+    ],
+)
+def test_what_needs_a_whole_base_does_not_run_under_fsdp(
+    call: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr(sharding, "is_asked_for", lambda: True)
+    monkeypatch.setattr(models, "is_asked_for", lambda: True)
+    with pytest.raises(SystemExit) as stopped:
+        call(f"{line} --output-dir {tmp_path}/run")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not (tmp_path / "run").exists()
 
 
 MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2?"}\n'
@@ -248,10 +359,17 @@ MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2
         ("--target-norm 0", "--target-norm must be positive; got 0"),
         ("--target-norm -0.54", "--target-norm must be positive; got -0.54"),
         ("--site mlp", "has no site 'mlp'; it has ffn_up, ffn_down"),
+        ("--site block --site-path a.{layer}", "--site and --site-path exclude each other; got block and a.{layer}"),
+        ("--site-path model.layers.0.mlp", "--site-path must hold {layer} for the layer's number, as in model.layers."),
+        (
+            "--site-path model.layers.{layer}.up",
+            "no module model.layers.0.up; model.layers.0 has self_attn",
+        ),
         ("--layers 0-2", "layers must lie in 0-1, the model's decoder layers; got 2"),
         ("--gate tokens:ten", "a gate is 'off', 'always', 'prompt', 'tokens:N' or 'kl:NATS'"),
         ("--positions generated --gate prompt", "gate prompt is for adapters that act on the prompt"),
         ("--template letter", "template must be auto or one of"),
+        ("--template chat-thinking", "needs a chat template with a thinking mode, and the tokenizer's has none"),
         ("--intervention loreft --rank 49", "rank must be at most the site's width 32"),
         ("--nosuch 1", "unrecognized arguments: --nosuch 1"),
         ("--resume --overwrite", "exclude each other"),
@@ -269,13 +387,27 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "data" / "gsm8k").mkdir(parents=True)
     (tmp_path / "data" / "gsm8k" / "train.jsonl").write_text(MALFORMED)
-    arguments = arguments.format(folder=tmp_path / "data")
+    arguments = arguments.replace("{folder}", str(tmp_path / "data"))
     with pytest.raises(SystemExit) as stopped:
         call(f"train/prefix_reft.py --model {tiny_base} {SMALL} --output-dir {tmp_path}/run {arguments}")
     assert stopped.value.code == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert message in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_thinking_mode_is_not_trained_on_solutions_without_thoughts(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").write_text(
+        "{{ messages[0].content }}{% if enable_thinking is false %}<think></think>{% endif %}"
+    )
+    line = f"train/prefix_reft.py --model {tmp_path}/base {SMALL} --output-dir {tmp_path}/run"
+    with pytest.raises(SystemExit):
+        call(f"{line} --template chat-thinking")
+    assert "error: template 'chat-thinking' is trained on solutions that begin with a thought" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -94,6 +94,10 @@ def test_writes_regressor_records_and_results(
     assert f"RMSE {results['rmse_of_training_mean']:.3f}" in table
     assert "they say nothing of a large language model" in table
 
+    card = (tmp_path / "regressor" / "README.md").read_text(encoding="utf-8")
+    assert f"| tuned, rail * | {results['evaluation']['tuned']['predictors']['rail']['rmse']['value']:.3f} |" in card
+    assert "- **trained parameters**: 3,072" in card
+
 
 READ_OFF = ["rail", "rail_normalised", "mode", "median"]
 
@@ -242,7 +246,10 @@ def test_a_finished_run_that_is_resumed_does_nothing_again(
         ("--rank 4", "--rank is LoReFT's or LoRA's; leave it out for --tune red"),
         ("--tune lora --rank 0", "--rank must be at least 1; got 0"),
         ("--tune loreft --rank 129", "rank must be at most the site's width 128; got 129"),
-        ("--tune full --layers 1", "--site and --layers are RED's and LoReFT's; leave them out for --tune full"),
+        (
+            "--tune full --layers 1",
+            "--site-path and --layers are RED's and LoReFT's; leave them out for --tune full",
+        ),
         ("--site mlp", "has no site 'mlp'; it has ffn_up"),
         ("--layers 4", "layers must lie in 0-3, the model's decoder layers; got 4"),
         ("--grid 1:5", "a grid is written as lower:upper:resolution, such as 0:5:0.1"),

@@ -9,11 +9,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from reft_math.arithmetic.problems import arithmetic_problems
 from reft_math.arithmetic.tokenizer import build_tokenizer
 from reft_math.data.positions import Positions
-from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator, PrefixDataset, pad_left
+from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator, PrefixDataset, pack_lines, pad_left
 from reft_math.data.problem import Problem
 from reft_math.data.templates import TEMPLATES
 from reft_math.errors import UserError
 from reft_math.training.loss import sequence_cross_entropy
+from reft_math.training.packing import logits_at
 
 CHAT = TEMPLATES["chat"]
 PROBLEMS = arithmetic_problems("train", 40)
@@ -100,50 +101,54 @@ def test_a_problem_without_a_solution_is_named(tokenizer: PreTrainedTokenizerFas
 
 
 def test_a_batch_by_hand() -> None:
+    """Inputs of 5, 4 and 1 tokens: the last two share a line."""
     batch = PrefixCollator(pad_token_id=9, positions=None)(ROWS)
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
-        "input_ids": [[11, 12, 13, 14, 21], [9, 31, 32, 41, 42], [9, 9, 9, 9, 51]],
-        "attention_mask": [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 0, 1]],
-        "position_ids": [[0, 1, 2, 3, 4], [0, 0, 1, 2, 3], [0, 0, 0, 0, 0]],
-        "targets": [[-100, 21, 22], [41, 42, 43], [-100, -100, 61]],
+        "input_ids": [[11, 12, 13, 14, 21], [31, 32, 41, 42, 51]],
+        "position_ids": [[0, 1, 2, 3, 4], [0, 1, 2, 3, 0]],
+        "targets": [[21, 22, -100], [41, 42, 43], [61, -100, -100]],
+        "logits_at": [[3, 4, 0], [6, 7, 8], [9, 0, 0]],
     }
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
+def test_a_batch_of_a_line_a_row_by_hand() -> None:
+    batch = PrefixCollator(pad_token_id=9, positions=None, pack=False)(ROWS)
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[11, 12, 13, 14, 21], [31, 32, 41, 42, 9], [51, 9, 9, 9, 9]],
+        "targets": [[21, 22, -100], [41, 42, 43], [61, -100, -100]],
+        "logits_at": [[3, 4, 0], [6, 7, 8], [10, 0, 0]],
+    }
+
+
 @pytest.mark.parametrize(
     ("positions", "expected"),
-    [
-        ("all", [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
-        ("generated", [[0, 0, 0, 0, 1], [0, 0, 0, 1, 1]]),
-        ("prompt", [[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]]),
-    ],
+    [("generated", [[0, 0, 0, 0, 1], [0, 0, 1, 1, 0]]), ("prompt", [[1, 1, 1, 1, 0], [1, 1, 0, 0, 1]])],
 )
 def test_the_intervention_mask_by_hand(positions: Positions, expected: list[list[int]]) -> None:
-    batch = PrefixCollator(pad_token_id=9, positions=positions)(ROWS[:2])
+    batch = PrefixCollator(pad_token_id=9, positions=positions)(ROWS)
     mask = batch.pop("intervention_mask")
     assert mask.dtype == torch.bool
     assert mask.int().tolist() == expected
-    without = PrefixCollator(pad_token_id=9, positions=None)(ROWS[:2])
-    assert batch.keys() == without.keys()
-    assert all(torch.equal(batch[name], without[name]) for name in batch)
+    everywhere = PrefixCollator(pad_token_id=9, positions="all")(ROWS)
+    assert batch.keys() == everywhere.keys(), "what acts everywhere needs no mask"
+    assert all(torch.equal(batch[name], everywhere[name]) for name in batch)
 
 
-def test_padding_is_never_a_target_or_attended_to_even_where_it_is_the_end_token(
+def test_lines_are_filled_with_the_longest_rows_first() -> None:
+    assert pack_lines([2, 7, 3, 5, 3], 8) == [[1], [3, 2], [4, 0]]
+    assert pack_lines([4, 4, 4], 4) == [[0], [1], [2]]
+    assert pack_lines([1, 1, 1, 1], 4) == [[0, 1, 2, 3]]
+
+
+def test_padding_is_never_a_target_even_where_it_is_the_end_token(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     end = int(tokenizer.eos_token_id)
     dataset = PrefixDataset([SHORT, *PROBLEMS[:3]], tokenizer, CHAT, 10)
     batch = PrefixCollator(pad_token_id=end, positions=None)([dataset[index] for index in range(4)])
-    lengths = [len(row["prompt_ids"]) + len(row["target_ids"]) - 1 for row in dataset]
-    assert batch["attention_mask"].sum(dim=1).tolist() == lengths
     assert (batch["targets"] != IGNORE_INDEX).sum(dim=1).tolist() == [4, 10, 10, 10]
     assert (batch["targets"] == end).sum(dim=1).tolist() == [1, 0, 0, 0], "the short solution's own, and no padding"
-
-
-def test_the_width_is_that_of_the_longest_row_without_its_last_target() -> None:
-    batch = PrefixCollator(pad_token_id=9, positions="all")(ROWS[1:])
-    assert batch["input_ids"].shape == batch["intervention_mask"].shape == (2, 4)
-    assert batch["targets"].shape == (2, 3)
 
 
 def test_pad_left_by_hand() -> None:
@@ -176,7 +181,8 @@ def test_the_truncated_batch_has_the_loss_and_gradient_of_whole_solutions_masked
 
     batch = PrefixCollator(int(tokenizer.pad_token_id), None)(list(PrefixDataset(problems, tokenizer, CHAT, k)))
     wanted = batch.pop("targets")
-    truncated_loss = sequence_cross_entropy(model(**batch, logits_to_keep=wanted.shape[1]).logits, wanted).mean()
+    with logits_at(model, batch.pop("logits_at")):
+        truncated_loss = sequence_cross_entropy(model(**batch, use_cache=False).logits, wanted).mean()
 
     whole = list(PrefixDataset(problems, tokenizer, CHAT, None))
     token_ids = [row["prompt_ids"] + row["target_ids"] for row in whole]

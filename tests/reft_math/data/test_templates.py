@@ -8,7 +8,15 @@ from transformers import PreTrainedTokenizerFast
 
 from reft_math.arithmetic.problems import STYLES, Style, arithmetic_problems
 from reft_math.arithmetic.tokenizer import build_tokenizer
-from reft_math.data.templates import TEMPLATES, PromptTemplate, encode_prompt, encode_target, get_template
+from reft_math.data.templates import (
+    TEMPLATES,
+    PromptTemplate,
+    check_thoughts,
+    encode_prompt,
+    encode_target,
+    get_template,
+    without_thoughts,
+)
 from reft_math.errors import UserError
 
 CHAT, PLAIN = TEMPLATES["chat"], TEMPLATES["plain"]
@@ -17,6 +25,20 @@ BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{
 TURN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<start>' + message.role + '\n' + message.content + END }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<start>model\n' }}{% endif %}"
+)
+
+
+# As Qwen3 and DeepSeek-R1 write a prompt: the one asks for a thought by leaving room for it, the other begins it.
+QWEN3 = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% endif %}"
+)
+R1 = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}{{ '<User>' + message.content }}"
+    "{% else %}{{ '<Assistant>' + message.content.split('</think>')[-1] + '<end>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<Assistant><think>\n' }}{% endif %}"
 )
 
 
@@ -65,7 +87,9 @@ def test_the_prompt_of_each_template(tokenizer: PreTrainedTokenizerFast, name: s
 
 
 def test_every_template_is_tested_above() -> None:
-    assert list(TEMPLATES) == ["chat", "chat-step-by-step", "chat-boxed", "plain", "plain-step-by-step", "plain-boxed"]
+    names = ["", "-step-by-step", "-boxed"]
+    chats, thinking = [f"chat{name}" for name in names], [f"chat{name}-thinking" for name in names]
+    assert list(TEMPLATES) == [*chats, *thinking, *(f"plain{name}" for name in names)]
     assert all(template.name == name for name, template in TEMPLATES.items())
 
 
@@ -192,6 +216,7 @@ def test_a_tokenizer_without_eos_is_an_error_that_names_the_way_out(tokenizer: P
 
 def test_a_template_knows_the_prompts_it_has_framed(tokenizer: PreTrainedTokenizerFast) -> None:
     """Of one question: not with the other frame, without the instruction, or with examples before it."""
+    tokenizer.chat_template = QWEN3  # whose thinking mode is another frame
     questions = ("What is 2+3?", "Tom has 4 coins. How many?")
     prompts = {name: [each.prompt(question, tokenizer) for question in questions] for name, each in TEMPLATES.items()}
     for name, template in TEMPLATES.items():
@@ -208,3 +233,60 @@ def test_a_frame_of_white_space_may_stand_in_a_question_and_a_special_token_may_
     chat = TEMPLATES["chat"]
     assert chat.has_framed(chat.prompt("Tom has 4 coins.\nHow many?", tokenizer), tokenizer)
     assert not chat.has_framed("<bos>What is 2+3?\n5<eos>What is 2+4?\n", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "off", "on"),
+    [
+        (
+            QWEN3,
+            "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+            "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (R1, "<bos><User>Why?<Assistant><think>\n\n</think>\n\n", "<bos><User>Why?<Assistant><think>\n"),
+    ],
+    ids=["Qwen3", "R1"],
+)
+def test_thinking_is_off_until_it_is_asked_for(
+    tokenizer: PreTrainedTokenizerFast, chat_template: str, off: str, on: str
+) -> None:
+    tokenizer.chat_template = chat_template
+    chat, thinking = (get_template(name, tokenizer) for name in ("auto", "chat-thinking"))
+    assert chat.prompt("Why?", tokenizer) == off
+    assert thinking.prompt("Why?", tokenizer) == on
+    assert (str(chat), str(thinking)) == ("chat/1", "chat-thinking/1")
+    boxed = get_template("chat-boxed-thinking", tokenizer)
+    assert boxed.prompt("Why?", tokenizer) == on.replace("Why?", f"Why?{BOXED}")
+    assert chat.has_framed(off, tokenizer)
+    assert thinking.has_framed(on, tokenizer)
+    assert not chat.has_framed(on, tokenizer)
+    assert not thinking.has_framed(off, tokenizer)
+
+
+def test_a_tokenizer_without_a_thinking_mode_cannot_be_asked_to_think(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match=r"thinking mode, and the tokenizer's has none; use --template chat-boxed$"):
+        get_template("chat-boxed-thinking", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("<think>\nIs it 7? No, 8.\n</think>\n\nIt is 9.", "\n\nIt is 9."),
+        ("Is it 7?</think>It is 9.", "It is 9."),  # the prompt has begun the thought
+        ("<think>7</think>or <think>8</think>9", "9"),
+        ("<think>\nIs it 7? Or 8", ""),
+        ("</think><think>8", ""),
+        ("It is 9.", "It is 9."),
+        ("x <think> y", "x <think> y"),
+    ],
+)
+def test_the_answer_follows_the_last_thought(completion: str, answer: str) -> None:
+    assert without_thoughts(completion) == answer
+
+
+def test_a_thinking_mode_is_trained_on_thoughts_only() -> None:
+    thinking = TEMPLATES["chat-thinking"]
+    check_thoughts(thinking, ["<think>7</think>8", "6</think>5"])
+    check_thoughts(CHAT, ["8"])
+    with pytest.raises(UserError, match="solutions that begin with a thought, up to </think>; these do not all: use"):
+        check_thoughts(thinking, ["<think>7</think>8", "5"])

@@ -260,6 +260,25 @@ def test_windows_shorter_than_the_text_are_as_defined(tiny_model: TinyModel, fam
         assert len({row.closing for row in rows}) > 1
 
 
+@pytest.mark.parametrize(
+    ("family", "site", "changes"),
+    [
+        ("Phi3", "ffn_down", {}),
+        ("GPTNeoX", "ffn_up", {}),
+        ("GPTNeoX", "block", {"use_parallel_residual": False}),
+        ("OPT", "model.decoder.layers.{layer}.self_attn.v_proj", {"word_embed_proj_dim": 32, "init_std": 0.2}),
+    ],
+)
+def test_families_with_modules_of_their_own_are_as_defined(
+    tiny_model: TinyModel, family: str, site: str, changes: dict[str, Any]
+) -> None:
+    reft_model = randomised(tiny_model(family, **changes).double(), site=site, scale=0.4)
+    threshold = float(watched(reft_model, KLGate(math.inf)).kl.cumsum(dim=1)[:, 3].mean())
+    output = watched(reft_model, KLGate(threshold), output_logits=True)
+    rows = assert_as_defined(output, reft_model, PROMPTS, KLGate(threshold), "base")
+    assert len({row.closing for row in rows}) > 1
+
+
 # --- closed: the base --------------------------------------------------------------------------------------------
 
 

@@ -385,7 +385,7 @@ def test_a_head_comes_back_as_it_was_saved(make_tiny: MakeTiny, tmp_path: Path, 
         for parameter in regressor.head.parameters():  # type: ignore[union-attr]
             parameter.add_(torch.randn_like(parameter))
     regressor.save_pretrained(tmp_path / "new")
-    assert files_of(tmp_path / "new") == {"regressor_config.json", "head.safetensors"}
+    assert files_of(tmp_path / "new") == {"regressor_config.json", "head.safetensors", "README.md"}
     assert RegressorConfig.from_pretrained(tmp_path / "new") == regressor.regressor_config
     other = make_tiny(**settings)
     assert other.predict(TEXTS) != regressor.predict(TEXTS)
@@ -398,7 +398,7 @@ def test_a_model_tuned_whole_is_saved_with_its_tokens(make_tiny: MakeTiny, tmp_p
     regressor = make_tiny(tune="full", grid="0:5:2.5", added_tokens="average")
     regressor.model.lm_head.weight.mul_(2)
     regressor.save_pretrained(tmp_path)
-    assert files_of(tmp_path) == {"regressor_config.json", "model"}
+    assert files_of(tmp_path) == {"regressor_config.json", "model", "README.md"}
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     config = RegressorConfig.from_pretrained(tmp_path)
@@ -443,7 +443,7 @@ def test_an_adapter_is_saved_in_place_of_the_model(make_tiny: MakeTiny, tmp_path
     adapter = Adapter()
     make_tiny(adapter=adapter, tune="lora").save_pretrained(tmp_path)
     assert adapter.asked == [(tmp_path / "adapter", False)]
-    assert files_of(tmp_path) == {"regressor_config.json"}
+    assert files_of(tmp_path) == {"regressor_config.json", "README.md"}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
 from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator
+from reft_math.models import load_model
 from reft_math.regression.losses import number_token_loss
+from reft_math.sharding import shard
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import CONTROLLERS, make_controller
 from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
@@ -39,10 +41,13 @@ def make_trainer(
     target_scale_norm: float | None = None,
     intervention: str = "red",
     number_loss: NumberLoss | None = None,
+    shards: bool = False,
     **arguments: Any,
 ) -> tuple[PrefixTrainer, PrefixReftModel]:
     torch.manual_seed(0)
     reft_model = get_prefix_reft_model(model, PrefixReftConfig(intervention=intervention))  # type: ignore[arg-type]
+    if shards:
+        shard(model)
     data = rows(22)
     settings = {
         "learning_rate": 2e-2,
@@ -270,35 +275,82 @@ def test_a_target_is_never_padding(tiny_model: Callable[..., PreTrainedModel]) -
     assert (batch["targets"] == IGNORE_INDEX).any()
 
 
+def finish(base: str, folder: Path, sequences: int, shards: bool = False) -> dict[str, Any]:
+    """Where runs end, in one process or among several: with ``sequences`` a step in each.
+
+    Returns:
+        ``red``: stopped after step 3, resumed from step 2; ``loreft``: under SGD, whose steps are as long as gradients
+        are, with accumulated batches and recomputed activations. ``share``: of the base's bytes that this process
+        holds before the first step.
+    """
+    ends: dict[str, Any] = {}
+
+    def make(name: str, **arguments: Any) -> PrefixTrainer:
+        model = load_model(base, to_be_sharded=shards)
+        trainer, reft_model = make_trainer(
+            model, folder / name, intervention=name, shards=shards, num_train_epochs=1, **arguments
+        )
+        held = [weight.to_local() if shards else weight for weight in model.parameters()]
+        ends["share"] = sum(weight.nbytes for weight in held) / sum(weight.nbytes for weight in model.parameters())
+        ends[name] = dict(reft_model.named_parameters())
+        trainer.train_dataset = trainer.train_dataset[:20]
+        return trainer
+
+    for checkpoint in (None, str(folder / "red" / "checkpoint-2")):
+        trainer = make("red", save_steps=2, per_device_train_batch_size=sequences)
+        if checkpoint is None:
+            trainer.add_callback(StopAt(3))
+        trainer.train(resume_from_checkpoint=checkpoint)
+    make(
+        "loreft",
+        save_strategy="no",
+        per_device_train_batch_size=sequences // 2,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=True,
+        optim="sgd",
+        learning_rate=0.5,
+    ).train()
+    return ends
+
+
 TWO_PROCESSES = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from reft_math.processes import part_ways
-from test_trainer import make_trainer
-from transformers import LlamaConfig, LlamaForCausalLM
-torch.manual_seed(0)
-model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-    num_attention_heads=4, num_key_value_heads=2, pad_token_id=0))
-trainer, reft_model = make_trainer(model, Path({folder!r}) / "run", per_device_train_batch_size=int(sys.argv[1]),
-    num_train_epochs=1, save_strategy="no")
-trainer.train_dataset = trainer.train_dataset[:20]
-trainer.train()
+from reft_math.processes import part_ways, process_state
+from reft_math.sharding import is_asked_for
+from test_trainer import finish
+assert is_asked_for()
+folder = Path({folder!r})
+ends = {{shards: finish({base!r}, folder / f"sharded {{shards}}", 2, shards) for shards in (True, False)}}
+torch.save(ends, folder / f"{{process_state().process_index}}.pt")
 part_ways()
-torch.save([p.detach() for p in reft_model.parameters()], sys.argv[2])
 """
 
 
-def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
-    """``torchrun`` with gloo, two sequences each, against one process with four."""
+def test_two_processes_give_the_single_process_result(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    """``accelerate launch`` with gloo, two sequences each, against one process with four: FSDP2 first, then DDP."""
+    base = str(tmp_path / "base")
+    tiny_model(tie_word_embeddings=True).save_pretrained(base)
     script = tmp_path / "script.py"
-    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
-    for command in ([sys.executable, script, "4", tmp_path / "one.pt"], [*launcher, script, "2", tmp_path / "two.pt"]):
-        done = subprocess.run(
-            [str(word) for word in command], env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-    for one, two in zip(torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt"), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), base=base, folder=str(tmp_path)))
+    root = Path(__file__).resolve().parents[3]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/fsdp2.yaml"]
+    done = subprocess.run(
+        [*launcher, "--num_processes", "2", "--main_process_port", "29517", str(script)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = finish(base, tmp_path / "alone", 4)
+    for process in range(2):
+        for shards, ends in torch.load(tmp_path / f"{process}.pt").items():
+            assert ends["share"] == (1 / 2 if shards else 1)
+            for run in ("red", "loreft"):
+                for name, parameter in ends[run].items():
+                    torch.testing.assert_close(parameter, expected[run][name], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,330 @@
+"""What prefix training costs: problems a second and peak memory against its peers, one model, one run.
+
+    uv run benchmarks/train.py --data-dir ../shared/data --json results/train.json
+
+RED on every layer, K = 10, float32, on GSM8K's own lengths: a byte-level BPE is trained on its problems, the weights of
+the Llama are random (speed does not depend on them). Contenders take turns, round by round, so that a slow moment of
+the machine hits all of them; ratios are taken within a round, medians and quartiles over the rounds.
+
+    ours         `PrefixTrainer`: prompts and K tokens, logits at the targets only, the bias norm projected
+    padded512    the published recipe: whole solutions, every row padded to 512 tokens, labels masked after K tokens
+    pyreft       stock pyreft: its model, its trainer, whole solutions padded to the longest of a batch
+    lora         peft's LoRA of as many parameters, transformers' trainer, whole solutions padded as pyreft's
+    limit        a plain forward and backward pass over our batches, without interventions, optimiser or trainer
+
+``vs_…`` is problems a second, ours over theirs; ``memory_vs_…`` the most that tensors held at any moment, weights
+included, ours over theirs (on a GPU by its allocator, on a CPU by the running sum of PyTorch's profiler). Seconds are
+those between the first step's beginning and the last one's end; a trainer's start and end are left out.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from reft_math.benchmarking import peak_bytes, sharing, spread, timed, wait
+from reft_math.command import run, write_json
+from reft_math.errors import require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+    from reft_math.data.problem import Problem
+
+PEERS = ("padded512", "pyreft", "lora", "limit")
+PADDED = 512
+
+
+@dataclass(frozen=True)
+class TrainBenchmarkOptions:
+    dataset: Literal["gsm8k", "arithmetic"] = field(
+        default="gsm8k", metadata={"help": "Whose lengths; arithmetic is the embedded world's."}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
+    )
+    hidden_size: int = field(default=256, metadata={"help": "Of a Llama with heads of 64."})
+    layers: int = field(default=8, metadata={"help": "Of the Llama."})
+    vocabulary: int = field(default=32000, metadata={"help": "Of the Llama."})
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Of the base's weights."})
+    k: int = field(default=10, metadata={"help": "Solution tokens that ours and padded512 train on."})
+    batch_size: int = field(default=16, metadata={"help": "Problems a batch."})
+    steps: int = field(default=8, metadata={"help": "Batches a round."})
+    rounds: int = field(default=5, metadata={"help": "Rounds that are timed, after one step each that is not."})
+    json: str | None = field(default=None, metadata={"help": "File for the figures."})
+
+    def __post_init__(self) -> None:
+        require(self, "hidden_size", lambda value: value >= 64 and value % 64 == 0, "a multiple of 64")
+        for name in ("layers", "vocabulary", "k", "batch_size", "steps", "rounds"):
+            require(self, name, lambda value: value >= 1, "at least 1")
+
+
+class Contenders:
+    """One set of weights, frozen, in four models; problems as each contender reads them."""
+
+    def __init__(self, options: TrainBenchmarkOptions) -> None:
+        import pyreft
+        from peft import LoraConfig, get_peft_model
+
+        from interventions import PrefixReftConfig, get_prefix_reft_model
+        from reft_math.data.prefix import PrefixDataset
+        from reft_math.data.registry import load_problems
+        from reft_math.data.templates import get_template
+        from reft_math.training.matching import match_parameters
+
+        self.options = options
+        count = options.batch_size * options.steps
+        problems = load_problems(options.dataset, "train", data_dir=options.data_dir)
+        self.tokenizer = train_tokenizer(problems, options.vocabulary)
+        template = get_template("plain", self.tokenizer)
+        self.prefixes = PrefixDataset(problems[:count], self.tokenizer, template, options.k)
+        self.solutions = PrefixDataset(problems[:count], self.tokenizer, template, None)
+
+        self.base = random_llama(options)
+        config = PrefixReftConfig()
+        self.ours = get_prefix_reft_model(sharing(self.base), config)
+        self.padded = get_prefix_reft_model(sharing(self.base), config)
+        with tempfile.TemporaryDirectory() as folder:
+            self.ours.save_pretrained(folder)
+            self.pyreft = pyreft.ReftModel.load(folder, sharing(self.base))
+        self.pyreft.set_device(self.base.device)
+        parameters = sum(parameter.numel() for parameter in self.ours.parameters())
+        modules, rank = match_parameters(self.base, parameters)
+        lora = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=modules.split(","))
+        self.lora = get_peft_model(sharing(self.base), lora)
+
+    def mean_lengths(self) -> tuple[float, float]:
+        """Tokens of prompts and of whole solutions."""
+        rows = self.solutions.rows
+        prompts, solutions = (sum(len(row[part]) for row in rows) for part in ("prompt_ids", "target_ids"))
+        return prompts / len(rows), solutions / len(rows)
+
+    def seconds(self, name: str, steps: int) -> float:
+        """Seconds of that many optimiser steps."""
+        if name == "limit":
+            return self._limit(steps)
+        from transformers import PrinterCallback
+
+        clock = step_clock()
+        trainer = getattr(self, f"_{name}_trainer")(steps)
+        trainer.add_callback(clock)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return float(clock.end - clock.start)
+
+    def _ours_trainer(self, steps: int) -> Trainer:
+        from reft_math.training.norm_control import ProjectionController
+        from reft_math.training.trainer import NormControl, PrefixTrainer
+
+        return PrefixTrainer(
+            model=self.ours,
+            args=self._arguments(steps),
+            train_dataset=self.prefixes,
+            data_collator=self._collator(),
+            norm_control=NormControl(self.ours, ProjectionController(0.54), target_scale_norm=None),
+        )
+
+    def _padded512_trainer(self, steps: int) -> Trainer:
+        return self._stock_trainer(steps, self.padded, partial(self._labelled, k=self.options.k, length=PADDED))
+
+    def _pyreft_trainer(self, steps: int) -> Trainer:
+        import pyreft
+
+        class CurrentReftTrainer(pyreft.ReftTrainerForCausalLM):
+            """pyreft's, for a transformers whose trainer passes one argument more."""
+
+            def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+                return super().compute_loss(model, inputs, return_outputs)
+
+        return self._stock_trainer(steps, self.pyreft, self._labelled, CurrentReftTrainer)
+
+    def _lora_trainer(self, steps: int) -> Trainer:
+        return self._stock_trainer(steps, self.lora, self._labelled)
+
+    def _stock_trainer(self, steps: int, model: Any, collate: Any, trainer_class: Any = None) -> Trainer:
+        from transformers import Trainer
+
+        return (trainer_class or Trainer)(  # type: ignore[no-any-return]
+            model=model, args=self._arguments(steps), train_dataset=self.solutions, data_collator=collate
+        )
+
+    def _limit(self, steps: int) -> float:
+        """The seconds of our batches without anything of ours."""
+        from reft_math.training.loss import sequence_cross_entropy
+        from reft_math.training.packing import logits_at
+
+        loader = self._ours_trainer(steps).get_train_dataloader()
+        embed = self.base.get_input_embeddings()
+
+        def passes() -> None:
+            for _, batch in zip(range(steps), loader, strict=False):
+                targets, places = batch.pop("targets"), batch.pop("logits_at")
+                embedded = embed(batch.pop("input_ids")).requires_grad_()
+                with logits_at(self.base, places):
+                    logits = self.base(inputs_embeds=embedded, **batch, use_cache=False).logits
+                sequence_cross_entropy(logits, targets).mean().backward()
+
+        return timed(passes)
+
+    def _collator(self) -> Any:
+        from reft_math.data.prefix import PrefixCollator
+
+        return PrefixCollator(int(self.tokenizer.pad_token_id), "all")
+
+    def _labelled(self, rows: Sequence[Mapping[str, Any]], k: int | None = None, length: int | None = None) -> Any:
+        """Whole solutions as stock trainers read them: padded on the right, labels of the first k solution tokens.
+
+        Args:
+            rows: Of a `PrefixDataset` of whole solutions.
+            k: None for all.
+            length: To pad to; None for the longest row.
+        """
+        import torch
+
+        from reft_math.data.prefix import IGNORE_INDEX
+
+        width = length or max(len(row["prompt_ids"]) + len(row["target_ids"]) for row in rows)
+        shape = (len(rows), width)
+        ids = torch.full(shape, int(self.tokenizer.pad_token_id))
+        labels, mask = torch.full(shape, IGNORE_INDEX), torch.zeros(shape, dtype=torch.long)
+        for i, row in enumerate(rows):
+            tokens = torch.tensor([*row["prompt_ids"], *row["target_ids"]][:width])
+            start = len(row["prompt_ids"])
+            ids[i, : len(tokens)], mask[i, : len(tokens)] = tokens, 1
+            end = len(tokens) if k is None else min(start + k, len(tokens))
+            labels[i, start:end] = tokens[start:end]
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def _arguments(self, steps: int) -> Any:
+        import torch
+        from transformers import TrainingArguments
+
+        return TrainingArguments(
+            output_dir=tempfile.gettempdir(),
+            max_steps=steps,
+            per_device_train_batch_size=self.options.batch_size,
+            learning_rate=1e-4,
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            remove_unused_columns=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=0,
+        )
+
+
+def step_clock() -> Any:
+    """A callback that notes when the first step began and when the last one ended, in seconds."""
+    from transformers import TrainerCallback
+
+    class StepClock(TrainerCallback):
+        start = end = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 0:
+                wait()
+                self.start = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            wait()
+            self.end = time.perf_counter()
+
+    return StepClock()
+
+
+def random_llama(options: TrainBenchmarkOptions) -> PreTrainedModel:
+    """Frozen, in training mode."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=options.hidden_size,
+        intermediate_size=options.hidden_size * 8 // 3,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.hidden_size // 64,
+        vocab_size=options.vocabulary,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, options.dtype))
+    return model.requires_grad_(False)
+
+
+def train_tokenizer(problems: Sequence[Problem], vocabulary: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE over the problems' own text."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = ByteLevelBPETokenizer()
+    texts = (text for problem in problems for text in (problem.question, problem.solution or ""))
+    tokenizer.train_from_iterator(texts, vocabulary, special_tokens=["<pad>", "<eos>"], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def speed_ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Ours over each peer's problems a second, that is their seconds over ours, taken within rounds."""
+    return {name: spread([row[name] / row["ours"] for row in rounds]) for name in PEERS}
+
+
+def main(options: TrainBenchmarkOptions) -> None:
+    from tqdm import tqdm
+
+    from reft_math.command import print_table, provenance
+
+    contenders, names = Contenders(options), ("ours", *PEERS)
+    for name in names:
+        contenders.seconds(name, steps=1)  # warms up
+    rounds = [
+        {name: contenders.seconds(name, options.steps) for name in names}
+        for _ in tqdm(range(options.rounds), desc="rounds")
+    ]
+    weights = sum(parameter.nbytes for parameter in contenders.base.parameters())
+    peaks = {name: weights + peak_bytes(partial(contenders.seconds, name, options.steps)) for name in names}
+    ratios = speed_ratios(rounds)
+    problems = options.batch_size * options.steps
+    speeds = {name: spread([problems / row[name] for row in rounds]) for name in names}
+    memory = {name: peaks["ours"] / peaks[name] for name in PEERS}
+    rows = [
+        [
+            name,
+            f"{ratios[name]['median']:.2f}",
+            f"{ratios[name]['lower_quartile']:.2f} - {ratios[name]['upper_quartile']:.2f}",
+            f"{memory[name]:.3f}",
+            f"{speeds[name]['median']:.1f}",
+            f"{peaks[name] / 2**20:,.0f}",
+        ]
+        for name in PEERS
+    ]
+    rows.append(["ours", "-", "-", "-", f"{speeds['ours']['median']:.1f}", f"{peaks['ours'] / 2**20:,.0f}"])
+    prompts, solutions = contenders.mean_lengths()
+    title = (
+        f"{options.dataset}, prompts of {prompts:.0f} and solutions of {solutions:.0f} tokens, K = {options.k},"
+        f" hidden size {options.hidden_size}, {options.layers} layers, {options.dtype}, batch {options.batch_size}"
+    )
+    print_table(title, ("ours /", "problems/s", "quartiles", "peak memory", "its problems/s", "its MiB"), rows)
+    if options.json is not None:
+        report = {
+            **provenance(options),
+            **{f"vs_{name}": ratio["median"] for name, ratio in ratios.items()},
+            **{f"memory_vs_{name}": share for name, share in memory.items()},
+            "ratios": ratios,
+            "problems_a_second": speeds,
+            "peak_bytes": peaks,
+            "mean_prompt_tokens": prompts,
+            "mean_solution_tokens": solutions,
+        }
+        path = Path(options.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, report)
+
+
+if __name__ == "__main__":
+    run(main, TrainBenchmarkOptions, __doc__)

@@ -1,0 +1,41 @@
+"""How a base is loaded: settings that training and evaluation share. Light to import: ``--help`` waits for it."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reft_math.errors import UserError, require_one_process
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["8bit", "4bit"]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """Of the base: dtype, quantisation, devices and attention."""
+
+    dtype: Dtype = field(default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."})
+    quantization: Quantization | None = field(
+        default=None,
+        metadata={"help": "Load the base's linear weights in so many bits, by bitsandbytes (as they are)."},
+    )
+    device_map: DeviceMap | None = field(
+        default=None,
+        metadata={"help": "Spread the base's layers over all GPUs, and what they cannot hold over memory (one GPU)."},
+    )
+    attn_implementation: Attention | None = field(
+        default=None, metadata={"help": "Of the base's attention (transformers' choice)."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.device_map is not None:
+            require_one_process("a run with --device-map")
+        if self.quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"--quantization {self.quantization} needs the package bitsandbytes, which is not installed:"
+                " uv sync --extra quantization"
+            )

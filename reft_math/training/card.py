@@ -1,0 +1,91 @@
+"""What a model card says of a training run, from its ``results.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from reft_math.card import TrainingNotes, facts
+from reft_math.command import RESULTS_NAME
+from reft_math.data.registry import SOURCES, evaluation_split
+from reft_math.evaluation import EVALUATION_COLUMNS, evaluation_rows
+from reft_math.markdown import markdown
+from reft_math.regressor.evaluation import COLUMNS, table_rows
+
+_HEADING = "## Training and results"
+
+
+def notes_beside(folder: Path) -> TrainingNotes:
+    """The notes of the finished training run that a saved folder is part of; empty where it is part of none."""
+    path = folder.resolve().parent / RESULTS_NAME
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "bias_norm" in results:
+        return adapter_notes(results)
+    return regressor_notes(results) if "regressor" in results and "training" in results else TrainingNotes()
+
+
+def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
+    """Of `train/prefix_reft.py`'s results."""
+    config, norm, evaluation = results["config"], results["bias_norm"], results["evaluation"]
+    first, share = f"the first {config['k']} tokens of each", config["full_fraction"]
+    calibration, chosen = results["calibration"], None
+    if calibration:
+        problems = next(iter(calibration.values()))["total"]
+        chosen = f"by accuracy on {problems} validation problems, of {', '.join(f'`{gate}`' for gate in calibration)}"
+    said = {
+        "data": f"{results['train_rows']} solutions of {Path(results['dataset']).name}",
+        "trained on": {0: first, 1: "the whole of each"}.get(share, f"{first}; of {share:.0%} of them the whole"),
+        **_course(results),
+        "norm held by": None if norm["controller"] == "none" else norm["controller"],
+        "gate": f"`{results['gate']}`",
+        "gate chosen": chosen,
+    }
+    own = "prefix" if "prefix" in evaluation else "reft"
+    title = f"{evaluation[own]['total']} held-out problems, greedy decoding; `{own}` is the adapter under this gate:"
+    table = markdown({title: [list(EVALUATION_COLUMNS), *evaluation_rows(evaluation)]})
+    text = f"{_HEADING}\n\n{facts(said)}\n{table}"
+    return TrainingNotes(text, _metadata(results["dataset"], evaluation[own]))
+
+
+def regressor_notes(results: Mapping[str, Any]) -> TrainingNotes:
+    """Of `train/raft.py`'s results."""
+    said = {
+        "rows": ", ".join(f"{count} {split}" for split, count in results["rows"].items()),
+        **_course(results),
+        "trained parameters": f"{results['training']['trained_parameters']:,}",
+        "RMSE of the training targets' mean": f"{results['rmse_of_training_mean']:.3f}",
+    }
+    lines = table_rows(results["evaluation"], f"tuned/{results['predictor']}")
+    table = markdown({"On the test rows; * is what the loss trains:": [list(COLUMNS), *lines]})
+    return TrainingNotes(f"{_HEADING}\n\n{facts(said)}\n{table}")
+
+
+def _course(results: Mapping[str, Any]) -> dict[str, Any]:
+    config = results["config"]
+    return {
+        "epochs, learning rate, seed": f"{config['epochs']:g}, {config['learning_rate']:g}, {config['seed']}",
+        "commit of reft-math": results["commit"],
+        "date": results["date"].partition("T")[0],
+    }
+
+
+def _metadata(dataset: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    source = SOURCES.get(dataset)
+    if source is None or source.hub is None:
+        return {}
+    low, high = summary["interval_95"]
+    result = EvalResult(
+        task_type="text-generation",
+        dataset_type=source.hub.id,
+        dataset_name=source.name,
+        dataset_config=source.hub.config,
+        dataset_split=source.hub.splits.get(evaluation_split(dataset)),
+        metric_type="accuracy",
+        metric_value=summary["accuracy"],
+        metric_name=f"accuracy, {summary['correct']}/{summary['total']}, 95 % interval {low:.1%} - {high:.1%}, greedy",
+    )
+    return {"datasets": [source.hub.id], "eval_results": [result]}

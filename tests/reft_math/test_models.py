@@ -1,0 +1,147 @@
+"""How bases are loaded: quantised, spread over devices, with another attention."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
+from reft_math.errors import UserError
+from reft_math.loading import LoadingOptions
+from reft_math.models import load_model, running_device
+
+TOKENS = torch.arange(4, 12)[None]
+HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
+SMALL = "--train-size 16 --batch-size 4 --epochs 1 --eval-size 2 --eval-batch-size 2 --max-new-tokens 8 --gate tokens:3"
+
+
+def moved(model: PreTrainedModel) -> PrefixReftModel:
+    torch.manual_seed(0)
+    reft_model = get_prefix_reft_model(model, PrefixReftConfig(intervention="loreft", site="block"))
+    with torch.no_grad():
+        for parameter in reft_model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+    return reft_model
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "settings"),
+    [
+        ({"quantization": "4bit"}, "bfloat16", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}),
+        ({"quantization": "8bit"}, "bfloat16", {"load_in_8bit": True}),
+        ({"quantization": "4bit", "dtype": "float16"}, "float16", {"load_in_4bit": True}),
+    ],
+)
+def test_quantisation_goes_to_transformers_and_the_model_stays_where_it_put_it(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], dtype: str, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    asked: dict[str, Any] = {}
+    plain = load_model("arithmetic")
+
+    def from_pretrained(source: str, **kwargs: Any) -> PreTrainedModel:
+        asked.update(kwargs)
+        return plain
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(plain, "to", lambda *args, **kwargs: pytest.fail("moved"))
+    load_model("arithmetic", loading=LoadingOptions(**options))
+    config = asked["quantization_config"]
+    assert {name: getattr(config, name) for name in settings} == settings
+    assert config.bnb_4bit_compute_dtype == getattr(torch, dtype)
+    assert asked["dtype"] == dtype
+    assert asked["device_map"] == {"": torch.device("cpu")}
+
+
+def test_quantisation_without_bitsandbytes_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--quantization 4bit needs the package bitsandbytes.*uv sync --extra"):
+        LoadingOptions(quantization="4bit")
+
+
+@pytest.mark.skipif(not HAS_BITSANDBYTES, reason="bitsandbytes is not installed (uv sync --extra quantization)")
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_quantised_base_trains_and_its_adapter_decodes(
+    call: Callable[[str], None], tmp_path: Path, bits: str
+) -> None:
+    call(f"train/prefix_reft.py --quantization {bits} {SMALL} --output-dir {tmp_path}/run")
+    call(
+        f"eval/arithmetic.py --quantization {bits} --adapter {tmp_path}/run/adapter --gate kl:1 --limit 2"
+        f" --max-new-tokens 8 --output-dir {tmp_path}/evaluation"
+    )
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["config"]["quantization"] == bits
+    assert results["bias_norm"]["achieved"] > 0
+    model = load_model("arithmetic", loading=LoadingOptions(quantization=bits))  # type: ignore[arg-type]
+    linear = model.get_submodule("model.layers.0.mlp.up_proj")
+    assert type(linear) is not nn.Linear
+    assert linear.weight.dtype in (torch.int8, torch.uint8)
+
+
+@pytest.mark.parametrize("offload", [cpu_offload, disk_offload])
+def test_interventions_lie_where_their_module_calculates_not_where_its_weights_wait(
+    tmp_path: Path, offload: Callable[..., nn.Module]
+) -> None:
+    model = load_model("arithmetic")
+    whole = moved(model)
+    expected, drawn = whole(TOKENS).logits, whole.generate(TOKENS, gate="kl:1", max_new_tokens=8)
+    whole.unload()
+    offload(model, *([str(tmp_path)] if offload is disk_offload else []), execution_device=torch.device("cpu"))
+    layer = model.model.layers[0]
+    assert {parameter.device.type for parameter in layer.parameters()} == {"meta"}
+    assert running_device(layer) == torch.device("cpu")
+    reft_model = moved(model)
+    assert {parameter.device.type for parameter in reft_model.parameters()} == {"cpu"}
+    assert torch.equal(reft_model(TOKENS).logits, expected)
+    assert torch.equal(reft_model.generate(TOKENS, gate="kl:1", max_new_tokens=8), drawn)
+    reft_model(TOKENS).logits.logsumexp(dim=-1).sum().backward()
+    assert all(bias.grad is not None for bias in reft_model.biases().values())
+
+
+def test_a_model_that_is_spread_says_so_to_trainers() -> None:
+    reft_model = moved(load_model("arithmetic"))
+    assert not hasattr(reft_model, "hf_device_map")
+    reft_model.model.hf_device_map = {"model": 0, "lm_head": 1}
+    assert reft_model.hf_device_map == {"model": 0, "lm_head": 1}
+
+
+def test_a_device_map_is_accelerates_to_fill(call: Callable[[str], None], tmp_path: Path) -> None:
+    call(f"train/prefix_reft.py --device-map auto {SMALL} --output-dir {tmp_path}")
+    assert json.loads((tmp_path / "results.json").read_text())["config"]["device_map"] == "auto"
+
+
+def test_a_device_map_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--device-map is made by one process; run it without torchrun"):
+        LoadingOptions(device_map="auto")
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_attention_is_the_one_asked_for_and_gates_decode_alike(name: str) -> None:
+    model = load_model("arithmetic", loading=LoadingOptions(attn_implementation=name))  # type: ignore[arg-type]
+    assert model.config._attn_implementation == name
+    padded = torch.cat([torch.zeros(1, 2, dtype=torch.long), TOKENS], dim=1)
+    mask = (torch.arange(10) >= 2).long()[None]
+    alone = moved(load_model("arithmetic")).generate(TOKENS, gate="kl:1", max_new_tokens=8)
+    left_padded = moved(model).generate(padded, attention_mask=mask, gate="kl:1", max_new_tokens=8)
+    assert torch.equal(left_padded[:, 2:], alone)
+
+
+def test_an_attention_that_is_not_installed_is_one_line() -> None:
+    assert importlib.util.find_spec("flash_attn") is None
+    with pytest.raises(UserError, match=r"model 'arithmetic' must be .*[Ff]lash"):
+        load_model("arithmetic", loading=LoadingOptions(attn_implementation="flash_attention_2"))
+
+
+def test_random_weights_are_drawn_whole() -> None:
+    with pytest.raises(UserError, match="random weights are drawn whole, on one device"):
+        load_model("arithmetic", loading=LoadingOptions(device_map="auto"), random_seed=0)

@@ -1,0 +1,83 @@
+"""Upload an adapter or a regressor, with its model card, to the Hugging Face hub.
+
+    hf auth login
+    uv run train/push_to_hub.py --adapter results/prefix-reft/adapter --repo-id user/name --license apache-2.0
+
+The card says what was trained on what and how well it does, as far as that is known; its text is yours to edit.
+docs/hub.md is the guide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reft_math.command import run
+from reft_math.errors import require
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    adapter: str | None = field(default=None, metadata={"help": "Folder of an adapter or a regressor."})
+    repo_id: str | None = field(default=None, metadata={"help": "Where: user/name, or name for one's own account."})
+    private: bool = field(default=False, metadata={"help": "Make the repository private, where it is made now."})
+    license: str | None = field(
+        default=None, metadata={"help": "The card's, as the hub names it, such as apache-2.0 (none is put in)."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, made where missing (main)."})
+    commit_message: str = field(default="Upload with reft-math", metadata={"help": "The commit's first line."})
+    create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing to main."})
+
+    def __post_init__(self) -> None:
+        require(
+            self, "adapter", lambda value: value and Path(value).is_dir(), "the folder of an adapter or a regressor"
+        )
+        require(self, "repo_id", bool, "a repository's name, user/name")
+
+
+def main(options: PushOptions) -> None:
+    import shutil
+
+    from interventions.card import write_adapter_card
+    from interventions.config import CONFIG_NAME, PrefixReftConfig
+    from reft_math.card import base_name
+    from reft_math.command import CONFIG_NAME as RUN_NAME
+    from reft_math.command import RESULTS_NAME
+    from reft_math.hub import fetch, push
+    from reft_math.regressor.card import write_regressor_card
+    from reft_math.regressor.config import CONFIG_NAME as REGRESSOR_NAME
+    from reft_math.regressor.config import RegressorConfig
+    from reft_math.training.card import notes_beside
+
+    assert options.adapter is not None  # checked
+    assert options.repo_id is not None
+    source = Path(options.adapter)
+    is_regressor = (source / REGRESSOR_NAME).is_file()
+    fetch(source, REGRESSOR_NAME if is_regressor else CONFIG_NAME)
+    write_card = write_regressor_card if is_regressor else write_adapter_card
+    base = (RegressorConfig if is_regressor else PrefixReftConfig).from_pretrained(source).base_model
+
+    def save(folder: Path) -> None:
+        # A run's settings and results name its machine and its paths; what of them is for others stands in the card.
+        without = shutil.ignore_patterns(RUN_NAME, RESULTS_NAME, "*.tmp")
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=without)
+        write_card(folder, notes=notes_beside(source))
+
+    commit = push(
+        save,
+        options.repo_id,
+        private=options.private or None,
+        revision=options.revision,
+        commit_message=options.commit_message,
+        create_pr=options.create_pr,
+        license=options.license,
+    )
+    print(f"pushed: {commit.pr_url or commit}")
+    if base is not None and base_name(base) != base:
+        print(f"the base is a folder of this machine, which others lack; its path stands in the config file: {base}")
+    if options.license is None:
+        print("the card names no license unless it did before; --license puts one in")
+
+
+if __name__ == "__main__":
+    run(main, PushOptions, __doc__)
