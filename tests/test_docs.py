@@ -42,7 +42,7 @@ PATH=/nowhere
 
 # Running a page leaves out what is not at hand (its commands are parsed all the same) …
 ABSENT = (
-    *(REST, "meta-llama/", "google/", "llama3", "gsm8k", "math500", "math10k"),
+    *(REST, "user/", "meta-llama/", "google/", "llama3", "gsm8k", "math500", "math10k"),
     *("their/", "delta_vector.pth", "own.csv", "elsewhere.jsonl"),
 )
 # … and what takes long and has tests of its own.
@@ -81,23 +81,21 @@ def typed(place: str) -> Iterator[str]:
     """What a page or a script's docstring tells its reader to type: fenced, within a sentence, or indented."""
     if place in SCRIPTS:
         docstring = ast.get_docstring(ast.parse((ROOT / place).read_text(encoding="utf-8"))) or ""
-        yield from re.findall(r"^ {4}((?:uv run|torchrun) .*)$", docstring, re.MULTILINE)
+        yield from re.findall(r"^ {4}((?:uv run|torchrun|accelerate) .*)$", docstring, re.MULTILINE)
         return
     yield from (block.text for block in blocks(place) if block.language == "bash")
     prose = re.sub(FENCED, "", (ROOT / place).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    yield from re.findall(r"`((?:uv run|torchrun) [^`]*\.py[^`]*)`", prose)
+    yield from re.findall(r"`((?:uv run|torchrun|accelerate) [^`]*\.py[^`]*)`", prose)
 
 
 def split(words: list[str]) -> tuple[list[str], str, list[str]]:
     """Launcher, script and arguments; the script is empty where it is none of ours."""
-    is_script = [word.endswith(".py") and word.startswith(tuple(f"{folder}/" for folder in FOLDERS)) for word in words]
-    index = is_script.index(True) if any(is_script) else None
-    if index is None:
-        return words, "", []
+    is_script = (word.split("/")[0] in FOLDERS and word.endswith(".py") for word in words)
+    index = next((index for index, found in enumerate(is_script) if found), len(words))
     arguments = words[index + 1 :]
     if arguments[-1:] == [REST] and not (len(arguments) > 1 and arguments[-2].startswith("--")):
         arguments.pop()
-    return words[:index], words[index], arguments
+    return words[:index], "".join(words[index : index + 1]), arguments
 
 
 def write(block: Block) -> None:
@@ -136,6 +134,7 @@ def test_every_command_is_one(
 ) -> None:
     """A script that is there with options that it takes, or a known program; and files it names are there."""
     monkeypatch.chdir(tmp_path)
+    Path("results/prefix-reft/adapter").mkdir(parents=True)  # what the README's first command leaves
     for block in blocks(place):
         if block.title:
             write(block)
