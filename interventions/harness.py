@@ -69,7 +69,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         max_length: Context and continuation together, in tokens; the model's own by default.
         add_bos_token: Whether prompts get a start token; the tokenizer's habit by default.
         enable_thinking, think_end_token, chat_template_args: As HFLM's; where an adapter acts, thinking is by default
-            as in its training.
+            that of its template.
     """
 
     def __init__(

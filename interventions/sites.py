@@ -161,18 +161,19 @@ def site_width(model: PreTrainedModel, site: str, layers: Sequence[int] = (0,)) 
     if site in _FAMILIES.get(type(model).__name__, ()):
         module = site_module(model, site, 0)
         return int(getattr(module, "out_features", model.config.get_text_config().hidden_size))
-    shapes = _probe(model, site, layers)
-    if len(widths := set(shapes.values())) > 1 or None in widths:
-        found = ", ".join(f"{width or 'no such tensor'} at layer {layer}" for layer, width in shapes.items())
+    widths = _measured_widths(model, site, layers)
+    different = set(widths.values())
+    if len(different) > 1 or None in different:
+        found = ", ".join(f"{width or 'no such tensor'} at layer {layer}" for layer, width in widths.items())
         raise UserError(
             f"a site is a module whose output is a tensor (batch, position, width), or a tuple that begins with one, of"
             f" one width in all layers; {site} has {found}"
         )
-    return int(widths.pop())  # type: ignore[arg-type]
+    return int(different.pop())  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def _probe(model: PreTrainedModel, site: str, layers: Sequence[int]) -> dict[int, int | None]:
+def _measured_widths(model: PreTrainedModel, site: str, layers: Sequence[int]) -> dict[int, int | None]:
     """Widths of what the modules give in a forward pass; None where it is of no such shape, or the pass goes past."""
     tokens = torch.zeros(2, 3, dtype=torch.long, device=model.device)
     widths: dict[int, int | None] = dict.fromkeys(layers)

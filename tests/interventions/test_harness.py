@@ -243,6 +243,8 @@ def test_its_settings_stand_beside_lm_evals_results(adapter: str) -> None:
         "handoff": "base",
         "adapter_template": "chat/1",
     }
+    assert lm.chat_template_args == {"enable_thinking": False}  # as the template has it
+    assert ReftMathLM().chat_template_args == {}
 
 
 def test_kept_answers_are_one_models(adapter: str, tmp_path: Path) -> None:

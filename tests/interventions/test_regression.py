@@ -317,3 +317,10 @@ def test_the_base_keeps_the_loss_of_one_token() -> None:
     base = load_base(config)
     assert base.regressor_config == replace(config, tune="none")
     assert list(predictions(base)) == ["rail", "entropy"]
+
+
+def test_quantised_weights_are_not_tuned() -> None:
+    model = load_model("arithmetic")
+    model.is_quantized = True
+    with pytest.raises(UserError, match="quantised weights cannot be tuned; take --tune red"):
+        make_regressor(model, load_tokenizer("arithmetic"), RegressorConfig(grid="0:9:1", tune="full"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -478,3 +479,7 @@ def test_a_template_is_held_to_the_version_it_was_trained_with(tokenizer: PreTra
         make_template(RegressorConfig(template="plain/0"), tokenizer)
     with pytest.raises(UserError, match="needs a tokenizer with a chat template"):
         make_template(RegressorConfig(template="chat/1"), tokenizer)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content }}{% if enable_thinking is false %}<think></think>{% endif %}"
+    with pytest.raises(UserError, match="with no thought between; got template chat-thinking"):
+        make_template(RegressorConfig(template="chat-thinking/1"), tokenizer)
