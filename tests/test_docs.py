@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import glob
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -34,6 +35,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for
 PACKAGES = ("interventions", "reft_math")
 FENCED = r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$'
 REST = "…"  # what the reader knows: an option's value, or the other arguments
+EXTRAS = ("bitsandbytes", "tensorboard", "wandb")  # packages of the project's extras that options ask for
 OTHERS = ("uv sync", "uv run pytest", "uv run ruff", "uv run mypy", "uv run --group docs mkdocs", "hf ")
 RECORDED = r"""
 command_not_found_handle() { printf '%s\x1f' "$@"; printf '\n'; }
@@ -133,6 +135,8 @@ def test_every_command_is_one(
     command: Callable[[str], ModuleType], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A script that is there with options that it takes, or a known program; and files it names are there."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name in EXTRAS or find_spec(name, *rest))
     monkeypatch.chdir(tmp_path)
     Path("results/prefix-reft/adapter").mkdir(parents=True)  # what the README's first command leaves
     for block in blocks(place):
@@ -146,6 +150,12 @@ def test_every_command_is_one(
         assert script in SCRIPTS, words
         assert [word for word in launcher if "/" in word and not (ROOT / word).is_file()] == []
         parse(options_class(command(script)), None, arguments)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_are_there(page: str) -> None:
+    named = re.findall(r"`([\w-]+/[\w/.-]+\.(?:py|ipynb|yaml|md))`", (ROOT / page).read_text(encoding="utf-8"))
+    assert [name for name in named if not name.startswith("results/") and not (ROOT / name).is_file()] == []
 
 
 def test_the_citation_is_of_this_version() -> None:
