@@ -60,7 +60,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(call: Callable[[str], Non
     assert results(tmp_path / "run")["evaluation"] == summary
 
 
-@pytest.mark.parametrize(("script", "total"), [("gsm8k", 1319), ("math500", 500)])
+@pytest.mark.parametrize(("script", "total"), [("eval/gsm8k.py", 1319), ("eval/math500.py", 500)])
 def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded_model_near_zero(
     call: Callable[[str], None],
     tmp_path: Path,
@@ -70,25 +70,24 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
     total: int,
 ) -> None:
     """First the command as it is on a few problems; then with the reference solutions in the model's place on all."""
-    call(f"eval/{script}.py --data-dir {shared_data} --limit 6 --max-new-tokens 20 --output-dir {tmp_path}/model")
+    call(f"{script} --data-dir {shared_data} --limit 6 --max-new-tokens 20 --output-dir {tmp_path}/model")
     summary = results(tmp_path / "model")["evaluation"]["base"]
     assert (summary["total"], summary["correct"]) == (6, 0)
 
     from interventions import evaluate as commands
     from reft_math.data.registry import load_problems
 
-    solutions = {
-        problem.question: problem.solution for problem in load_problems(script, "test", data_dir=str(shared_data))
-    }
+    problems = load_problems(Path(script).stem, "test", data_dir=str(shared_data))
+    solutions = {problem.question: problem.solution for problem in problems}
 
     def reference(questions: list[str], *_: object, **__: object) -> list[dict[str, Any]]:
         return [{"completion": solutions[question], "num_tokens": 1, "finished": True} for question in questions]
 
     monkeypatch.setattr(commands, "complete", reference)
-    call(f"eval/{script}.py --data-dir {shared_data} --output-dir {tmp_path}/reference")
+    call(f"{script} --data-dir {shared_data} --output-dir {tmp_path}/reference")
     summary = results(tmp_path / "reference")["evaluation"]["base"]
     assert (summary["total"], summary["correct"]) == (total, total)
-    if script == "gsm8k":
+    if script == "eval/gsm8k.py":
         assert summary["strict"] == total
 
 

@@ -1,0 +1,33 @@
+"""train/arithmetic.py: a folder that everything loads, and the same weights after a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+
+def test_a_stopped_run_ends_at_the_same_weights(
+    call: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "train/arithmetic.py --steps 4 --batch-size 2 --save-steps 2 --output-dir"
+    call(f"{line} {tmp_path}/whole")
+    save = Trainer._save_checkpoint
+
+    def stop_after_saving(*arguments: object) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_checkpoint", stop_after_saving)
+        with pytest.raises(KeyboardInterrupt):
+            call(f"{line} {tmp_path}/stopped")
+    call(f"{line} {tmp_path}/stopped --resume")
+
+    folders = (tmp_path / "whole", tmp_path / "stopped")
+    whole, stopped = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "stopped")) == len(whole["model.embed_tokens.weight"])
