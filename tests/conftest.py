@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,10 @@ from transformers import PreTrainedModel
 
 import reft_math.command
 from reft_math.arithmetic.tokenizer import build_tokenizer
+
+# Tests run two at once: with two threads each they would wait for one another most of the time.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def load_module(name: str, path: Path) -> ModuleType:

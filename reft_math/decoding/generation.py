@@ -169,6 +169,7 @@ def gated_generate(
     criteria = StoppingCriteriaList([*stopping_criteria, _StayEnded(pairs.ended)])
     # Where there is no mask stock generate reads from here that input_ids hold what is in the cache, too.
     generation_config._mask_length = pairs.input_ids.shape[1]
+    generation_config.prefill_chunk_size = None  # the prompt is in the cache; transformers 5.17 would read it again
     return pairs.output(go_on(pairs.input_ids, processor, criteria, **pairs.model_kwargs))
 
 

@@ -137,8 +137,12 @@ class RowTrainer(Trainer):
     (Over several processes accelerate fills the epoch's last batch up with rows seen before.)
     """
 
-    # Losses are divided by the number of rows of the whole step already.
+    # Losses are divided by the number of rows of the whole step already. Said twice: transformers 5.17 asks the model.
     loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
