@@ -31,7 +31,7 @@ GROUPS = {
     ),
     "Evaluation": (
         "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"
-        " gen_kwargs max_length log_samples runs against shared_only scoring digits sums alphas rounds quick"
+        " gen_kwargs max_length log_samples runs against shared_only scoring digits sums alphas only rounds quick"
     ),
     "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing",
     "Hub": "repo_id private license commit_message create_pr",
@@ -41,7 +41,7 @@ GROUPS = {
 METAVARS = {
     "DIR": "data_dir include_path output_dir results",
     "FILE": "config json output",
-    "PATH": "adapter match reft regressor runs site_path source",
+    "PATH": "adapter match only reft regressor runs site_path source",
     "GATE": "gate gates",
     "GRID": "grid",
     "LIST": "bounds gen_kwargs grid_texts layers target_modules tasks",
