@@ -3,7 +3,7 @@
     uv run benchmarks/load.py --json results/load.json
 
 Each is a process of its own, from its start to its end; contenders take turns, round by round. ``vs_python`` is against
-a bare interpreter, ``vs_pyreft`` against ``import pyreft``, taken within a round; medians and quartiles over the rounds.
+a bare interpreter, ``vs_pyreft`` against ``import pyreft``, within a round; medians and quartiles over the rounds.
 Files are in the machine's cache after the first round, which is not counted.
 """
 
