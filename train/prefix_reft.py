@@ -60,6 +60,11 @@ def main(options: PrefixReftOptions) -> None:
             "note: training ended before the norm reached its target;"
             " a higher learning rate or more epochs would get there"
         )
+    if evaluation is not None and (p := evaluation[list(decoders)[1]]["mcnemar_vs_base"]["p"]) > 0.05:
+        notes.append(
+            f"note: the adapter under its gate is not told apart from the base (p = {p:.2g}); if training was short, more"
+            " epochs or a higher learning rate may change that"
+        )
     jobs.report(job, evaluation, {**results, "calibration": calibration}, *notes)
     adapter = Path(options.output_dir) / "adapter"
     write_adapter_card(adapter, notes=notes_beside(adapter))

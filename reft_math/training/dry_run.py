@@ -106,7 +106,7 @@ def show(options: FittingOptions, trained: Trained, tokens: Tokens, rows: Mappin
     memory.append(["at most, for", f"{batch.rows} × {batch.length:,} tokens"])
     if isinstance(options, TrainingOptions):
         memory.append(["cache in decoding, up to", size_text(cache_size(options, trained, tokens))])
-    print_table("settings other than the defaults", (), settings_rows(options))
+    print_table("settings given or filled in", (), settings_rows(options))
     print_table("model", (), model_rows(options, trained))
     print_table("tokens a training row", ("", "median", "longest", "total"), token_rows(tokens))
     print_table("run", (), run_rows(options, trained.folder, rows, trials))
