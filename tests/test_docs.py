@@ -153,6 +153,14 @@ def test_every_command_is_one(
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_blocks_end_where_they_should(page: str) -> None:
+    """A fence too many turns what follows inside out, and its commands go unread."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "```" not in re.sub(FENCED, "", text, flags=re.MULTILINE | re.DOTALL)
+    assert [block.text for block in blocks(page) if "\n```" in block.text] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_are_there(page: str) -> None:
     named = re.findall(r"`([\w-]+/[\w/.-]+\.(?:py|ipynb|yaml|md))`", (ROOT / page).read_text(encoding="utf-8"))
     assert [name for name in named if not name.startswith("results/") and not (ROOT / name).is_file()] == []
