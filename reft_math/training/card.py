@@ -52,10 +52,11 @@ def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
     if evaluation is None:  # a sharded base is not decoded with
         return TrainingNotes(f"{_HEADING}\n\n{facts(said)}", _metadata(results["dataset"]))
     own = "prefix" if "prefix" in evaluation else "reft"
-    title = f"{evaluation[own]['total']} held-out problems, greedy decoding; `{own}` is the adapter under `{results['gate']}`:"
+    total, gate = evaluation[own]["total"], results["gate"]
+    title = f"{total} held-out problems, greedy decoding; `{own}` is the adapter under `{gate}`:"
     table = markdown({title: [list(EVALUATION_COLUMNS), *evaluation_rows(evaluation)]})
     text = f"{_HEADING}\n\n{facts(said)}\n{table}"
-    return TrainingNotes(text, _metadata(results["dataset"], evaluation[own], results["gate"]))
+    return TrainingNotes(text, _metadata(results["dataset"], evaluation[own], gate))
 
 
 def regressor_notes(results: Mapping[str, Any]) -> TrainingNotes:
