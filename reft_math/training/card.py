@@ -46,7 +46,7 @@ def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
         "trained on": {0: first, 1: "the whole of each"}.get(share, f"{first}; of {share:.0%} of them the whole"),
         **_course(results),
         "norm control": None if norm["controller"] == "none" else norm["controller"],
-        "gate": f"`{results['gate']}`",
+        "gate after training": f"`{results['gate']}`",
         "gate chosen": chosen,
     }
     if evaluation is None:  # a sharded base is not decoded with
