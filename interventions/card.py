@@ -100,7 +100,7 @@ def _about(config: PrefixReftConfig, folder: Path) -> Mapping[str, Any]:
     name, formula = _NAMES[config.intervention]
     tensors = load_tensors(folder)
     norm = mean_norm([tensor for key, tensor in tensors.items() if key.endswith(".bias")]).item()
-    held = "" if config.target_norm is None else f"; held at {config.target_norm:g} in training"
+    target = "" if config.target_norm is None else f"; target in training {config.target_norm:g}"
     return {
         "base": config.base_model and base_in_words(config.base_model, config.base_revision),
         "intervention": f"{name}, `{formula}`" + (f" with σ = {config.act_fn}" if config.act_fn else ""),
@@ -109,7 +109,7 @@ def _about(config: PrefixReftConfig, folder: Path) -> Mapping[str, Any]:
         "rank": config.rank,
         "positions": config.positions,
         "prefix trained on": None if config.k is None else f"the first K = {config.k} tokens of solutions",
-        "bias norm, mean over layers of ‖b‖₂": f"{norm:.4f}{held}",
+        "bias norm, mean over layers of ‖b‖₂": f"{norm:.4f}{target}",
         "gate in decoding": f"`{config.gate}`",
         "parameters": f"{sum(tensor.numel() for tensor in tensors.values()):,}, {digest(folder)}",
         "prompt template": config.template,

@@ -68,7 +68,7 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
 def parse(config_class: type, description: str | None, arguments: Sequence[str]) -> Any:
     """A ``config_class`` from command-line arguments."""
     path = _config_path(arguments)
-    from_file = _read_yaml(path, {field.name for field in dataclasses.fields(config_class)}) if path else []
+    from_file = _read_yaml(path, config_class) if path else []
     values = vars(make_parser(config_class, description).parse_args([*from_file, *arguments]))
     values.pop("config")
     return config_class(**values)
@@ -99,8 +99,8 @@ def _config_path(arguments: Sequence[str]) -> str | None:
     return path
 
 
-def _read_yaml(path: str, known: set[str]) -> list[str]:
-    """The file's settings as command-line arguments, to be checked like those."""
+def _read_yaml(path: str, config_class: type) -> list[str]:
+    """The file's settings as command-line arguments, to be checked like those. A run's `CONFIG_NAME` is such a file."""
     import yaml
 
     try:
@@ -110,7 +110,9 @@ def _read_yaml(path: str, known: set[str]) -> list[str]:
     if not isinstance(values, dict):
         raise UserError(f"--config must map setting names to values; {path} holds {type(values).__name__}")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    if unknown := sorted(values.keys() - known):
+    if (command := values.pop("command", config_class.__name__)) != config_class.__name__:
+        raise UserError(f"--config must be of this command ({config_class.__name__}); {path} is a run's of {command}")
+    if unknown := sorted(values.keys() - {field.name for field in dataclasses.fields(config_class)}):
         raise UserError(f"{path}: unknown settings {', '.join(unknown)}; --help lists the known ones")
     arguments: list[str] = []
     for name, value in values.items():

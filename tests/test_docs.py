@@ -153,6 +153,15 @@ def test_every_command_is_one(
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_blocks_end_where_they_should(page: str) -> None:
+    """A fence too many turns what follows inside out; its commands go unread, as those of another language would."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "```" not in re.sub(FENCED, "", text, flags=re.MULTILINE | re.DOTALL)
+    assert {block.language for block in blocks(page)} <= {"", "bash", "json", "python", "yaml"}
+    assert [block.text for block in blocks(page) if "\n```" in block.text] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_are_there(page: str) -> None:
     named = re.findall(r"`([\w-]+/[\w/.-]+\.(?:py|ipynb|yaml|md))`", (ROOT / page).read_text(encoding="utf-8"))
     assert [name for name in named if not name.startswith("results/") and not (ROOT / name).is_file()] == []

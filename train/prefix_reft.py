@@ -28,6 +28,7 @@ def main(options: PrefixReftOptions) -> None:
     from interventions.card import write_adapter_card
     from interventions.dry_run import show_prefix
     from reft_math.calibration import GATE_COLUMNS, gate_rows
+    from reft_math.card import digest
     from reft_math.command import print_table
     from reft_math.decoding.gate import AlwaysOn, parse_gate
     from reft_math.processes import claim, part_ways
@@ -60,13 +61,13 @@ def main(options: PrefixReftOptions) -> None:
             "note: training ended before the norm reached its target;"
             " a higher learning rate or more epochs would get there"
         )
-    if evaluation is not None and (p := evaluation[list(decoders)[1]]["mcnemar_vs_base"]["p"]) > 0.05:
+    if evaluation is not None and (p := evaluation[list(decoders)[1]]["mcnemar_vs_base"]["p_value"]) > 0.05:
         notes.append(
             f"note: the adapter under its gate is not told apart from the base (p = {p:.2g}); if training was short, more"
             " epochs or a higher learning rate may change that"
         )
-    jobs.report(job, evaluation, {**results, "calibration": calibration}, *notes)
     adapter = Path(options.output_dir) / "adapter"
+    jobs.report(job, evaluation, {**results, "calibration": calibration, "parameters": digest(adapter)}, *notes)
     write_adapter_card(adapter, notes=notes_beside(adapter))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from reft_math.card import TrainingNotes, facts
+from reft_math.card import NO_NOTES, TrainingNotes, digest, facts
 from reft_math.command import RESULTS_NAME
 from reft_math.data.registry import SOURCES, evaluation_split
 from reft_math.evaluation import EVALUATION_COLUMNS, evaluation_rows
@@ -20,12 +20,17 @@ _HEADING = "## Training and results"
 
 
 def notes_beside(folder: Path) -> TrainingNotes:
-    """The notes of the finished training run that a saved folder is part of; empty where it is part of none."""
+    """The notes of the finished training run that a saved folder is part of.
+
+    Empty where it is part of none, or where its parameters are others by now.
+    """
     path = folder.resolve().parent / RESULTS_NAME
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if "parameters" in results and results["parameters"] != digest(folder):
+        return NO_NOTES
     if "bias_norm" in results:
         return adapter_notes(results)
-    return regressor_notes(results) if "regressor" in results and "training" in results else TrainingNotes()
+    return regressor_notes(results) if "regressor" in results and "training" in results else NO_NOTES
 
 
 def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
@@ -40,17 +45,18 @@ def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
         "data": f"{results['train_rows']} solutions of {Path(results['dataset']).name}",
         "trained on": {0: first, 1: "the whole of each"}.get(share, f"{first}; of {share:.0%} of them the whole"),
         **_course(results),
-        "norm held by": None if norm["controller"] == "none" else norm["controller"],
-        "gate": f"`{results['gate']}`",
+        "norm control": None if norm["controller"] == "none" else norm["controller"],
+        "gate after training": f"`{results['gate']}`",
         "gate chosen": chosen,
     }
     if evaluation is None:  # a sharded base is not decoded with
-        return TrainingNotes(f"{_HEADING}\n\n{facts(said)}", _metadata(results["dataset"], None))
+        return TrainingNotes(f"{_HEADING}\n\n{facts(said)}", _metadata(results["dataset"]))
     own = "prefix" if "prefix" in evaluation else "reft"
-    title = f"{evaluation[own]['total']} held-out problems, greedy decoding; `{own}` is the adapter under this gate:"
+    total, gate = evaluation[own]["total"], results["gate"]
+    title = f"{total} held-out problems, greedy decoding; `{own}` is the adapter under `{gate}`:"
     table = markdown({title: [list(EVALUATION_COLUMNS), *evaluation_rows(evaluation)]})
     text = f"{_HEADING}\n\n{facts(said)}\n{table}"
-    return TrainingNotes(text, _metadata(results["dataset"], evaluation[own]))
+    return TrainingNotes(text, _metadata(results["dataset"], evaluation[own], gate))
 
 
 def regressor_notes(results: Mapping[str, Any]) -> TrainingNotes:
@@ -75,13 +81,13 @@ def _course(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metadata(dataset: str, summary: Mapping[str, Any] | None) -> dict[str, Any]:
+def _metadata(dataset: str, summary: Mapping[str, Any] | None = None, gate: str = "") -> dict[str, Any]:
     source = SOURCES.get(dataset)
     if source is None or source.hub is None:
         return {}
     if summary is None:
         return {"datasets": [source.hub.id]}
-    low, high = summary["interval_95"]
+    correct, (low, high) = f"{summary['correct']}/{summary['total']}", summary["interval_95"]
     result = EvalResult(
         task_type="text-generation",
         dataset_type=source.hub.id,
@@ -90,6 +96,6 @@ def _metadata(dataset: str, summary: Mapping[str, Any] | None) -> dict[str, Any]
         dataset_split=source.hub.splits.get(evaluation_split(dataset)),
         metric_type="accuracy",
         metric_value=summary["accuracy"],
-        metric_name=f"accuracy, {summary['correct']}/{summary['total']}, 95 % interval {low:.1%} - {high:.1%}, greedy",
+        metric_name=f"accuracy under {gate}, {correct}, 95 % interval {low:.1%} - {high:.1%}, greedy",
     )
     return {"datasets": [source.hub.id], "eval_results": [result]}

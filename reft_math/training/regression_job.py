@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reft_math.card import digest
 from reft_math.command import RESULTS_NAME, print_table, provenance, versions, write_json
 from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits, check_split
 from reft_math.errors import UserError
@@ -166,6 +167,7 @@ def report(
         "training": trace,
         "rmse_of_training_mean": constant,
         "predictor": config.predictor,
+        "parameters": digest(saved),
         "evaluation": evaluation,
     }
     write_json(path, results)

@@ -30,7 +30,7 @@ def facts_of(folder: Path) -> dict[str, str]:
                 "layers": "0, 1, 2",
                 "positions": "all",
                 "prefix trained on": "the first K = 8 tokens of solutions",
-                "bias norm, mean over layers of ‖b‖₂": "2.0000; held at 0.5 in training",
+                "bias norm, mean over layers of ‖b‖₂": "2.0000; target in training 0.5",
                 "gate in decoding": "`kl:2,base||mod`",
                 "parameters": str(3 * 2 * 48),
                 "prompt template": "chat/1",

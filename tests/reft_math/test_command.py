@@ -164,6 +164,18 @@ def test_run_calls_main_with_the_parsed_options(monkeypatch: pytest.MonkeyPatch)
     assert calls == [Options(batch_size=4)]
 
 
+def test_a_runs_settings_are_a_config_of_its_command(tmp_path: Path) -> None:
+    folder = claim_output_dir(parsed("--batch-size", "4", "--limit", "7", "--output-dir", str(tmp_path / "run")))
+    file = folder / CONFIG_NAME
+    written = json.loads(file.read_text())
+    del written["layers"]  # no option
+    write_json(file, written)
+    assert parsed("--config", str(file)) == parsed("--batch-size", "4", "--limit", "7")
+    write_json(file, {**written, "command": "OtherOptions"})
+    with pytest.raises(UserError, match=r"must be of this command \(Options\); .* is a run's of OtherOptions"):
+        parsed("--config", str(file))
+
+
 @pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["--batch-size", "0"], ["--config", "missing.yaml"]])
 def test_a_users_mistake_is_one_line_on_stderr_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]

@@ -151,7 +151,7 @@ def test_ctrl_c_stops_the_experiment_at_work(root: Path, results: Path) -> None:
     while not (pid.exists() and pid.read_text().endswith(".")) and time.monotonic() < deadline:
         time.sleep(0.05)
     suite.send_signal(signal.SIGINT)
-    output, _ = suite.communicate(timeout=60)
+    output, _ = suite.communicate(timeout=600)
     assert suite.returncode == 130
     assert output == "[1/1] slow … stopped; the same command goes on from here\n"
     with pytest.raises(ProcessLookupError):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from reft_math.card import make_card
+from reft_math.card import NO_NOTES, digest, make_card
 from reft_math.training.card import adapter_notes, notes_beside
 
 
@@ -51,7 +51,7 @@ def test_a_run_on_a_hub_set_gives_its_id_and_the_accuracy_under_the_adapters_gat
     (result,) = data.eval_results
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("openai/gsm8k", "main", "test")
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.2)
-    assert result.metric_name == "accuracy, 16/80, 95 % interval 10.1% - 30.2%, greedy"
+    assert result.metric_name == "accuracy under kl:2,min=1, 16/80, 95 % interval 10.1% - 30.2%, greedy"
 
 
 @pytest.mark.parametrize("dataset", ["arithmetic", "/home/someone/mine.jsonl"])
@@ -61,7 +61,7 @@ def test_a_set_that_is_not_on_the_hub_is_named_in_the_text_only(dataset: str) ->
     assert f"64 solutions of {Path(dataset).name}\n" in notes.text
     assert "someone" not in notes.text
     assert "gate chosen" not in notes.text
-    assert "norm held" not in notes.text
+    assert "norm control" not in notes.text
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,16 @@ def test_what_no_training_run_left_has_no_notes(tmp_path: Path, text: str | None
         (tmp_path / "results.json").write_text(text)
     notes = notes_beside(tmp_path / "adapter")
     assert (notes.text, notes.metadata) == ("", {})
+
+
+def test_results_are_of_the_parameters_that_were_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    weights = tmp_path / "adapter" / "reft_model.safetensors"
+    weights.write_bytes(b"trained")
+    (tmp_path / "results.json").write_text(json.dumps(results(parameters=digest(tmp_path / "adapter"))))
+    assert "| prefix |" in notes_beside(tmp_path / "adapter").text
+    weights.write_bytes(b"trained on")
+    assert notes_beside(tmp_path / "adapter") == NO_NOTES
 
 
 def test_a_run_that_was_not_evaluated_claims_no_results() -> None:
