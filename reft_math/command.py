@@ -69,7 +69,11 @@ def parse(config_class: type, description: str | None, arguments: Sequence[str])
     """A ``config_class`` from command-line arguments."""
     path = _config_path(arguments)
     from_file = _read_yaml(path, config_class) if path else []
-    values = vars(make_parser(config_class, description).parse_args([*from_file, *arguments]))
+    known, unknown = make_parser(config_class, description).parse_known_args([*from_file, *arguments])
+    if unknown:
+        options = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config_class)]
+        _raise_user_error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], options)}")
+    values = vars(known)
     values.pop("config")
     return config_class(**values)
 
@@ -85,6 +89,13 @@ def make_parser(config_class: type, description: str | None) -> ArgumentParser:
     parser.add_argument("--config", help="YAML file with any of these settings; the command line wins over it.")
     arrange(parser)
     return parser
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """``; did you mean …?`` where one of the known names is near."""
+    from difflib import get_close_matches
+
+    return "".join(f"; did you mean {near}?" for near in get_close_matches(name, known, n=1))
 
 
 def _raise_user_error(message: str) -> NoReturn:
@@ -112,8 +123,10 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if (command := values.pop("command", config_class.__name__)) != config_class.__name__:
         raise UserError(f"--config must be of this command ({config_class.__name__}); {path} is a run's of {command}")
-    if unknown := sorted(values.keys() - {field.name for field in dataclasses.fields(config_class)}):
-        raise UserError(f"{path}: unknown settings {', '.join(unknown)}; --help lists the known ones")
+    known = [field.name for field in dataclasses.fields(config_class)]
+    if unknown := sorted(values.keys() - set(known)):
+        hint = _meant(unknown[0], known)
+        raise UserError(f"{path}: unknown settings {', '.join(unknown)}{hint} (--help lists the known ones)")
     arguments: list[str] = []
     for name, value in values.items():
         if isinstance(value, list):

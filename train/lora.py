@@ -10,11 +10,15 @@ The second has as many parameters as the adapter: on the embedded model rank 1 o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from reft_math.command import run
 from reft_math.errors import UserError, require
 from reft_math.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,7 @@ def main(options: LoraOptions) -> None:
         collator = PrefixCollator(int(job.tokenizer.pad_token_id), positions=None, pack=packs(job.model))
         trainer = jobs.train(job, model, dataset, collator, control=None)
         if trainer.is_world_process_zero():
-            # Embeddings are not trained, and to find that out peft would ask the hub.
-            save_once(adapter, partial(model.save_pretrained, save_embedding_layers=False))
+            save_once(adapter, partial(_save, model))
 
     def base(inputs, **settings):  # type: ignore[no-untyped-def]
         with model.disable_adapter():
@@ -116,6 +119,12 @@ def main(options: LoraOptions) -> None:
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     settings = {"matched": matched, "rank": rank, "target_modules": names}
     jobs.report(job, evaluation, {**settings, "trainable_parameters": trainable, "train_rows": len(dataset)})
+
+
+def _save(model: PeftModel, folder: Path) -> None:
+    # Embeddings are not trained, and to find that out peft would ask the hub.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink()  # a blank form of a card, with the base's path in it
 
 
 if __name__ == "__main__":

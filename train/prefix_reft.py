@@ -63,8 +63,8 @@ def main(options: PrefixReftOptions) -> None:
         )
     if evaluation is not None and (p := evaluation[list(decoders)[1]]["mcnemar_vs_base"]["p_value"]) > 0.05:
         notes.append(
-            f"note: the adapter under its gate is not told apart from the base (p = {p:.2g}); if training was short, more"
-            " epochs or a higher learning rate may change that"
+            f"note: the adapter under its gate is not told apart from the base (p = {p:.2g}); if training was short,"
+            " more epochs or a higher learning rate may change that"
         )
     adapter = Path(options.output_dir) / "adapter"
     jobs.report(job, evaluation, {**results, "calibration": calibration, "parameters": digest(adapter)}, *notes)
