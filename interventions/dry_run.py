@@ -12,7 +12,7 @@ from typing import Any
 
 from interventions import prefix_training
 from interventions.model import PrefixReftModel
-from interventions.sites import num_layers, site_width
+from interventions.sites import num_layers
 from interventions.trials import options_of
 from reft_math.command import check_claim
 from reft_math.data.regression import RegressionSplits
@@ -62,5 +62,6 @@ def _interventions(model: PrefixReftModel, decoded: int = 1) -> Trained:
     layers = [layer for layer, _ in model.by_layer()]
     # RED keeps what it acts on as it is, the others in float32.
     element = base.dtype.itemsize if config.intervention == "red" else 4
-    kept = len(layers) * site_width(base, config.site) * element
+    assert config.width is not None  # get_prefix_reft_model
+    kept = len(layers) * config.width * element
     return Trained(base, model, num_layers(base) - 1 - min(layers), kept, config.site == "block", decoded)

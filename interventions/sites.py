@@ -187,7 +187,8 @@ def _measured_widths(model: PreTrainedModel, site: str, layers: Sequence[int]) -
         for layer in layers:
             handle = site_module(model, site, layer).register_forward_hook(partial(note, layer=layer))
             stack.callback(handle.remove)
-        model(tokens, use_cache=False)
+        # With a cache, or transformers would look at the positions for packed rows, which on meta there is no doing.
+        model(tokens, use_cache=True)
     return widths
 
 

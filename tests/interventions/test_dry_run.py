@@ -18,6 +18,7 @@ from reft_math.data.prefix import PrefixCollator
 from reft_math.training.dry_run import Trained, memory_parts
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.memory import Batch, kept_by_linears
+from reft_math.training.packing import logits_at
 from reft_math.training.prefix_options import PrefixReftOptions
 
 SMALL = "--train-size 24 --eval-size 4 --epochs 2 --max-new-tokens 4"
@@ -35,9 +36,9 @@ def kept_bytes(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
         return tensor
 
     targets = batch["targets"]
-    inputs = {name: value for name, value in batch.items() if name != "targets"}
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = model(**inputs, logits_to_keep=targets.shape[1], use_cache=False)
+    inputs = {name: value for name, value in batch.items() if name not in ("targets", "logits_at")}
+    with logits_at(model, batch["logits_at"]), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model(**inputs, use_cache=False)
         sequence_cross_entropy(outputs.logits, targets).mean()
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
 
@@ -89,6 +90,7 @@ def told(text: str) -> dict[str, str]:
     [
         "train/prefix_reft.py --k 4 --gate tokens:4",
         "train/prefix_reft.py --intervention loreft --full-fraction 1 --norm-control none --accumulation 2",
+        "train/prefix_reft.py --site-path model.layers.{layer}.mlp --layers 1",
         "train/lora.py --rank 2 --target-modules q_proj,up_proj",
     ],
 )
