@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from reft_math.models import running_device
+
 
 @contextmanager
 def logits_at(model: Any, places: torch.Tensor) -> Iterator[None]:
@@ -24,7 +26,8 @@ def logits_at(model: Any, places: torch.Tensor) -> Iterator[None]:
     """
 
     def pick(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (args[0].flatten(0, 1)[places],)
+        hidden = args[0].flatten(0, 1)
+        return (hidden[places.to(hidden.device)],)  # a base on several devices has its output layer on another
 
     handle = model.get_output_embeddings().register_forward_pre_hook(pick)
     try:
@@ -41,7 +44,7 @@ def packs(model: PreTrainedModel) -> bool:
     row read its neighbour, and no loss would say so: hence this trial, three passes over a few tokens. Other tokens in
     the neighbour must change nothing to the last bit, the neighbour's absence nothing but rounding.
     """
-    device, vocabulary = model.get_input_embeddings().weight.device, model.config.get_text_config().vocab_size
+    device, vocabulary = running_device(model.get_input_embeddings()), model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     # Two lines: flash attention keeps rows apart on a single one only.
     before, other, row = (torch.randint(vocabulary, (2, 6), generator=generator).to(device) for _ in range(3))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from transformers import PreTrainedModel
 
 from reft_math.training.packing import logits_at, packs
@@ -70,3 +71,12 @@ def test_a_model_that_mixes_rows_is_found_out(tiny_model: Callable[..., PreTrain
     config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.2)
     assert packs(transformers.GPT2LMHeadModel(config).eval())
     assert not packs(Counting(config).eval())
+
+
+def test_a_model_whose_weights_wait_elsewhere_is_tried_where_it_calculates(
+    tiny_model: Callable[..., PreTrainedModel],
+) -> None:
+    model = tiny_model()
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.get_input_embeddings().weight.device.type == "meta"
+    assert packs(model)
