@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import extract_commit_hash, find_adapter_config_file
 
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
@@ -42,7 +43,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     """
     base = _base_of_lora(name, revision)
     if base is not None:
-        return load_tokenizer(base)
+        return load_tokenizer(base.name, base.revision)
     tokenizer = _from_pretrained(AutoTokenizer, name, revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -71,11 +72,12 @@ def load_model(
     """
     base = _base_of_lora(name, revision)
     if base is not None:
-        model = load_model(base, None, loading, random_seed, to_be_sharded)
+        model = load_model(base.name, base.revision, loading, random_seed, to_be_sharded)
         try:
             model.load_adapter(name, adapter_kwargs={"revision": revision})
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"peft adapter {name!r} does not fit its base {base!r}: {_reason(error)}") from None
+            raise UserError(f"peft adapter {name!r} does not fit its base {base.name!r}: {_reason(error)}") from None
+        model.config._commit_hash = base.adapter_commit  # goes with the name that the model was asked for by
         return model.eval()
     loading = loading or LoadingOptions()
     settings = _settings(loading)
@@ -113,7 +115,7 @@ def load_skeleton(name: str, revision: str | None = None, loading: LoadingOption
     """
     base = _base_of_lora(name, revision)
     if base is not None:
-        return load_skeleton(base, None, loading)
+        return load_skeleton(base.name, base.revision, loading)
     config = _from_pretrained(AutoConfig, name, revision)
     dtype = "auto" if loading is None else loading.dtype
     with torch.device("meta"):
@@ -123,7 +125,26 @@ def load_skeleton(name: str, revision: str | None = None, loading: LoadingOption
     return model.eval()
 
 
-def _base_of_lora(name: str, revision: str | None) -> str | None:
+def check_no_adapter(name: str, revision: str | None, purpose: str) -> None:
+    """Raises `UserError` where the name is a peft adapter's: whole weights, and peft's own, are the base's alone."""
+    base = _base_of_lora(name, revision)
+    if base is not None:
+        raise UserError(
+            f"{purpose} needs a plain model; {name!r} is a peft adapter on {base.name!r}: name that, or merge the two"
+            " by peft's merge_and_unload first"
+        )
+
+
+@dataclass(frozen=True)
+class _Base:
+    """Of a peft adapter: the base, its revision, and the commit of the adapter itself, where it came from the hub."""
+
+    name: str
+    revision: str | None
+    adapter_commit: str | None
+
+
+def _base_of_lora(name: str, revision: str | None) -> _Base | None:
     """What a peft adapter was trained on; None where the name is a model's."""
     if name == EMBEDDED_MODEL:
         return None
@@ -131,7 +152,12 @@ def _base_of_lora(name: str, revision: str | None) -> str | None:
         path = find_adapter_config_file(name, revision=revision)
     except OSError:  # neither a folder nor within reach: loading says so
         return None
-    return None if path is None else str(json.loads(Path(path).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    if path is None:
+        return None
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not config.get("base_model_name_or_path"):
+        raise UserError(f"peft adapter {name!r} must name its base, base_model_name_or_path in {path}; it names none")
+    return _Base(config["base_model_name_or_path"], config.get("revision"), extract_commit_hash(path, None))
 
 
 def _settings(loading: LoadingOptions) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def main(options: LoraOptions) -> None:
     from interventions.checkpoint import count_parameters
     from reft_math.command import check_claim
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
-    from reft_math.models import lasting_name
+    from reft_math.models import check_no_adapter, lasting_name
     from reft_math.processes import claim, part_ways
     from reft_math.training import dry_run
     from reft_math.training import job as jobs
@@ -73,6 +73,7 @@ def main(options: LoraOptions) -> None:
     from reft_math.training.packing import packs
 
     options, matched = jobs.resolve(options), options.match
+    check_no_adapter(options.model, options.revision, "LoRA")
     job = jobs.prepare(options)
     if options.match is not None:
         count = int(options.match) if options.match.isdecimal() else count_parameters(options.match)
@@ -80,11 +81,17 @@ def main(options: LoraOptions) -> None:
         options = replace(options, match=None, rank=rank, target_modules=modules)
     rank, names = options.rank or 8, options.target_modules or "all-linear"
     options = replace(options, rank=rank, alpha=options.alpha or 2 * rank, target_modules=names)
+    if names != "all-linear":
+        paths = [f".{path}" for path, _ in job.model.named_modules()]
+        for name in names.split(","):  # peft minds only where none is found
+            if not any(path.endswith(f".{name}") for path in paths):
+                raise UserError(f"--target-modules must name linear modules of the model; got {name!r}")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=options.alpha,
         target_modules=names if names == "all-linear" else names.split(","),
+        revision=job.base_revision,
     )
     try:
         model = get_peft_model(job.model, config)

@@ -30,7 +30,7 @@ def main(options: RegressionOptions) -> None:
     from interventions.dry_run import show_regression
     from interventions.regression import load_regressor, make_regressor
     from reft_math.data.regression import load_splits
-    from reft_math.models import load_model, load_skeleton, load_tokenizer
+    from reft_math.models import check_no_adapter, load_model, load_skeleton, load_tokenizer
     from reft_math.processes import claim, part_ways
     from reft_math.regressor.card import write_regressor_card
     from reft_math.regressor.evaluation import Writing, evaluate_regressor, summarise
@@ -41,6 +41,8 @@ def main(options: RegressionOptions) -> None:
 
     options = jobs.resolve(options)
     config = jobs.regressor_config(options)
+    if config.tune in ("lora", "full"):
+        check_no_adapter(options.model, options.revision, f"--tune {config.tune}")
     splits = jobs.cut(load_splits(options.data, options.data_dir, options.seed), options)
     tokenizer = load_tokenizer(options.model, options.revision)
     if options.dry_run:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
@@ -195,3 +196,21 @@ def test_a_regressor_and_its_base_come_back_as_they_were_pushed(hub: FakeHub, ti
     card = ModelCard(hub.files("user/regressor")["README.md"].decode())
     assert card.data["base_model"] == "user/base"
     assert 'load_regressor("user/regressor")' in card.text
+
+
+def test_a_peft_adapter_brings_its_base_at_the_revision_it_was_trained_on(
+    hub: FakeHub, tiny_model: Callable[..., PreTrainedModel], tiny_base: str
+) -> None:
+    base = load_model(tiny_base)
+    old = base.push_to_hub("user/base")
+    expected = base(TOKENS).logits
+    with torch.no_grad():
+        base.lm_head.weight.mul_(2)
+    base.push_to_hub("user/base")
+    lora = get_peft_model(load_model("user/base", old.oid), LoraConfig(target_modules=["q_proj"], revision=old.oid))
+    lora.peft_config["default"].base_model_name_or_path = "user/base"
+    commit = lora.push_to_hub("user/lora")
+    loaded = load_model("user/lora")
+    assert torch.equal(loaded(TOKENS).logits, expected)
+    assert loaded.config._commit_hash == commit.oid, "what the name user/lora is to be read at"
+    assert torch.equal(load_model("user/lora", commit.oid)(TOKENS).logits, expected)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from interventions import PrefixReftConfig, get_prefix_reft_model
 from reft_math.models import load_model
@@ -34,12 +35,36 @@ def test_a_run_stopped_in_evaluation_goes_on_with_the_trained_weights(
     assert records.read_text() == before
 
 
+@pytest.mark.parametrize("names", ["nosuch", "q_proj,nosuch"])
 def test_modules_the_model_lacks_are_a_mistake(
-    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str], names: str
 ) -> None:
     with pytest.raises(SystemExit):
-        call(f"train/lora.py --target-modules nosuch {SMALL} --output-dir {tmp_path}/run")
+        call(f"train/lora.py --target-modules {names} {SMALL} --output-dir {tmp_path}/run")
     assert "error: --target-modules must name linear modules of the model; got 'nosuch'" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "purpose"),
+    [
+        ("train/lora.py", "LoRA"),
+        ("train/raft.py --tune lora", "--tune lora"),
+        ("train/raft.py --tune full", "--tune full"),
+    ],
+)
+def test_a_peft_adapter_is_no_base_for_what_saves_or_makes_such(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str], line: str, purpose: str
+) -> None:
+    """A second LoRA would take the first one's place, and a whole model tuned would be saved as its LoRA alone."""
+    get_peft_model(load_model("arithmetic"), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "arithmetic"
+    (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
+    for dry in ("", " --dry-run"):
+        with pytest.raises(SystemExit):
+            call(f"{line} --model {tmp_path}/lora --output-dir {tmp_path}/run{dry}")
+        assert f"error: {purpose} needs a plain model" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
