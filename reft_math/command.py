@@ -219,7 +219,7 @@ def _check_same_settings(folder: Path, config: Any) -> None:
         raise UserError(
             f"--resume goes on with a run; {folder} holds no readable {CONFIG_NAME}: choose another --output-dir"
         )
-    for name in sorted(now.keys() | before.keys()):
+    for name in (*now, *before):  # as declared: what was given before what follows from it
         if now.get(name) != before.get(name):
             raise UserError(
                 f"--resume needs the run's own settings; {name} was {before.get(name)!r} and is {now.get(name)!r}:"
