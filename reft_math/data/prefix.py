@@ -110,7 +110,8 @@ class PrefixCollator:
         for line, members in enumerate(lines):
             column = 0
             for member in members:
-                prompt_ids, target_ids, length = *rows[member].values(), lengths[member]
+                prompt_ids, target_ids = rows[member]["prompt_ids"], rows[member]["target_ids"]
+                length = lengths[member]
                 first, column = column, column + length
                 input_ids[line, first:column] = torch.tensor([*prompt_ids, *target_ids[:-1]])
                 position_ids[line, first:column] = torch.arange(length)

@@ -56,5 +56,5 @@ def packs(model: PreTrainedModel) -> bool:
         return logits[:, -6:].float()
 
     alone, behind, behind_other = read(row), read(before, row), read(other, row)
-    is_close = (alone - behind).abs().max() <= 0.1 * alone.std()
+    is_close = (alone - behind).std() <= 0.05 * alone.std()  # half precision rounds by about a hundredth
     return torch.equal(behind, behind_other) and bool(is_close)

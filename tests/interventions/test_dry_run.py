@@ -160,9 +160,7 @@ def test_what_is_in_the_folder_is_told_and_then_what_the_run_would_say_of_it(
     assert what_is_in_it(refused="is in use; pass --resume") == "something already"
     assert what_is_in_it("--overwrite") == "a run that would be deleted"
     assert what_is_in_it("--resume") == "a trained run that would be evaluated"
-    assert (
-        what_is_in_it("--resume --rank 3", refused="rank was 8 and is 3") == "a trained run that would be evaluated"
-    )
+    assert what_is_in_it("--resume --rank 3", refused="rank was 8 and is 3") == "a trained run that would be evaluated"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
     shutil.move(tmp_path / "run" / "adapter", tmp_path / "adapter")
     assert what_is_in_it("--resume") == "a run that would go on from checkpoint-4"
