@@ -6,6 +6,7 @@ its end token)``; the logits at the last n input positions predict them, and onl
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class PrefixDataset(Dataset[dict[str, list[int]]]):
 
 @dataclass(frozen=True)
 class PrefixCollator:
-    """Rows to a batch of lines as long as the longest row, on which shorter rows stand behind one another.
+    """Rows to a batch of lines, on which they stand behind one another.
 
     The positions of each row start from 0, by which transformers tells rows on a line apart: none attends to another
     (`reft_math.training.packing.packs` tries whether a model does so), given ``use_cache=False``: with a cache a line
@@ -100,8 +101,8 @@ class PrefixCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         lengths = [len(row["prompt_ids"]) + len(row["target_ids"]) - 1 for row in rows]
-        width = max(lengths)
-        lines = pack_lines(lengths, width) if self.pack else [[row] for row in range(len(rows))]
+        lines = pack_lines(lengths) if self.pack else [[row] for row in range(len(rows))]
+        width = _width(lines, lengths)
         input_ids = torch.full((len(lines), width), self.pad_token_id)
         position_ids = torch.zeros_like(input_ids)
         generated = torch.zeros_like(input_ids, dtype=torch.bool)
@@ -129,18 +130,29 @@ class PrefixCollator:
         return batch
 
 
-def pack_lines(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Rows by line, each line's lengths at most ``width`` together: the longest first, each where it fits first."""
-    lines: list[list[int]] = []
-    room: list[int] = []
+def pack_lines(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows by line, for the least ``lines · longest line``, no line much longer than the two longest rows.
+
+    For each number of lines the longest row first, each on the line that is shortest so far. Fewer, longer lines would
+    waste less and attend to more: what attention costs grows with the square of a line.
+    """
+    fewest = math.ceil(sum(lengths) / (2 * max(lengths)))
+    choices = [_share_out(lengths, number) for number in range(len(lengths), fewest - 1, -1)]
+    return min(choices, key=lambda lines: len(lines) * _width(lines, lengths))
+
+
+def _share_out(lengths: Sequence[int], number: int) -> list[list[int]]:
+    lines: list[list[int]] = [[] for _ in range(number)]
+    filled = [0] * number
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        line = next((line for line, left in enumerate(room) if lengths[row] <= left), len(lines))
-        if line == len(lines):
-            lines.append([])
-            room.append(width)
+        line = filled.index(min(filled))
         lines[line].append(row)
-        room[line] -= lengths[row]
+        filled[line] += lengths[row]
     return lines
+
+
+def _width(lines: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+    return max(sum(lengths[row] for row in line) for line in lines)
 
 
 def pad_left(rows: Sequence[torch.Tensor], value: int | bool) -> torch.Tensor:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -135,10 +136,28 @@ def test_the_intervention_mask_by_hand(positions: Positions, expected: list[list
     assert all(torch.equal(batch[name], everywhere[name]) for name in batch)
 
 
-def test_lines_are_filled_with_the_longest_rows_first() -> None:
-    assert pack_lines([2, 7, 3, 5, 3], 8) == [[1], [3, 2], [4, 0]]
-    assert pack_lines([4, 4, 4], 4) == [[0], [1], [2]]
-    assert pack_lines([1, 1, 1, 1], 4) == [[0, 1, 2, 3]]
+@pytest.mark.parametrize(
+    ("lengths", "lines"),
+    [
+        ([5, 4, 1], [[0], [1, 2]]),
+        ([4, 4, 4], [[0], [1], [2]]),  # two lines would take 2 · 8
+        ([2, 7, 3, 5, 3], [[1, 4], [3, 2, 0]]),
+        ([9], [[0]]),
+    ],
+)
+def test_lines_by_hand(lengths: list[int], lines: list[list[int]]) -> None:
+    assert pack_lines(lengths) == lines
+
+
+def test_lines_hold_every_row_once_and_never_more_than_padding_would() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        lengths = [rng.randint(1, 60) for _ in range(rng.randint(1, 20))]
+        lines = pack_lines(lengths)
+        assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
+        width = max(sum(lengths[row] for row in line) for line in lines)
+        assert len(lines) * width <= len(lengths) * max(lengths)
+        assert width <= 3 * max(lengths)
 
 
 def test_padding_is_never_a_target_even_where_it_is_the_end_token(
@@ -187,7 +206,7 @@ def test_the_truncated_batch_has_the_loss_and_gradient_of_whole_solutions_masked
     whole = list(PrefixDataset(problems, tokenizer, CHAT, None))
     token_ids = [row["prompt_ids"] + row["target_ids"] for row in whole]
     longest = max(map(len, token_ids))
-    assert longest > batch["input_ids"].shape[1] + k, "there is something to truncate"
+    assert sum(map(len, token_ids)) > batch["input_ids"].numel(), "there is something to truncate"
     inputs = torch.tensor([row + [int(tokenizer.pad_token_id)] * (longest - len(row)) for row in token_ids])
     log_probabilities = model(input_ids=inputs).logits.log_softmax(dim=-1)
     losses = []
