@@ -97,6 +97,10 @@ def load_model(
             raise UserError("random weights are drawn whole, on one device; leave --quantization and --device-map out")
         torch.manual_seed(random_seed)
         model = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    for module in model.modules():
+        # bitsandbytes repacks weights for a CPU at the first pass without gradient, after which there never is one.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     model = model.eval()
     if not (to_be_sharded or "device_map" in settings):  # else accelerate has placed it, and it must stay there
         model = model.to(process_state().device)

@@ -44,9 +44,6 @@ def packs(model: PreTrainedModel) -> bool:
     row read its neighbour, and no loss would say so: hence this trial, three passes over a few tokens. Other tokens in
     the neighbour must change nothing to the last bit, the neighbour's absence nothing but rounding.
     """
-    if getattr(model, "is_quantized", False) and model.device.type == "cpu":
-        # At its first pass without gradient bitsandbytes repacks weights for a CPU, and then there is none any more.
-        return False
     device, vocabulary = running_device(model.get_input_embeddings()), model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
     # Two lines: flash attention keeps rows apart on a single one only.

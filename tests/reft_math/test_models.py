@@ -85,6 +85,12 @@ def test_a_quantised_base_trains_and_its_adapter_decodes(
     linear = model.get_submodule("model.layers.0.mlp.up_proj")
     assert type(linear) is not nn.Linear
     assert linear.weight.dtype in (torch.int8, torch.uint8)
+    # What is read before training leaves gradients be.
+    with torch.no_grad():
+        model(TOKENS)
+    reft_model = moved(model)
+    reft_model(TOKENS).logits.float().logsumexp(dim=-1).sum().backward()
+    assert all(bias.grad.abs().sum() > 0 for bias in reft_model.biases().values())
 
 
 @pytest.mark.parametrize("offload", [cpu_offload, disk_offload])
