@@ -158,7 +158,10 @@ def _base_of_lora(name: str, revision: str | None) -> _Base | None:
         return None
     if path is None:
         return None
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        config = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"peft adapter {name!r} must have readable settings; {path}: {_reason(error)}") from None
     if not config.get("base_model_name_or_path"):
         raise UserError(f"peft adapter {name!r} must name its base, base_model_name_or_path in {path}; it names none")
     return _Base(config["base_model_name_or_path"], config.get("revision"), extract_commit_hash(path, None))

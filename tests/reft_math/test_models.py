@@ -151,3 +151,13 @@ def test_an_attention_that_is_not_installed_is_one_line() -> None:
 def test_random_weights_are_drawn_whole() -> None:
     with pytest.raises(UserError, match="random weights are drawn whole, on one device"):
         load_model("arithmetic", loading=LoadingOptions(device_map="auto"), random_seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mistake"),
+    [("{", "must have readable settings"), ("[1]", "must have readable settings"), ("{}", "must name its base")],
+)
+def test_a_peft_adapter_without_readable_settings_is_one_line(tmp_path: Path, settings: str, mistake: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(settings)
+    with pytest.raises(UserError, match=mistake):
+        load_model(str(tmp_path))
