@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reft_math.benchmarking import sharing, spread, timed, wait
+from reft_math.benchmarking import SHAPES, Dtype, Shape, random_llama, sharing, spread, timed, wait
 from reft_math.command import run, write_json
 from reft_math.errors import require
 
@@ -36,23 +36,6 @@ if TYPE_CHECKING:
 
     from reft_math.decoding.gate import KLGate
 
-SHAPES = {
-    "small": {
-        "hidden_size": 512,
-        "intermediate_size": 1376,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "vocab_size": 32000,
-    },
-    "llama-3-8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-}
 END_OF_OPEN = 16  # the gate is closed by this token
 RATIOS = {
     "vs_base": ("ours", "base"),
@@ -65,10 +48,10 @@ RATIOS = {
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    shape: Literal["small", "llama-3-8b"] = field(
-        default="small", metadata={"help": "Llama of hidden size 512 and 8 layers, or as Llama 3 8B."}
+    shape: Shape = field(
+        default="medium", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or as Llama 3 8B."}
     )
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Of the base's weights."})
+    dtype: Dtype = field(default="float32", metadata={"help": "Of the base's weights."})
     intervention: Literal["red", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     positions: Literal["all", "generated"] = field(
         default="all", metadata={"help": "Tokens they act on: with generated, the prompt is read once for both models."}
@@ -110,12 +93,13 @@ class Contenders:
     def __init__(self, options: DecodeOptions) -> None:
         import pyreft
         import torch
+        from transformers import GenerationConfig
 
         from interventions import PrefixReftConfig, get_prefix_reft_model
 
-        torch.manual_seed(0)
         self.options = options
-        self.base = _model(options)
+        self.base = random_llama(SHAPES[options.shape], options.dtype).eval()
+        self.base.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)  # no end token: rows run on
         self.prompt = _prompts(options, self.base)
         config = PrefixReftConfig(
             intervention=options.intervention,
@@ -207,18 +191,6 @@ class Contenders:
             ids = torch.cat([ids, tokens], dim=1)
             attention = torch.cat([attention, torch.ones_like(tokens)], dim=1)
         return ids
-
-
-def _model(options: DecodeOptions) -> PreTrainedModel:
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = LlamaConfig(**SHAPES[options.shape], max_position_embeddings=8192, dtype=options.dtype)
-    with torch.device(device):
-        model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, options.dtype)).eval()
-    model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)  # no end token: every row runs on
-    return model
 
 
 def _prompts(options: DecodeOptions, model: PreTrainedModel) -> dict[str, Any]:

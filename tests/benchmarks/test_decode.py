@@ -33,7 +33,7 @@ def test_ratios_are_taken_within_rounds(benchmark: ModuleType) -> None:
 
 
 def test_a_small_run_writes_every_ratio(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(benchmark.SHAPES, "small", TINY)
+    monkeypatch.setitem(benchmark.SHAPES, "medium", TINY)
     path = tmp_path / "new" / "decode.json"
     benchmark.main(benchmark.DecodeOptions(batch_size=3, prompt_length=6, new_tokens=40, rounds=2, json=str(path)))
     report = json.loads(path.read_text())
@@ -49,7 +49,7 @@ def test_contenders_draw_the_same_tokens_where_they_should(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The uncached loop is the definition; ours must draw its tokens for the comparison to mean anything."""
-    monkeypatch.setitem(benchmark.SHAPES, "small", {**TINY, "initializer_range": 0.3})
+    monkeypatch.setitem(benchmark.SHAPES, "medium", {**TINY, "initializer_range": 0.3})
     contenders = benchmark.Contenders(benchmark.DecodeOptions(batch_size=4, prompt_length=6, new_tokens=40))
     ours = contenders.ours.generate(**contenders.prompt, gate=contenders.gate, max_new_tokens=benchmark.END_OF_OPEN)
     assert ours.tolist() == contenders.uncached().tolist()
