@@ -12,7 +12,9 @@ a round, and its median and quartiles over the rounds are printed. Weights are r
     after_closing_vs_base  time a token once all gates have closed / the base's at the same positions
 
 and the bytes of the KV cache, ours / the base's at the same token: ``cache_while_open_vs_base`` (the most) and
-``cache_after_closing_vs_base``.
+``cache_after_closing_vs_base``. ``after_closing_vs_floor`` is time a token once all gates have closed / the least that
+the machine could take: every weight read once at its measured bandwidth, or multiplied at its measured peak, whichever
+is longer.
 """
 
 from __future__ import annotations
@@ -26,7 +28,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reft_math.benchmarking import SHAPES, Dtype, Shape, random_llama, sharing, spread, timed, wait
+from reft_math.benchmarking import (
+    SHAPES,
+    Dtype,
+    Shape,
+    matrix_peak,
+    random_llama,
+    read_peak,
+    sharing,
+    spread,
+    timed,
+    wait,
+)
 from reft_math.command import run, write_json
 from reft_math.errors import require
 
@@ -166,6 +179,14 @@ class Contenders:
             "cache_after_closing_vs_base": max(shares[END_OF_OPEN:]),
         }
 
+    def floor(self) -> float:
+        """Seconds a token: ``max(bytes of W / bandwidth, 2·B·|W| / peak)`` for W, all weights but the embeddings."""
+        embeddings = self.base.get_input_embeddings().weight
+        weights = [weight for weight in self.base.parameters() if weight is not embeddings]
+        products = 2 * self.options.batch_size * sum(weight.numel() for weight in weights)
+        reading = sum(weight.nbytes for weight in weights) / read_peak()
+        return max(reading, products / matrix_peak(self.options.dtype))
+
     def uncached(self) -> torch.Tensor:
         """Both sequences from their start at every step, as a first draft of the method would."""
         import torch
@@ -232,7 +253,8 @@ def main(options: DecodeOptions) -> None:
     contenders = Contenders(options)
     contenders.round()  # warms up
     rounds = [contenders.round() for _ in progress(range(options.rounds), name="measuring", unit="round")]
-    found, cache = ratios(rounds), contenders.cache()
+    found, cache, floor = ratios(rounds), contenders.cache(), contenders.floor()
+    found["after_closing_vs_floor"] = spread([row["ours_after_closing"] / floor for row in rounds])
     title = (
         f"{options.shape}, {options.dtype}, batch {options.batch_size}, prompts of {options.prompt_length},"
         f" {options.new_tokens} new tokens, gate {contenders.gate}"
@@ -247,7 +269,7 @@ def main(options: DecodeOptions) -> None:
         seconds = {name: spread([row[name] for row in rounds]) for name in rounds[0]}
         medians = {name: value["median"] for name, value in found.items()}
         report = {**provenance(options), **medians, **cache, "gate": str(contenders.gate)}
-        report |= {"ratios": found, "seconds": seconds}
+        report |= {"ratios": found, "seconds": seconds, "floor_seconds_a_token": floor}
         path = Path(options.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, report)

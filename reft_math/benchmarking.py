@@ -135,6 +135,14 @@ def matrix_peak(dtype: Dtype) -> float:
     return 2 * size**3 / min(timed(lambda: a @ b) for _ in range(10))
 
 
+def read_peak() -> float:
+    """Bytes a second of reading one gibibyte, the fastest of 10."""
+    import torch
+
+    tensor = torch.ones(2**28, device=device())
+    return tensor.nbytes / min(timed(tensor.sum) for _ in range(10))
+
+
 def step_clock() -> Any:
     """A callback that notes when the first step began and when the last one ended, in seconds."""
     from transformers import TrainerCallback

@@ -43,6 +43,21 @@ def test_a_small_run_writes_every_ratio(benchmark: ModuleType, tmp_path: Path, m
     assert report["gate"].endswith(",max=16")
     assert 1 < report["cache_while_open_vs_base"] <= 2
     assert report["cache_after_closing_vs_base"] == 1
+    assert report["after_closing_vs_floor"] > 1
+
+
+def test_the_floor_reads_or_multiplies_every_weight_but_the_embeddings(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand, for a machine of 100 bytes and 10 operations a second, then of 1 byte."""
+    monkeypatch.setitem(benchmark.SHAPES, "medium", TINY)
+    monkeypatch.setattr(benchmark, "matrix_peak", lambda dtype: 10.0)
+    monkeypatch.setattr(benchmark, "read_peak", lambda: 100.0)
+    contenders = benchmark.Contenders(benchmark.DecodeOptions(batch_size=4, prompt_length=6))
+    weights = 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 64
+    assert contenders.floor() == pytest.approx(2 * 4 * weights / 10)
+    monkeypatch.setattr(benchmark, "read_peak", lambda: 1.0)
+    assert contenders.floor() == pytest.approx(4 * weights)
 
 
 def test_contenders_draw_the_same_tokens_where_they_should(
