@@ -185,7 +185,7 @@ class Contenders:
         weights = [weight for weight in self.base.parameters() if weight is not embeddings]
         products = 2 * self.options.batch_size * sum(weight.numel() for weight in weights)
         reading = sum(weight.nbytes for weight in weights) / read_peak()
-        return max(reading, products / matrix_peak(self.options.dtype))
+        return float(max(reading, products / matrix_peak(self.options.dtype)))
 
     def uncached(self) -> torch.Tensor:
         """Both sequences from their start at every step, as a first draft of the method would."""
