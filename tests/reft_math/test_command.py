@@ -9,17 +9,9 @@ from typing import Any, Literal
 
 import pytest
 
-from reft_math.command import (
-    CONFIG_NAME,
-    claim_output_dir,
-    parse,
-    print_table,
-    provenance,
-    run,
-    versions,
-    write_json,
-)
+from reft_math.command import CONFIG_NAME, claim_output_dir, parse, print_table, provenance, run, versions
 from reft_math.errors import UserError, require
+from reft_math.files import write_json
 
 
 @dataclass(frozen=True)
@@ -336,37 +328,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         claim_output_dir(options_for(tmp_path / "file" / "run"))
 
 
-# --- files and tables --------------------------------------------------------------------------------------------
-
-
-def test_write_json_writes_the_value_and_leaves_nothing_else(tmp_path: Path) -> None:
-    write_json(tmp_path / "results.json", {"accuracy": 0.5, "text": "é"})
-    write_json(tmp_path / "results.json", {"accuracy": 0.75, "text": "é"})
-    assert os.listdir(tmp_path) == ["results.json"]
-    assert json.loads((tmp_path / "results.json").read_text()) == {"accuracy": 0.75, "text": "é"}
-
-
-def test_a_write_that_fails_or_is_stopped_leaves_the_old_file_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "results.json"
-    write_json(path, {"accuracy": 0.5})
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        write_json(path, {"accuracy": 0.75, "model": object()})
-    assert path.read_bytes() == before
-
-    def stopped(source: Path, target: Path) -> None:
-        assert json.loads(Path(source).read_text()) == {"accuracy": 1.0}, (
-            "the new file is whole before it takes the name"
-        )
-        assert Path(target) == path
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        write_json(path, {"accuracy": 1.0})
-    assert path.read_bytes() == before
+# --- provenance and tables --------------------------------------------------------------------------------------------
 
 
 def test_provenance_is_json_with_the_command_and_the_resolved_settings(monkeypatch: pytest.MonkeyPatch) -> None:
