@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,6 +196,28 @@ def check_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert err.endswith("\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "way"),
+    [
+        ([], "run the same command with --resume"),
+        (["--resume"], "run the same command again"),
+        (["--overwrite"], "run the same command with --resume in place of --overwrite"),
+    ],
+)
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(
+    arguments: list[str], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: Options) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x/results.json")
+
+    monkeypatch.setattr(sys, "argv", ["it.py", "--output-dir", str(tmp_path / "run"), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        run(fail, Options, None)
+    assert stop.value.code == 2
+    line = f"error: x/results.json: No space left on device; mend that; to go on, {way}\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def main(options: Options) -> None:
         raise ValueError("not the user's doing")
@@ -326,6 +350,17 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="output-dir"):
         claim_output_dir(options_for(tmp_path / "file" / "run"))
+
+
+def test_a_claim_killed_at_any_call_can_be_repeated(used: Path, killed_at_every_call: Any) -> None:
+    """With --overwrite as with --resume, whichever the user takes."""
+    shutil.copytree(used, before := used.with_name("before"))
+    for again in ({"resume": True}, {"overwrite": True}):
+        for _ in killed_at_every_call(lambda: claim_output_dir(options_for(used, overwrite=True))):
+            claim_output_dir(options_for(used, **again))
+            assert json.loads((used / CONFIG_NAME).read_text())["command"] == "Options"
+            shutil.rmtree(used)
+            shutil.copytree(before, used)
 
 
 # --- provenance and tables --------------------------------------------------------------------------------------------
