@@ -40,8 +40,9 @@ from reft_math.benchmarking import (
     timed,
     wait,
 )
-from reft_math.command import run, write_json
+from reft_math.command import run
 from reft_math.errors import require
+from reft_math.files import write_json
 
 if TYPE_CHECKING:
     import torch

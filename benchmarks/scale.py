@@ -37,8 +37,9 @@ from reft_math.benchmarking import (
     step_clock,
     training_arguments,
 )
-from reft_math.command import run, write_json
+from reft_math.command import run
 from reft_math.errors import require
+from reft_math.files import write_json
 
 LADDERS: dict[str, tuple[int, ...]] = {
     "k": (5, 10, 20, 40),

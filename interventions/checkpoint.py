@@ -14,6 +14,7 @@ from torch import nn
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.subspace import OPTIONS
 from reft_math.errors import UserError
+from reft_math.files import written
 from reft_math.hub import fetch
 
 WEIGHTS_NAME = "reft_model.safetensors"
@@ -22,7 +23,8 @@ WEIGHTS_NAME = "reft_model.safetensors"
 def save(folder: str | Path, config: PrefixReftConfig, interventions: nn.ModuleDict) -> None:
     """Writes configuration and parameters; the folder is made where missing."""
     config.save_pretrained(folder)
-    save_file(_tensors(interventions), Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
+    with written(Path(folder) / WEIGHTS_NAME) as aside:
+        save_file(_tensors(interventions), aside, metadata={"format": "pt"})
 
 
 def digest(interventions: nn.ModuleDict) -> str:
