@@ -66,8 +66,9 @@ def main(options: PretrainingOptions) -> None:
         train_dataset=PretrainingDataset(tokenizer, options.steps, options.batch_size, options.seed),
         data_collator=partial(pad_right, pad_token_id=tokenizer.pad_token_id),
     )
-    show_progress(trainer)
-    output = trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints") if options.resume else None)
+    resumed = last_checkpoint(folder / "checkpoints") if options.resume else None
+    with show_progress(trainer):
+        output = trainer.train(resume_from_checkpoint=resumed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_json(folder / RESULTS_NAME, {**provenance(options), "training": output.metrics})
