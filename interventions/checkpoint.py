@@ -15,6 +15,7 @@ from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.subspace import OPTIONS
 from reft_math.errors import UserError
 from reft_math.files import written
+from reft_math.finite import check_finite
 from reft_math.hub import fetch
 
 WEIGHTS_NAME = "reft_model.safetensors"
@@ -57,7 +58,7 @@ def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:
     """Reads parameters into interventions of the same layers and shapes.
 
     Raises:
-        UserError: The file is missing or damaged, or its names or shapes are not the interventions'.
+        UserError: As `load_tensors`, or its names or shapes are not the interventions'.
     """
     tensors = load_tensors(folder)
     if extra := [name for name in tensors if name.endswith(f".{OPTIONS}")]:
@@ -75,12 +76,15 @@ def load_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
     """The parameters in a folder, by name.
 
     Raises:
-        UserError: The file is missing or damaged.
+        UserError: The file is missing or damaged, or holds a number that is NaN or infinite.
     """
+    path = Path(folder) / WEIGHTS_NAME
     try:
-        return load_file(Path(folder) / WEIGHTS_NAME)  # type: ignore[no-any-return]
+        tensors: dict[str, torch.Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise _misfit(folder, error) from None
+    check_finite(tensors, path)
+    return tensors
 
 
 def _misfit(folder: str | Path, error: Exception) -> UserError:

@@ -41,7 +41,7 @@ from reft_math.files import write_csv, write_figure, write_json, write_text
 from reft_math.hub import fetch
 from reft_math.kl_profile import kl_profile, profile_gates
 from reft_math.markdown import markdown
-from reft_math.models import EMBEDDED_MODEL, end_token_ids, load_model, load_tokenizer
+from reft_math.models import EMBEDDED_MODEL, check_vocabulary, end_token_ids, load_model, load_tokenizer
 from reft_math.probes.tables import lines
 from reft_math.processes import claim, part_ways
 from reft_math.scoring.records import RecordFile
@@ -105,6 +105,7 @@ def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setti
     template = get_template(str(options.template), tokenizer)
     _check_template(template, adapter)
     model = load_model(options.model, options.revision, options)
+    check_vocabulary(model, tokenizer, template)
     reft_model = None
     if options.adapter is not None:
         reft_model = PrefixReftModel.from_pretrained(options.adapter, model).eval()

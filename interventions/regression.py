@@ -14,9 +14,10 @@ from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from reft_math.card import read_card
 from reft_math.errors import UserError
+from reft_math.finite import check_finite
 from reft_math.hub import fetch
 from reft_math.loading import LoadingOptions
-from reft_math.models import load_model, load_tokenizer
+from reft_math.models import check_vocabulary, load_model, load_tokenizer
 from reft_math.regressor.config import CONFIG_NAME, RegressorConfig
 from reft_math.regressor.model import ADAPTER_FOLDER, MODEL_FOLDER, Intervening, Regressor, make_template
 
@@ -53,6 +54,7 @@ def make_regressor(
             "quantised weights cannot be tuned; take --tune red, loreft or lora, or leave --quantization out"
         )
     template = make_template(config, tokenizer)
+    check_vocabulary(model, tokenizer, template)
     config = replace(config, template=str(template))
     grid = config.make_grid(model, tokenizer, template)
     model.requires_grad_(config.tune == "full")
@@ -100,6 +102,7 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
     tokenizer = load_tokenizer(base, base_revision)
     model = load_model(base, base_revision, loading, None if is_whole else config.random_seed)
     template = make_template(config, tokenizer)
+    check_vocabulary(model, tokenizer, template)
     grid = config.make_grid(model, tokenizer, template)
     adapter: nn.Module | None = None
     if config.tune in ("red", "loreft"):
@@ -113,13 +116,15 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
 
 
 def _load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     try:
-        return PeftModel.from_pretrained(model, str(folder))  # type: ignore[no-any-return]
+        adapter = PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} does not hold a LoRA adapter for this base: {reason}") from None
+    check_finite(get_peft_model_state_dict(adapter), folder)
+    return adapter  # type: ignore[no-any-return]
 
 
 def load_base(config: RegressorConfig, loading: LoadingOptions | None = None) -> Regressor:

@@ -68,8 +68,9 @@ def main(options: PretrainingOptions) -> None:
         data_collator=partial(pad_right, pad_token_id=tokenizer.pad_token_id),
         callbacks=[Checksums()],
     )
-    show_progress(trainer)
-    output = trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints") if options.resume else None)
+    resumed = last_checkpoint(folder / "checkpoints") if options.resume else None
+    with show_progress(trainer):
+        output = trainer.train(resume_from_checkpoint=resumed)
     write_files(folder, model.save_pretrained)
     write_files(folder, tokenizer.save_pretrained)
     write_json(folder / RESULTS_NAME, {**provenance(options), "training": output.metrics})

@@ -20,6 +20,7 @@ from reft_math.data.regression import RegressionRow
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.errors import UserError
 from reft_math.files import write_files, written
+from reft_math.finite import check_finite
 from reft_math.hub import push
 from reft_math.progress import progress
 from reft_math.regression import losses, predictors
@@ -275,18 +276,20 @@ class Regressor(nn.Module):
         """Reads the head's weights, if the config has a head.
 
         Raises:
-            UserError: The file is missing or damaged, or its names or shapes are not the head's.
+            UserError: The file is missing or damaged, its names or shapes are not the head's, or it holds a NaN.
         """
         if self.head is None:
             return
         path = Path(folder) / HEAD_NAME
         try:
-            self.head.load_state_dict(load_file(path))
+            tensors = load_file(path)
+            self.head.load_state_dict(tensors)
         except (OSError, SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{path} does not hold the weights of head {self.regressor_config.head}: {reason}"
             ) from None
+        check_finite(tensors, path)
 
 
 def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:

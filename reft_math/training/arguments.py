@@ -31,6 +31,7 @@ def training_arguments(options: FittingOptions, folder: Path, **settings: Any) -
         seed=options.seed,
         save_total_limit=2,
         logging_steps=20,
+        logging_nan_inf_filter=False,  # would put another loss in its place; RowTrainer stops there
         report_to=options.report_to,
         remove_unused_columns=False,
         # Renamed in transformers 5.23, which warns of the old name: passed only where asked for.

@@ -30,7 +30,7 @@ from reft_math.evaluation import (
     summarise,
 )
 from reft_math.files import write_json
-from reft_math.models import end_token_ids, load_model, load_skeleton, load_tokenizer
+from reft_math.models import check_vocabulary, end_token_ids, load_model, load_skeleton, load_tokenizer
 from reft_math.training.arguments import training_arguments
 from reft_math.training.checkpoints import Checksums, last_checkpoint
 from reft_math.training.options import TrainingOptions
@@ -100,6 +100,7 @@ def prepare(options: TrainingOptions, model: PreTrainedModel | None = None, to_b
         model = load_skeleton(options.model, options.revision, options)
     elif model is None:
         model = load_model(options.model, options.revision, options, to_be_sharded=to_be_sharded)
+    check_vocabulary(model, tokenizer, template)
     check_thoughts(template, (problem.solution for problem in train))
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
     return Job(options, model, tokenizer, template, train, validation, test[: options.eval_size])
@@ -124,8 +125,8 @@ def train(
         number_loss=number_loss,
         callbacks=[Checksums()],
     )
-    show_progress(trainer, control)
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
+    with show_progress(trainer, control):
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
     return trainer
 
 

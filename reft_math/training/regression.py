@@ -30,7 +30,7 @@ from reft_math.training.arguments import training_arguments
 from reft_math.training.checkpoints import Checksums, last_checkpoint
 from reft_math.training.progress import show_progress
 from reft_math.training.regression_options import RegressionOptions
-from reft_math.training.trainer import RowTrainer
+from reft_math.training.row_trainer import RowTrainer
 
 WEIGHTS_NAME, TRACE_NAME = "trainable.safetensors", "training.json"
 
@@ -49,7 +49,7 @@ class RegressionTrainer(RowTrainer):
     model: Regressor
 
     def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, compute_metrics=_rmse)
+        super().__init__(*args, **kwargs, compute_metrics=self._rmse)
         self.head_learning_rate = head_learning_rate
         self.start_rmse = math.nan
 
@@ -71,10 +71,21 @@ class RegressionTrainer(RowTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        inputs.pop("ids")
         outputs = model(**inputs)
         rows = outputs["loss"]
         loss = rows.mean() if num_items_in_batch is None else rows.sum() * self.share(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _rmse(self, found: EvalPrediction) -> dict[str, float]:
+        errors = np.asarray(found.predictions, dtype=np.float64) - np.asarray(found.label_ids, dtype=np.float64)
+        if len(bad := np.flatnonzero(~np.isfinite(errors))):
+            raise UserError(
+                f"predictions must be finite; after step {self.state.global_step} that of validation row"
+                f" {self.eval_dataset[int(bad[0])]['id']} is NaN or infinite: start anew with a lower --learning-rate"
+                " or --dtype float32, and --overwrite"
+            )
+        return {"rmse": float(np.sqrt(np.mean(errors**2)))}
 
     def save_regressor(self, folder: Path) -> None:
         """Writes the regressor, and beside it how training went."""
@@ -160,14 +171,9 @@ def fit(
         head_learning_rate=options.head_learning_rate,
         callbacks=[_BestCheckpoint(), Checksums(), *early],
     )
-    show_progress(trainer)
     # Not by trainer.evaluate: accelerate would take the model for prepared, and leave it out of DDP in training.
     start = regressor.predict([row.text for row in validation], options.eval_batch_size)
     trainer.start_rmse = rmse(start, [row.target for row in validation])
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder) if options.resume else None)
+    with show_progress(trainer):
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if options.resume else None)
     return trainer
-
-
-def _rmse(found: EvalPrediction) -> dict[str, float]:
-    errors = np.asarray(found.predictions, dtype=np.float64) - np.asarray(found.label_ids, dtype=np.float64)
-    return {"rmse": float(np.sqrt(np.mean(errors**2)))}
