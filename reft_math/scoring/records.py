@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.errors import UserError
+from reft_math.json_text import parse_json
 
 
 class RecordFile:
@@ -83,7 +84,7 @@ class RecordFile:
 
     def _record(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
         if not isinstance(record, dict) or not isinstance(record.get("id"), str):
