@@ -328,6 +328,11 @@ class PrefixReftModel(pyreft.ReftModel):
         reft_model.interventions.eval()  # as transformers does; dropout waits for `train`
         return reft_model
 
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> PrefixReftModel:
+        """`from_pretrained`: pyvene's own imports whatever class a folder's ``config.json`` names."""
+        return cls.from_pretrained(*args, **kwargs)
+
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Saves to the hub; keyword arguments as in `reft_math.hub.push`."""
         return push(self.save_pretrained, repo_id, **kwargs)

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Protocol
 from reft_math.errors import UserError
 from reft_math.files import is_used, remove_folder, storage_fault, write_json
 from reft_math.help_groups import Formatter, arrange
+from reft_math.json_text import read_object
 from reft_math.stopping import ends_on_interrupt
 
 CONFIG_NAME = "run_config.json"
@@ -136,7 +137,7 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
 
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--config must be a readable YAML file; {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config must map setting names to values; {path} holds {type(values).__name__}")
@@ -217,10 +218,9 @@ def _settings(config: Any) -> dict[str, Any]:
 def _read_settings(folder: Path) -> dict[str, Any] | None:
     """The settings of the run in a folder; None where there is none."""
     try:
-        values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        return read_object(folder / CONFIG_NAME)
     except (OSError, ValueError):
         return None
-    return values if isinstance(values, dict) else None
 
 
 def _check_is_run(folder: Path, config: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ from typing import Any
 from reft_math.command import CONFIG_NAME
 from reft_math.errors import UserError
 from reft_math.files import write_json
+from reft_math.json_text import read_object
 
 FINISHED_NAME = "finished.json"
 
@@ -133,7 +133,7 @@ def _read_finished(results: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        finished = json.loads(path.read_text(encoding="utf-8"))
+        finished = read_object(path)
         return {
             name: {"command": str(done["command"]), "seconds": float(done["seconds"]), "time": float(done["time"])}
             for name, done in finished.items()

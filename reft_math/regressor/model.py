@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +19,6 @@ from reft_math.data.regression import RegressionRow
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.errors import UserError
 from reft_math.files import write_files, written
-from reft_math.finite import check_finite
 from reft_math.hub import push
 from reft_math.progress import progress
 from reft_math.regression import losses, predictors
@@ -32,6 +30,7 @@ from reft_math.regression.tokens import without_names
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.card import write_regressor_card
 from reft_math.regressor.config import RegressorConfig
+from reft_math.tensor_files import read_parameters
 
 HEAD_NAME = "head.safetensors"
 ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
@@ -282,14 +281,12 @@ class Regressor(nn.Module):
             return
         path = Path(folder) / HEAD_NAME
         try:
-            tensors = load_file(path)
-            self.head.load_state_dict(tensors)
-        except (OSError, SafetensorError, RuntimeError) as error:
+            self.head.load_state_dict(read_parameters(path))
+        except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{path} does not hold the weights of head {self.regressor_config.head}: {reason}"
             ) from None
-        check_finite(tensors, path)
 
 
 def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:

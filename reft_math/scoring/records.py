@@ -10,6 +10,7 @@ from typing import Any
 
 from reft_math.errors import UserError
 from reft_math.files import named, sync
+from reft_math.json_text import parse_json
 
 
 class RecordFile:
@@ -86,7 +87,7 @@ class RecordFile:
 
     def _record(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
         if not isinstance(record, dict) or not isinstance(record.get("id"), str):

@@ -147,9 +147,7 @@ def test_a_weight_that_goes_bad_is_named(tiny_model: TinyModel, tmp_path: Path) 
 def test_a_step_that_overflows_the_weights_is_never_saved(tiny_model: TinyModel, tmp_path: Path) -> None:
     """Found by the next loss, though no checkpoint was due before."""
     trainer, _ = make(tiny_model(), tmp_path, "none", optim="sgd", learning_rate=inf, save_steps=4)
-    with pytest.raises(
-        UserError, match=r"at step 2 the weight .* NaN or infinite .* there is no earlier checkpoint"
-    ):
+    with pytest.raises(UserError, match=r"at step 2 the weight .* NaN or infinite .* there is no earlier checkpoint"):
         trainer.train()
     assert checkpoints(tmp_path) == []
 
