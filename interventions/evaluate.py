@@ -246,7 +246,9 @@ def _completer(setting: Setting, options: EvaluationOptions) -> Complete:
         return partial(complete, generate=setting.generate(gate), **common)
     if isinstance(parse_gate(gate), AlwaysOn | PromptOnly):
         raise UserError(f"--engine writes what the base does once a gate has closed; gate {gate} never hands over")
-    engine = Engine(options.engine, decoding.tokenizer, options.engine_model, options.engine_concurrency)
+    engine = Engine(
+        options.engine, decoding.tokenizer, options.engine_model, options.engine_concurrency, options.engine_timeout
+    )
     generate = setting.generate(gate) if gate != "off" else _draw_nothing
     return partial(complete_by_engine, generate=generate, engine=engine, **common)
 

@@ -27,7 +27,7 @@ GROUPS = {
     "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
     "Decoding": (
         "gate gates handoff calibrate_gate calibration_size save opener max_new_tokens new_tokens samples temperature"
-        " top_p top_k min_p engine engine_model engine_concurrency"
+        " top_p top_k min_p engine engine_model engine_concurrency engine_timeout"
     ),
     "Evaluation": (
         "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"

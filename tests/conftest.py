@@ -36,6 +36,7 @@ def load_module(name: str, path: Path) -> ModuleType:
 
 FakeHub = load_module("fake_hub", Path(__file__).with_name("fake_hub.py")).FakeHub
 faults = load_module("faults", Path(__file__).with_name("faults.py"))
+FakeEngine = load_module("fake_engine", Path(__file__).with_name("fake_engine.py")).FakeEngine
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
 
 
@@ -156,5 +157,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     # Clients made once for all know the real hub's address.
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", fake.endpoint)
     monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def engine_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    """A completions server on loopback, whose failures are soon tried again, and only twice."""
+    pytest.importorskip("openai", reason="the engine extra is not installed")
+    monkeypatch.setattr("reft_math.decoding.engine.MAX_RETRIES", 2)
+    monkeypatch.setattr("reft_math.decoding.engine.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    fake = FakeEngine()
     yield fake
     fake.close()
