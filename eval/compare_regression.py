@@ -19,6 +19,7 @@ class CompareRegressionOptions:
         default_factory=list,
         metadata={"help": "Output folders of train/raft.py; differences are against the first."},
     )
+    any_template: bool = field(default=False, metadata={"help": "Compare runs with different prompts, too."})
     output_dir: str = field(default="results/compare-regression", metadata={"help": "Table and figure go here."})
     resume: bool = field(default=False, metadata={"help": "Write table and figure again where they are."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
@@ -37,7 +38,7 @@ def main(options: CompareRegressionOptions) -> None:
     from reft_math.regression_comparison import COLUMNS, cells, comparison_rows
 
     runs = [Run.read(folder) for folder in options.runs]
-    rows = comparison_rows(runs)
+    rows = comparison_rows(runs, options.any_template)
     figure = convergence_figure(runs)
     folder = claim_output_dir(options)
     write_csv(folder / "table.csv", rows)

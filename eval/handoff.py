@@ -40,6 +40,7 @@ def main(options: HandoffOptions) -> None:
 
     from interventions.evaluate import load_beside, load_setting
     from reft_math.command import RESULTS_NAME, print_table
+    from reft_math.data.fingerprint import about_problems
     from reft_math.data.registry import held_out_problems
     from reft_math.evaluation import EVALUATION_COLUMNS, Scorer, evaluation_rows, is_numeric, summarise
     from reft_math.figures.handoff import handoff_figure
@@ -57,7 +58,8 @@ def main(options: HandoffOptions) -> None:
         "always_on": setting.generate("always") if reft is None else partial(reft.generate, gate="always"),
         "prefix": setting.generate(str(setting.options.gate)),
     }
-    folder = claim(setting.options)
+    about = about_problems(options.dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
     records = folder / "records"
     model, decoding, batch_size = setting.model, setting.decoding, options.batch_size
     with Scorer(is_numeric(options.dataset, problems)) as score:
@@ -77,7 +79,7 @@ def main(options: HandoffOptions) -> None:
     write_text(folder / "handoff.md", markdown(tables))
     evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}
     results = {
-        "dataset": options.dataset,
+        **about,
         "reft": None if reft is None else asdict(reft.prefix_config),
         "evaluation": evaluation,
         "handoff": table,

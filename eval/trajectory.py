@@ -42,6 +42,7 @@ class TrajectoryOptions(RunOptions):
 def main(options: TrajectoryOptions) -> None:
     from interventions.evaluate import load_setting
     from reft_math.command import RESULTS_NAME, print_table
+    from reft_math.data.fingerprint import about_problems
     from reft_math.data.registry import held_out_problems
     from reft_math.decoding.gate import PromptOnly, parse_gate
     from reft_math.evaluation import Scorer, is_numeric, summarise
@@ -71,7 +72,8 @@ def main(options: TrajectoryOptions) -> None:
         "always_on": setting.generate("always"),
         "prefix": setting.generate(str(gate)),
     }
-    folder = claim(setting.options)
+    about = about_problems(options.dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
     records = folder / "records"
     model, decoding, batch_size = setting.model, setting.decoding, options.batch_size
     with Scorer(is_numeric(options.dataset, problems)) as score:
@@ -94,7 +96,7 @@ def main(options: TrajectoryOptions) -> None:
     }
     write_text(folder / "trajectory.md", markdown(tables))
     evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}
-    results = {"dataset": options.dataset, "evaluation": evaluation, "totals": totals, "fates": fates}
+    results = {**about, "evaluation": evaluation, "totals": totals, "fates": fates}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     figure = trajectory_figure(positions, partings)
     write_figure(folder, "trajectory", figure)

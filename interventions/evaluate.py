@@ -18,6 +18,7 @@ from interventions.model import PrefixReftModel
 from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
 from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
+from reft_math.data.fingerprint import about_problems
 from reft_math.data.registry import held_out_problems
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.decoding.engine import Engine
@@ -146,7 +147,8 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
     problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
     setting = load_setting(options, dataset, opener)
     complete_rows = _completer(setting, options)
-    folder = claim(setting.options)
+    about = about_problems(dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
 
     name = "base" if setting.adapter is None else "adapter"
     path = folder / "records" / f"{name}.jsonl"
@@ -163,7 +165,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
         )
     part_ways()
     summary = summarise(records)
-    write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, "evaluation": {name: summary}})
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, "evaluation": {name: summary}})
     how = "greedy" if options.temperature is None else f"temperature {options.temperature:g}"
     title = f"{dataset}, {len(problems)} problems, {how}, gate {setting.options.gate}"
     print_table(title, EVALUATION_COLUMNS, evaluation_rows({name: summary}))
@@ -188,12 +190,13 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
         raise UserError(f"{dataset} has no validation problems to choose a gate by; take another --dataset")
     setting, gates = load_setting(options, dataset), _gates(gates or KL_GATES)
     assert setting.adapter is not None
-    folder = claim(setting.options)
+    about = about_problems(dataset, validation=problems)
+    folder = claim(setting.options, about["fingerprints"])
     with Scorer(is_numeric(dataset, problems)) as score:
         found = evaluate_gates(gates, problems, setting.completer, score, folder / "records", options.batch_size)
     part_ways()
     best = best_gate(found)
-    write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, "best": best, "gates": found})
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, "best": best, "gates": found})
     title = f"{dataset}, {len(problems)} validation problems, greedy; * is the best gate"
     print_table(title, GATE_COLUMNS, gate_rows(found, best))
     if save:
@@ -213,7 +216,8 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     """
     problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
     gates, setting = _gates(gates), load_setting(options, dataset)
-    folder = claim(setting.options)
+    about = about_problems(dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
     records = folder / "records"
     with Scorer(is_numeric(dataset, problems)) as score:
         every_gate = ["off", *gates, "kl:inf"]
@@ -224,7 +228,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
     write_text(folder / "kl_profile.md", markdown({name: lines(table) for name, table in tables.items()}))
-    results = {"dataset": dataset, "gates": found, "kl_profile": profile}
+    results = {**about, "gates": found, "kl_profile": profile}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     levels = {"always on": found["kl:inf"], "base": found["off"]}
     figure = kl_profile_figure(profile, {gate: found[gate] for gate in gates}, levels)

@@ -12,6 +12,7 @@ from interventions.probing import Source
 from interventions.sites import check_site
 from interventions.truth import fit_layers, score_pairs
 from reft_math.command import RESULTS_NAME, print_table
+from reft_math.data.fingerprint import about_problems
 from reft_math.data.problem import Problem
 from reft_math.data.registry import held_out_problems
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
@@ -44,7 +45,8 @@ def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | N
     setting = load_setting(options, dataset)
     check_site(setting.model, "attn_o")
     sources = _sources(setting, reft)
-    folder = claim(setting.options)
+    about = about_problems(dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
     records, batch_size = folder / "records", options.batch_size
 
     tokenizer, decoding = setting.decoding.tokenizer, setting.decoding
@@ -79,7 +81,7 @@ def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | N
     write_text(folder / "faithfulness.md", markdown(titled))
     others = {source.file: asdict(source.reft_model.prefix_config) for source in sources if source.file == "reft"}
     counts = {"problems": len(problems), "left_out": len(problems) - len(usable), "pairs": len(pairs)}
-    write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, **others, **counts, **short})
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, **others, **counts, **short})
     for title, (header, *body) in titled.items():
         print_table(title, header, body)
     print(f"{counts['left_out']} of {len(problems)} problems left out: they state no number that could be changed")

@@ -39,7 +39,7 @@ def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, p
         show_trials(options, len(plan))
         return
     prefix, directions = prepare(options, norms[0])
-    common = begin(prefix, directions, claim(options))
+    common = begin(prefix, directions, claim(options, prefix.job.about["fingerprints"]))
     trials: list[Trial] = []
     for place, (curve, norm, seed) in enumerate(plan, start=1):
         name = f"{'kept-off' if curves[curve] else 'free'}-{norm}-seed{seed}"
@@ -68,7 +68,7 @@ def run_ablation(options: PrefixOptions, target_norm: float, seeds: int) -> None
         show_trials(options, len(plan), full_fraction=1.0)
         return
     prefix, directions = prepare(options, target_norm)
-    common = begin(prefix, directions, claim(options))
+    common = begin(prefix, directions, claim(options, prefix.job.about["fingerprints"]))
     trials: list[Trial] = []
     for place, (cut, held, seed) in enumerate(plan, start=1):
         name = f"{f'k{options.k}' if cut else 'whole'}-{'held' if held else 'free'}-seed{seed}"
@@ -125,8 +125,10 @@ def _write(
         write_csv(folder / f"{title}.csv", rows)
     write_figure(folder, name, figure)
     write_text(folder / f"{name}.md", markdown({title: lines(rows) for title, rows in tables.items()}))
-    head = {**provenance(options), "dataset": options.dataset, "template": str(common.job.template)}
-    write_json(folder / RESULTS_NAME, {**head, "evaluation": {"base": base}, "tables": tables})
+    write_json(
+        folder / RESULTS_NAME,
+        {**provenance(options), **common.job.about, "evaluation": {"base": base}, "tables": tables},
+    )
     for title in [title for title in tables if title != "trials"]:
         header, *body = lines(tables[title])
         print_table(title, header, body)

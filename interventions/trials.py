@@ -116,7 +116,8 @@ def run_trial(options: PrefixReftOptions, common: Common, about: Mapping[str, An
 
 def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], calibrates: bool) -> None:
     prefix = prefix_training.prepare(options, common.job.model, common.directions[common.site])
-    folder, model = claim(prefix.options), prefix.model
+    about_job = prefix.job.about
+    folder, model = claim(prefix.options, about_job["fingerprints"]), prefix.model
     prefix_training.train(prefix)
     calibration = prefix_training.calibrate(prefix) if calibrates else None
     decoders: dict[str, Generate] = {ALWAYS: partial(model.generate, gate="always")}
@@ -138,7 +139,7 @@ def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], c
         **provenance(prefix.options),
         "about": dict(about),
         "model": {"name": lasting_name(options.model), "revision": prefix.job.base_revision},
-        "dataset": options.dataset,
+        **about_job,
         **prefix_training.summary(prefix),
         "calibration": calibration,
         "number_direction": _number_shares(prefix, common),

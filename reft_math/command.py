@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -30,6 +30,9 @@ _PACKAGES = (
     "transformers",
     "accelerate",
     "datasets",
+    "tokenizers",
+    "numpy",
+    "scipy",
     "pyvene",
     "pyreft",
     "peft",
@@ -157,14 +160,18 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
     return arguments
 
 
-def claim_output_dir(config: Any) -> Path:
+def claim_output_dir(config: Any, fingerprints: Mapping[str, Any] | None = None) -> Path:
     """Makes the output folder the run's own and writes its resolved settings there.
+
+    Args:
+        config: The settings.
+        fingerprints: Of the rows that the run reads, by split.
 
     Raises:
         UserError: The folder is in use and neither ``resume`` nor ``overwrite`` is given, or ``resume`` is given with
-            other settings than the folder's.
+            other settings than the folder's, or other rows.
     """
-    check_claim(config)
+    check_claim(config, fingerprints)
     folder = Path(config.output_dir)
     if config.overwrite and is_used(folder):
         remove_folder(folder)
@@ -172,16 +179,17 @@ def claim_output_dir(config: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output-dir must be a folder that can be made; {folder}: {error.strerror}") from None
-    write_json(folder / CONFIG_NAME, _settings(config))
+    about = {} if fingerprints is None else {_ROWS: fingerprints}
+    write_json(folder / CONFIG_NAME, {**_settings(config), **about})
     return folder
 
 
-def check_claim(config: Any) -> None:
+def check_claim(config: Any, fingerprints: Mapping[str, Any] | None = None) -> None:
     """Raises `UserError` where `claim_output_dir` would but for what the disk says. Writes nothing."""
     check_output_dir(config)
     folder = Path(config.output_dir)
     if config.resume and is_used(folder):
-        _check_same_settings(folder, config)
+        _check_same_settings(folder, config, fingerprints)
 
 
 def check_output_dir(config: Any) -> None:
@@ -200,6 +208,8 @@ def check_output_dir(config: Any) -> None:
     if in_use and config.overwrite:
         _check_is_run(folder, config)
 
+
+_ROWS = "fingerprints"  # stands among the settings
 
 # Where results go, how a run is told to go on, and what cannot change a result.
 _FREE_ON_RESUME = {
@@ -233,18 +243,25 @@ def _check_is_run(folder: Path, config: Any) -> None:
         )
 
 
-def _check_same_settings(folder: Path, config: Any) -> None:
+def _check_same_settings(folder: Path, config: Any, fingerprints: Mapping[str, Any] | None) -> None:
     before, now = _read_settings(folder), _settings(config)
     if before is None:
         raise UserError(
             f"--resume goes on with a run; {folder} holds no readable {CONFIG_NAME}: choose another --output-dir"
         )
+    rows = before.pop(_ROWS, None)
     for name in (*now, *before):  # as declared: what was given before what follows from it
         if now.get(name) != before.get(name):
             raise UserError(
                 f"--resume needs the run's own settings; {name} was {before.get(name)!r} and is {now.get(name)!r}:"
                 " repeat it, or choose another --output-dir"
             )
+    if rows is not None and fingerprints is not None and rows != fingerprints:
+        changed = [name for name in fingerprints if rows.get(name) != fingerprints[name]]
+        raise UserError(
+            f"--resume goes on with the rows that the run began with; those of {', '.join(changed)} have changed since:"
+            " put them back, or choose another --output-dir"
+        )
 
 
 def provenance(config: Any) -> dict[str, Any]:

@@ -79,10 +79,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_figure(folder: Path, name: str, figure: Figure) -> None:
-    """As ``NAME.png`` and ``NAME.svg``."""
-    for ending in ("png", "svg"):
-        with written(folder / f"{name}.{ending}") as aside:
-            figure.savefig(aside, format=ending, dpi=150)
+    """As ``NAME.png`` and ``NAME.svg``, the same files for the same figure: no date, no names drawn at random."""
+    from matplotlib import rc_context
+
+    for ending, metadata in (("png", None), ("svg", {"Date": None})):
+        with written(folder / f"{name}.{ending}") as aside, rc_context({"svg.hashsalt": name}):
+            figure.savefig(aside, format=ending, dpi=150, metadata=metadata)
 
 
 def write_files(folder: Path, save: Callable[[Path], object]) -> None:

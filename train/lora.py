@@ -105,7 +105,7 @@ def main(options: LoraOptions) -> None:
         dry_run.show(options, trained, dry_run.solution_tokens(job, dataset), job.rows)
         check_claim(options)
         return
-    folder = claim(options)
+    folder = claim(options, job.about["fingerprints"])
 
     adapter = folder / "adapter"
     if adapter.is_dir():  # resumed after training

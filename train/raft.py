@@ -57,7 +57,7 @@ def main(options: RegressionOptions) -> None:
     if options.dry_run:
         show_regression(options, regressor, splits)
         return
-    folder = claim(options)
+    folder = claim(options, jobs.fingerprints(splits))
     writing = Writing(options.samples, options.temperature, options.default, options.seed)
 
     def evaluate(name: str) -> dict[str, Any]:

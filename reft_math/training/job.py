@@ -15,6 +15,7 @@ from reft_math.arithmetic.problems import OPENERS
 from reft_math.calibration import KL_GATES, evaluate_gates
 from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete
+from reft_math.data.fingerprint import about_problems
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
 from reft_math.data.registry import held_out_problems, load_problems
@@ -55,8 +56,16 @@ class Job:
     @property
     def rows(self) -> dict[str, int]:
         """Problems by split."""
-        splits = {"train": self.train_problems, "validation": self.validation_problems, "test": self.test_problems}
-        return {name: len(problems) for name, problems in splits.items()}
+        return {name: len(problems) for name, problems in self._splits.items()}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For the head of results: data set, what its rows say by split, and prompt template."""
+        return {**about_problems(self.options.dataset, **self._splits), "template": str(self.template)}
+
+    @property
+    def _splits(self) -> dict[str, list[Problem]]:
+        return {"train": self.train_problems, "validation": self.validation_problems, "test": self.test_problems}
 
     @property
     def base_revision(self) -> str | None:
@@ -193,8 +202,7 @@ def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str,
     head = provenance(options)
     settings = {
         "model": {"name": options.model, "revision": job.base_revision, "parameters": job.model.num_parameters()},
-        "dataset": options.dataset,
-        "template": str(job.template),
+        **job.about,
     }
     write_json(folder / RESULTS_NAME, {**head, **settings, **results, "evaluation": evaluation})
     if evaluation is None:

@@ -301,6 +301,23 @@ def test_resume_of_a_run_with_fewer_or_more_settings_names_them(used: Path) -> N
         claim_output_dir(options_for(used, resume=True))
 
 
+def test_resume_over_other_rows_is_refused_and_names_the_split(tmp_path: Path) -> None:
+    rows = {"train": {"sha256": "a"}, "test": {"sha256": "b"}}
+    folder = claim_output_dir(options_for(tmp_path / "run"), rows)
+    before = content(folder)
+    assert claim_output_dir(options_for(folder, resume=True), rows) == folder
+    with pytest.raises(UserError, match="those of test have changed since: put them back") as caught:
+        claim_output_dir(options_for(folder, resume=True), {**rows, "test": {"sha256": "c"}})
+    assert "train" not in str(caught.value)
+    assert content(folder) == before
+
+
+def test_a_run_that_did_not_note_its_rows_is_gone_on_with(used: Path) -> None:
+    claim_output_dir(options_for(used, resume=True), {"test": {"sha256": "b"}})
+    with pytest.raises(UserError, match="have changed since"):
+        claim_output_dir(options_for(used, resume=True), {"test": {"sha256": "c"}})
+
+
 @pytest.mark.parametrize("broken", [None, "{"])
 def test_resume_where_there_is_no_run_is_refused(used: Path, broken: str | None) -> None:
     if broken is None:
