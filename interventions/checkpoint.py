@@ -21,9 +21,15 @@ WEIGHTS_NAME = "reft_model.safetensors"
 
 
 def save(folder: str | Path, config: PrefixReftConfig, interventions: nn.ModuleDict) -> None:
-    """Writes configuration and parameters; the folder is made where missing."""
+    """Writes configuration and parameters; the folder is made where missing.
+
+    Raises:
+        UserError: A parameter is NaN or infinite; nothing is written.
+    """
+    tensors, path = _tensors(interventions), Path(folder) / WEIGHTS_NAME
+    check_finite(tensors, path)
     config.save_pretrained(folder)
-    save_file(_tensors(interventions), Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def digest(interventions: nn.ModuleDict) -> str:

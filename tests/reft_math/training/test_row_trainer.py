@@ -147,9 +147,7 @@ def test_a_weight_that_goes_bad_is_named(tiny_model: TinyModel, tmp_path: Path) 
 def test_a_step_that_overflows_the_weights_is_never_saved(tiny_model: TinyModel, tmp_path: Path) -> None:
     """Found by the next loss, though no checkpoint was due before."""
     trainer, _ = make(tiny_model(), tmp_path, "none", optim="sgd", learning_rate=inf, save_steps=4)
-    with pytest.raises(
-        UserError, match=r"at step 2 the weight .* NaN or infinite .* there is no earlier checkpoint"
-    ):
+    with pytest.raises(UserError, match=r"at step 2 the weight .* NaN or infinite .* there is no earlier checkpoint"):
         trainer.train()
     assert checkpoints(tmp_path) == []
 
@@ -202,6 +200,11 @@ def test_training_commands_stop_in_one_line_and_leave_no_adapter(
         call(f"{line} --model {tmp_path}/base --template plain --train-size 8 --output-dir {tmp_path}/run")
     assert ended.value.code == 2
     error = capfd.readouterr().err
-    where = "original1/test/0/" if "raft" in line else "layers.1.mlp.up_proj is NaN or infinite (batch: arithmetic/"
-    assert [where in text for text in error.splitlines() if text.startswith("error: ")] == [True], error
+    (said,) = [text for text in error.splitlines() if text.startswith("error: ")]
+    place = (
+        r"row original1/test/0/\d+"
+        if "raft" in line
+        else r"layers\.1\.mlp\.up_proj\S* is .* \(batch: arithmetic/train/"
+    )
+    assert re.search(place, said)
     assert not list((tmp_path / "run").rglob("*.safetensors"))
