@@ -62,6 +62,7 @@ def main(options: CompareOptions) -> None:
     from reft_math import command
     from reft_math.comparison import COLUMNS, TRAINING_COLUMNS, cells, comparison_rows, outcomes
     from reft_math.figures.comparison import comparison_figure
+    from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.generations import ELSEWHERE, numeric_scoring, read_entries, rescored
     from reft_math.markdown import markdown
     from reft_math.pairing import paired, reference_of
@@ -74,22 +75,21 @@ def main(options: CompareOptions) -> None:
     entries = rescored(entries, is_numeric)
     rows = comparison_rows(entries, against)
 
-    command.write_csv(folder / "comparison.csv", rows)
+    write_csv(folder / "comparison.csv", rows)
     problems = f"{rows[0]['total']} problems{' that all runs share' if options.shared_only else ''}"
     scoring = "compared as numbers" if is_numeric else "compared by math-verify"
     title = f"{problems}, answers {scoring}, p against {against}"
     lines = [cells(row) for row in rows]
-    command.write_text(folder / "comparison.md", markdown({title: [COLUMNS, *lines]}))
+    write_text(folder / "comparison.md", markdown({title: [COLUMNS, *lines]}))
     (folder / "records").mkdir(exist_ok=True)
-    command.write_text(folder / "records" / "comparison.jsonl", _lines(outcomes(entries)))
+    write_text(folder / "records" / "comparison.jsonl", _lines(outcomes(entries)))
     for number, entry in enumerate(entry for entry in entries if entry.decoder == ELSEWHERE):
         path = folder / "records" / f"elsewhere-{number}-{entry.source.stem}.jsonl"
-        command.write_text(path, _lines(entry.records.values()))
+        write_text(path, _lines(entry.records.values()))
     results = {"against": against, "is_numeric": is_numeric, "comparison": rows}
-    command.write_json(folder / command.RESULTS_NAME, {**command.provenance(options), **results})
+    write_json(folder / command.RESULTS_NAME, {**command.provenance(options), **results})
     figure = comparison_figure(rows, against)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"comparison.{ending}", dpi=150)
+    write_figure(folder, "comparison", figure)
 
     # One table would be too wide for a terminal.
     names, end = COLUMNS[:2], 2 + len(TRAINING_COLUMNS)

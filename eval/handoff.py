@@ -39,10 +39,11 @@ def main(options: HandoffOptions) -> None:
     from functools import partial
 
     from interventions.evaluate import load_beside, load_setting
-    from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
+    from reft_math.command import RESULTS_NAME, print_table
     from reft_math.data.registry import held_out_problems
     from reft_math.evaluation import EVALUATION_COLUMNS, Scorer, evaluation_rows, is_numeric, summarise
     from reft_math.figures.handoff import handoff_figure
+    from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.markdown import markdown
     from reft_math.probes.answers import answer_all
     from reft_math.probes.handoff import hand_over, handoff_lines, handoff_table, problem_sets
@@ -83,8 +84,7 @@ def main(options: HandoffOptions) -> None:
     }
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     figure = handoff_figure(table, sets)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"handoff.{ending}", dpi=150)
+    write_figure(folder, "handoff", figure)
     print_table(f"{options.dataset}, {len(problems)} problems, greedy", EVALUATION_COLUMNS, evaluation_rows(evaluation))
     for title, (header, *body) in tables.items():
         print_table(title, header, body)

@@ -64,7 +64,8 @@ class HarnessOptions(DecoderOptions):
 def main(options: HarnessOptions) -> None:
     import dataclasses
 
-    from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
+    from reft_math.command import RESULTS_NAME, print_table, provenance
+    from reft_math.files import write_json
     from reft_math.harness import (
         RESULT_COLUMNS,
         load_tasks,

@@ -67,8 +67,9 @@ def main(options: RegressionEvaluationOptions) -> None:
     import dataclasses
 
     from interventions.regression import load_base, load_regressor
-    from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
+    from reft_math.command import RESULTS_NAME, print_table, provenance
     from reft_math.data.regression import check_split, load_splits
+    from reft_math.files import write_json
     from reft_math.processes import claim, part_ways
     from reft_math.regressor.config import RegressorConfig
     from reft_math.regressor.evaluation import COLUMNS, Writing, evaluate_regressor, summarise, table_rows

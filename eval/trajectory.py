@@ -41,11 +41,12 @@ class TrajectoryOptions(RunOptions):
 
 def main(options: TrajectoryOptions) -> None:
     from interventions.evaluate import load_setting
-    from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
+    from reft_math.command import RESULTS_NAME, print_table
     from reft_math.data.registry import held_out_problems
     from reft_math.decoding.gate import PromptOnly, parse_gate
     from reft_math.evaluation import Scorer, is_numeric, summarise
     from reft_math.figures.trajectory import trajectory_figure
+    from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.markdown import markdown
     from reft_math.probes.answers import answer_all
     from reft_math.probes.trajectory import (
@@ -96,8 +97,7 @@ def main(options: TrajectoryOptions) -> None:
     results = {"dataset": options.dataset, "evaluation": evaluation, "totals": totals, "fates": fates}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     figure = trajectory_figure(positions, partings)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"trajectory.{ending}", dpi=150)
+    write_figure(folder, "trajectory", figure)
     for title, (header, *body) in tables.items():
         print_table(title, header, body)
     print(f"likelihood by position: {folder / 'trajectory.csv'}, trajectory.md, trajectory.png, trajectory.svg")

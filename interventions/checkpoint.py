@@ -6,16 +6,17 @@ import hashlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_bytes
+from safetensors.torch import save_file
 from torch import nn
 
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.subspace import OPTIONS
 from reft_math.errors import UserError
+from reft_math.files import written
 from reft_math.finite import check_finite
 from reft_math.hub import fetch
+from reft_math.tensor_files import read_parameters
 
 WEIGHTS_NAME = "reft_model.safetensors"
 
@@ -29,7 +30,8 @@ def save(folder: str | Path, config: PrefixReftConfig, interventions: nn.ModuleD
     tensors, path = _tensors(interventions), Path(folder) / WEIGHTS_NAME
     check_finite(tensors, path)
     config.save_pretrained(folder)
-    save_file(tensors, path, metadata={"format": "pt"})
+    with written(path) as aside:
+        save_file(tensors, aside, metadata={"format": "pt"})
 
 
 def digest(interventions: nn.ModuleDict) -> str:
@@ -51,11 +53,7 @@ def count_parameters(source: str | Path) -> int:
     Raises:
         UserError: No adapter there.
     """
-    path = fetch(source, CONFIG_NAME) / WEIGHTS_NAME
-    try:
-        return sum(tensor.numel() for tensor in load_file(path).values())
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} does not hold an adapter's parameters: {' '.join(str(error).split())}") from None
+    return sum(tensor.numel() for tensor in load_tensors(fetch(source, CONFIG_NAME)).values())
 
 
 def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:
@@ -65,11 +63,6 @@ def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:
         UserError: As `load_tensors`, or its names or shapes are not the interventions'.
     """
     tensors = load_tensors(folder)
-    if extra := [name for name in tensors if name.endswith(f".{OPTIONS}")]:
-        raise UserError(
-            f"{Path(folder) / WEIGHTS_NAME} must hold parameters only; options are {CONFIG_NAME}'s to say;"
-            f" it has {extra[0]}"
-        )
     try:
         interventions.load_state_dict(tensors)
     except RuntimeError as error:
@@ -80,15 +73,12 @@ def load_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
     """The parameters in a folder, by name.
 
     Raises:
-        UserError: The file is missing or damaged, or holds a number that is NaN or infinite.
+        UserError: The file is missing or damaged, or holds anything but finite numbers.
     """
-    path = Path(folder) / WEIGHTS_NAME
     try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
+        return read_parameters(Path(folder) / WEIGHTS_NAME)
+    except (OSError, ValueError) as error:
         raise _misfit(folder, error) from None
-    check_finite(tensors, path)
-    return tensors
 
 
 def _misfit(folder: str | Path, error: Exception) -> UserError:

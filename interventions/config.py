@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from interventions.subspace import LINEAR, check_options
-from reft_math.command import write_json
 from reft_math.data.positions import Positions
 from reft_math.decoding.gate import PromptOnly, parse_gate
 from reft_math.errors import UserError
+from reft_math.files import write_json
+from reft_math.json_text import read_object
 from reft_math.models import EMBEDDED_MODEL, lasting_name
+from reft_math.schema import from_json
 
 CONFIG_NAME = "reft_config.json"
 InterventionName = Literal["red", "loreft", "direft"]
@@ -68,6 +70,12 @@ class PrefixReftConfig:
             )
         if not isinstance(self.layers, str | tuple):
             raise UserError(f"layers must be text or whole numbers; got {self.layers!r}")
+        for name in ("width", "k"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise UserError(f"{name} must be at least 1; got {count}")
+        if self.target_norm is not None and not 0 <= self.target_norm < math.inf:
+            raise UserError(f"target_norm must be 0 or more, and finite; got {self.target_norm}")
         if self.rank is not None and (self.intervention == "red" or self.rank < 1):
             raise UserError(
                 f"rank is LoReFT's and DiReFT's, a whole number of at least 1; got {self.rank} for {self.intervention}"
@@ -100,19 +108,15 @@ class PrefixReftConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PrefixReftConfig:
-        """Reads ``reft_config.json``; keys that this version does not know are left out with a warning."""
+        """Reads ``reft_config.json``.
+
+        Raises:
+            UserError: There is none, or it has not all of the fields above, another one, or a value that means nothing.
+        """
         path = Path(folder) / CONFIG_NAME
         try:
-            values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
-            known = {item.name for item in dataclasses.fields(cls)}
-            if unknown := sorted(values.keys() - known):
-                warnings.warn(f"{path}: unknown keys left out: {', '.join(unknown)}", stacklevel=2)
-            values = {name: value for name, value in values.items() if name in known}
-            if isinstance(values.get("layers"), list):
-                values["layers"] = tuple(values["layers"])
-            return cls(**values)
-        except (OSError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            return from_json(cls, read_object(path))
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} is not a readable adapter config ({reason}); was the folder saved by save_pretrained?"
+                f"{path} is not a readable adapter config ({error}); was the folder saved by save_pretrained?"
             ) from None

@@ -16,7 +16,7 @@ from interventions.card import write_adapter_card
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
 from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
-from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json, write_text
+from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
 from reft_math.data.registry import held_out_problems
 from reft_math.data.templates import PromptTemplate, get_template
@@ -37,6 +37,7 @@ from reft_math.evaluation import (
 )
 from reft_math.evaluation_options import EvaluationOptions, ModelOptions, RunOptions
 from reft_math.figures.kl_profile import kl_profile_figure
+from reft_math.files import write_csv, write_figure, write_json, write_text
 from reft_math.hub import fetch
 from reft_math.kl_profile import kl_profile, profile_gates
 from reft_math.markdown import markdown
@@ -227,8 +228,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     levels = {"always on": found["kl:inf"], "base": found["off"]}
     figure = kl_profile_figure(profile, {gate: found[gate] for gate in gates}, levels)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"kl_profile.{ending}", dpi=150)
+    write_figure(folder, "kl_profile", figure)
     print_table(f"{dataset}, {len(problems)} problems, greedy", GATE_COLUMNS, gate_rows(found))
     print(f"divergence by position: {folder / 'kl_profile.csv'}, kl_profile.png, kl_profile.svg")
 

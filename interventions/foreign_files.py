@@ -5,7 +5,6 @@ Nothing that stands in them is imported or run, and everything that they hold is
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from interventions.config import InterventionName
 from interventions.sites import SITES, site_at
 from interventions.subspace import orthonormal
 from reft_math.errors import UserError
+from reft_math.json_text import read_object
 
 Tensors = dict[str, torch.Tensor]
 Found = tuple[int, str, Tensors]  # layer, site, parameters
@@ -44,9 +44,9 @@ _COMPONENTS = {
     "value_output": "self_attn.v_proj",
 }
 _LAST_LINEAR = {"mlp": "mlp.down_proj", "self_attn": "self_attn.o_proj"}
-_RAW_COMPONENT = re.compile(r"model\.layers\[(\d+)\](?:\.(.+))?\.output")
+_RAW_COMPONENT = re.compile(r"model\.layers\[([0-9]{1,6})\](?:\.(.+))?\.output")
 _WIDTHS = ("embed_dim", "interchange_dim")  # DiReFT's, beside its parameters
-_BREP_KEY = re.compile(r"model\.layers\.(\d+)\.(.+)\.delta_vector\.(activation_scaling|activation_bias)")
+_BREP_KEY = re.compile(r"model\.layers\.([0-9]{1,6})\.(.+)\.delta_vector\.(activation_scaling|activation_bias)")
 _BREP_NAMES = ("activation_scaling", "activation_bias")
 
 
@@ -96,7 +96,7 @@ def _files(folder: Path) -> dict[str, Path]:
 def _read_config(path: Path) -> tuple[InterventionName, list[Any], list[Any]]:
     """The interventions' class, and for each of them pyvene's description of where it acts and its width."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         unknown = sorted(config.keys() - _CONFIG_KEYS)
         mode, types = config["mode"], list(config["intervention_types"])
         representations = [pv.RepresentationConfig(*row) for row in config["representations"]]
@@ -104,9 +104,8 @@ def _read_config(path: Path) -> tuple[InterventionName, list[Any], list[Any]]:
         widths = config.get("intervention_dimensions") or [None] * count
         lengths = {count, len(types), len(widths)}
         sources = config.get("intervention_constant_sources") or [True] * count
-    except (OSError, AttributeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no config of pyreft's ({type(error).__name__}: {reason})") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is no config of pyreft's ({type(error).__name__}: {error})") from None
     if len(classes) != 1 or not classes <= _PYREFT_CLASSES.keys() or mode != "parallel":
         raise UserError(
             f"{path} must name {' or '.join(_PYREFT_CLASSES)}, acting in parallel;"
@@ -212,6 +211,8 @@ def _numbers(tensor: torch.Tensor, name: str, is_width: bool) -> torch.Tensor:
     if not is_dense or not (tensor.is_floating_point() or (is_width and tensor.dtype == torch.int64)):
         kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
         raise UserError(f"{name} must be a dense tensor of floating numbers; it is {kind}")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a few numbers, seen many times
+        raise UserError(f"{name} must be stored whole; its shape is {tuple(tensor.shape)}")
     numbers = tensor.detach().float()
     if not numbers.isfinite().all():
         raise UserError(f"{name} must be finite in float32; it is not")

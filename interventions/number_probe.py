@@ -22,12 +22,13 @@ from interventions.probing import (
     solve_pushed,
 )
 from interventions.sites import num_layers, site_width
-from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
+from reft_math.command import RESULTS_NAME, print_table
 from reft_math.data.registry import held_out_problems
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import RunOptions
 from reft_math.figures.number_probe import changes_figure, probes_figure, pushes_figure
+from reft_math.files import write_csv, write_figure, write_json, write_text
 from reft_math.markdown import markdown
 from reft_math.probes.number import Array, Direction
 from reft_math.probes.tables import (
@@ -226,8 +227,7 @@ def _write(
     for name, rows in tables.items():
         write_csv(folder / f"{name}.csv", rows)
     for name, figure in figures.items():
-        for ending in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{ending}", dpi=150)
+        write_figure(folder, name, figure)
     short = {name: rows for name, rows in tables.items() if name in ("forms", "pushes", "thresholds", "shares")}
     short["probes"] = [row for row in tables["probes"] if row["where"] == row["place"] == "all"]
     write_text(folder / "number_probe.md", markdown({name: lines(rows) for name, rows in short.items()}))

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,12 +13,12 @@ from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from reft_math.card import read_card
 from reft_math.errors import UserError
-from reft_math.finite import check_finite
 from reft_math.hub import fetch
 from reft_math.loading import LoadingOptions
 from reft_math.models import check_vocabulary, load_model, load_tokenizer
 from reft_math.regressor.config import CONFIG_NAME, RegressorConfig
 from reft_math.regressor.model import ADAPTER_FOLDER, MODEL_FOLDER, Intervening, Regressor, make_template
+from reft_math.tensor_files import read_parameters
 
 DEFAULT_SITES = {"red": "ffn_up", "loreft": "block"}
 DEFAULT_LORA_RANK = 8
@@ -117,14 +116,21 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
 
 def _load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
     from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     try:
-        adapter = PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        saved = read_parameters(folder / SAFETENSORS_WEIGHTS_NAME)
+        adapter: nn.Module = PeftModel.from_pretrained(model, str(folder))
+        asked_for = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    except Exception as error:  # what a damaged file raises shares no class
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} does not hold a LoRA adapter for this base: {reason}") from None
-    check_finite(get_peft_model_state_dict(adapter), folder)
-    return adapter  # type: ignore[no-any-return]
+    if odd := sorted(saved.keys() ^ asked_for.keys()):
+        raise UserError(
+            f"{folder} does not hold a LoRA adapter for this base: {len(odd)} weights are missing or unknown, such as"
+            f" {odd[0]}"
+        )
+    return adapter
 
 
 def load_base(config: RegressorConfig, loading: LoadingOptions | None = None) -> Regressor:

@@ -214,7 +214,8 @@ def _parse_layer_text(text: str, total: int) -> list[int]:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
-            numbers += range(int(first), int(last or first) + 1)
+            start = int(first)
+            numbers += range(start, min(int(last or first), start + total) + 1)  # one too many is refused as all are
     except ValueError:
         raise UserError(f"layers must be 'all' or numbers and ranges such as 0,2,8-11; got {text!r}") from None
     return numbers

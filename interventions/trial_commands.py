@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from interventions.dry_run import show_trials
 from interventions.sites import site_width
 from interventions.trials import Common, begin, options_of, prepare, run_trial
-from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json, write_text
+from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.evaluation import summarise
 from reft_math.figures.trials import ablation_figure, norm_sweep_figure
+from reft_math.files import write_csv, write_figure, write_json, write_text
 from reft_math.markdown import markdown
 from reft_math.probes.tables import lines
 from reft_math.processes import claim, part_ways, process_state
@@ -122,8 +123,7 @@ def _write(
     tables = {"base": [{**scores, "low": low, "high": high}], **tables}
     for title, rows in tables.items():
         write_csv(folder / f"{title}.csv", rows)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"{name}.{ending}", dpi=150)
+    write_figure(folder, name, figure)
     write_text(folder / f"{name}.md", markdown({title: lines(rows) for title, rows in tables.items()}))
     head = {**provenance(options), "dataset": options.dataset, "template": str(common.job.template)}
     write_json(folder / RESULTS_NAME, {**head, "evaluation": {"base": base}, "tables": tables})

@@ -17,12 +17,13 @@ import numpy as np
 from interventions import prefix_training
 from interventions.prefix_training import PrefixJob
 from interventions.probing import Source, measure_changes
-from reft_math.command import RESULTS_NAME, provenance, write_json
+from reft_math.command import RESULTS_NAME, provenance
 from reft_math.completion import Generate, complete
 from reft_math.data.problem import Problem
 from reft_math.decoding.gate import AlwaysOn, parse_gate
 from reft_math.errors import UserError
 from reft_math.evaluation import Scorer, evaluate, is_numeric, summarise
+from reft_math.files import write_json
 from reft_math.models import lasting_name
 from reft_math.probes.number import Array
 from reft_math.processes import claim, process_state

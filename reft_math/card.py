@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from reft_math.command import write_text
 from reft_math.errors import UserError
+from reft_math.files import write_text
 from reft_math.models import EMBEDDED_MODEL
 
 CARD_NAME = "README.md"
@@ -87,9 +87,16 @@ def with_license(card: str, license: str) -> str:
 
 
 def read_card(folder: Path) -> str | None:
-    """The card in a folder, if there is one."""
+    """The card in a folder, if there is one.
+
+    Raises:
+        UserError: It is no UTF-8 text.
+    """
     path = folder / CARD_NAME
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} must be UTF-8 text; mend or delete it ({error})") from None
 
 
 def save_card(folder: Path, card: str, before: str | None = None) -> None:

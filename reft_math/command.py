@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib.metadata
-import io
 import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from reft_math.errors import UserError
+from reft_math.files import is_used, remove_folder, storage_fault, write_json
 from reft_math.help_groups import Formatter, arrange
+from reft_math.json_text import read_object
+from reft_math.stopping import ends_on_interrupt
 
 CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "results.json"
@@ -50,19 +50,40 @@ class OutputOptions(Protocol):
 def run(main: Callable[[Any], object], config_class: type, description: str | None) -> None:
     """Parses the command line into ``config_class`` and calls ``main`` with it.
 
-    ``--config file.yaml`` holds the same settings; the command line wins over it. A `UserError` becomes one line on
-    standard error and exit code 2.
+    ``--config file.yaml`` holds the same settings; the command line wins over it. A `UserError`, and a disk that is
+    full or read-only, become one line on standard error and exit code 2; Ctrl-C becomes one line and exit code 130.
     """
-    try:
-        config = parse(config_class, description, sys.argv[1:])
-        is_claimed = hasattr(config, "output_dir") and not getattr(config, "dry_run", False)
-        if is_claimed and os.environ.get("RANK", "0") == "0":
-            check_output_dir(config)  # again when it is claimed; here so that nobody waits for a model first
-        main(config)
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")  # torchrun's; a mistake shows in every process, a fault perhaps in one
-        print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with ends_on_interrupt(lambda: "" if _rank() else f"\nstopped; {_way_on(config_class)}\n"):
+        try:
+            config = parse(config_class, description, sys.argv[1:])
+            is_claimed = hasattr(config, "output_dir") and not getattr(config, "dry_run", False)
+            if is_claimed and not _rank():
+                check_output_dir(config)  # again when it is claimed; here so that nobody waits for a model first
+            main(config)
+        except UserError as error:
+            _fail(str(error))
+        except Exception as error:
+            if (fault := storage_fault(error)) is None:
+                raise
+            _fail(f"{fault}; mend that; {_way_on(config_class)}")
+
+
+def _way_on(config_class: type) -> str:
+    """What to type after a stop."""
+    resumes = "resume" in (field.name for field in dataclasses.fields(config_class)) and "--resume" not in sys.argv
+    way = " with --resume" if resumes else " again"
+    return f"to go on, run the same command{way}{' in place of --overwrite' if '--overwrite' in sys.argv else ''}"
+
+
+def _fail(message: str) -> NoReturn:
+    """A mistake shows in every process, a fault perhaps in one."""
+    print(f"error in process {_rank()}: {message}" if _rank() else f"error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _rank() -> int:
+    """``torchrun``'s number of this process."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def parse(config_class: type, description: str | None, arguments: Sequence[str]) -> Any:
@@ -116,7 +137,7 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
 
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--config must be a readable YAML file; {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config must map setting names to values; {path} holds {type(values).__name__}")
@@ -145,8 +166,8 @@ def claim_output_dir(config: Any) -> Path:
     """
     check_claim(config)
     folder = Path(config.output_dir)
-    if config.overwrite and folder.is_dir() and any(folder.iterdir()):
-        shutil.rmtree(folder)
+    if config.overwrite and is_used(folder):
+        remove_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -159,7 +180,7 @@ def check_claim(config: Any) -> None:
     """Raises `UserError` where `claim_output_dir` would but for what the disk says. Writes nothing."""
     check_output_dir(config)
     folder = Path(config.output_dir)
-    if config.resume and folder.is_dir() and any(folder.iterdir()):
+    if config.resume and is_used(folder):
         _check_same_settings(folder, config)
 
 
@@ -170,7 +191,7 @@ def check_output_dir(config: Any) -> None:
         raise UserError("--resume and --overwrite exclude each other; got both")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir must be a folder; {folder} is a file")
-    in_use = folder.is_dir() and any(folder.iterdir())
+    in_use = is_used(folder)
     if in_use and not (config.resume or config.overwrite):
         raise UserError(
             f"output folder {folder} is in use; pass --resume to go on, --overwrite to start anew,"
@@ -197,10 +218,9 @@ def _settings(config: Any) -> dict[str, Any]:
 def _read_settings(folder: Path) -> dict[str, Any] | None:
     """The settings of the run in a folder; None where there is none."""
     try:
-        values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        return read_object(folder / CONFIG_NAME)
     except (OSError, ValueError):
         return None
-    return values if isinstance(values, dict) else None
 
 
 def _check_is_run(folder: Path, config: Any) -> None:
@@ -225,27 +245,6 @@ def _check_same_settings(folder: Path, config: Any) -> None:
                 f"--resume needs the run's own settings; {name} was {before.get(name)!r} and is {now.get(name)!r}:"
                 " repeat it, or choose another --output-dir"
             )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """As `write_text`."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes whole or not at all: a stopped run leaves no half file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows under the names of the first; as `write_text`."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def provenance(config: Any) -> dict[str, Any]:

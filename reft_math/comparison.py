@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,15 @@ from typing import Any
 
 from reft_math.command import RESULTS_NAME
 from reft_math.errors import UserError
+from reft_math.json_text import read_object
 from reft_math.scoring.records import RecordFile
 from reft_math.scoring.statistics import mcnemar, wilson_interval
 
 TRAINING_COLUMNS = ("data_num", "epochs", "prefix", "lr", "parameters", "norm", "tracking")
 SCORE_COLUMNS = ("correct", "total", "accuracy", "95 % interval", "strict", "p", "only first", "only this")
 COLUMNS = ("run", "decoder", *TRAINING_COLUMNS, *SCORE_COLUMNS)
+
+_KINDS = {"question": str, "gold": str, "correct": bool, "strict": bool}  # the last only where answers are numbers
 
 Key = tuple[str, int]
 Record = Mapping[str, Any]
@@ -33,7 +35,7 @@ class Run:
     def read(cls, folder: str) -> Run:
         path = Path(folder) / RESULTS_NAME
         try:
-            results = json.loads(path.read_text(encoding="utf-8"))
+            results = read_object(path)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"a run is an output folder with a readable {RESULTS_NAME}; {path}: {reason}") from None
@@ -54,6 +56,8 @@ class Run:
                 f"a comparison needs an evaluation; {self.folder / RESULTS_NAME} holds none: pass output folders of"
                 " train/prefix_reft.py, train/lora.py and evaluation commands"
             )
+        if outside := next((decoder for decoder in decoders if Path(decoder).name != decoder), None):
+            raise UserError(f"{self.folder / RESULTS_NAME} must name files of its own folder; got decoder {outside!r}")
         records = {decoder: self._records(decoder) for decoder in decoders}
         return [
             Entry(self.folder, name, decoder, self._training(decoder), by_problem(found))
@@ -68,6 +72,11 @@ class Run:
                 f"a comparison needs scored completions; {path} holds none: is it there, and of a command that solves"
                 " problems?"
             )
+        odd = [
+            name for record in records for name, kind in _KINDS.items() if not isinstance(record.get(name, False), kind)
+        ]
+        if odd:
+            raise UserError(f"{path}: a record's {odd[0]} must be {_KINDS[odd[0]].__name__}; was the file edited?")
         if any("problem" in record for record in records):
             raise UserError(f"a paired test needs one completion a problem; {self.folder} ({decoder}) holds samples")
         return records
@@ -77,20 +86,19 @@ class Run:
         results = self.results
         if decoder.startswith("base"):
             return {}
-        if "train_rows" in results:
-            try:
+        try:
+            if "train_rows" in results:
                 return self._trained()
-            except (KeyError, TypeError, AttributeError) as error:
-                path = self.folder / RESULTS_NAME
-                raise UserError(f"{path} has not the form that its command writes ({error!r}); leave it out") from None
-        # Where always-on completions are put beside an adapter's, they may be another's.
-        adapter = (results.get("reft") if decoder == "always_on" else None) or results.get("adapter")
-        return {"prefix": _prefix(adapter["k"])} if adapter else {}
+            # Where always-on completions are put beside an adapter's, they may be another's.
+            adapter = (results.get("reft") if decoder == "always_on" else None) or results.get("adapter")
+            return {"prefix": _prefix(adapter["k"])} if adapter else {}
+        except FORM_ERRORS as error:
+            raise bad_form(self.folder, error) from None
 
     def _trained(self) -> dict[str, Any]:
         results = self.results
         config, norm = results["config"], results.get("bias_norm") or {}
-        return {
+        found = {
             "data_num": results["train_rows"],
             "epochs": config["epochs"],
             "prefix": _prefix(config["k"], config.get("full_fraction", 0.0)),
@@ -99,6 +107,18 @@ class Run:
             "norm": norm.get("achieved"),
             "tracking": norm.get("tracking_error"),
         }
+        for name, value in found.items():
+            _shown(name, value)
+        return found
+
+
+# What reading JSON of another form than its command writes comes to.
+FORM_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError)
+
+
+def bad_form(folder: Path, error: Exception) -> UserError:
+    """The error to raise for one of `FORM_ERRORS`."""
+    return UserError(f"{folder / RESULTS_NAME} has not the form that its command writes ({error!r}); leave it out")
 
 
 def run_names(sources: Sequence[str]) -> list[str]:
@@ -221,7 +241,11 @@ _FORMATS = {
 
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as text, under `COLUMNS`."""
-    shown = {name: "-" if value is None else format(value, _FORMATS.get(name, "")) for name, value in row.items()}
+    shown = {name: _shown(name, value) for name, value in row.items()}
     shown["low"] = f"{row['low']:.1%} - {row['high']:.1%}"  # the interval's column
     del shown["high"]
     return list(shown.values())
+
+
+def _shown(name: str, value: Any) -> str:
+    return "-" if value is None else format(value, _FORMATS.get(name, ""))

@@ -7,9 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+_LONGEST = 2_000
+
 
 class UserError(ValueError):
-    """A mistake in the input: the rule, what was expected, what came, the way out, in one line."""
+    """A mistake in the input: the rule, what was expected, what came, the way out, in one line.
+
+    What came may be a stranger's: line breaks and a terminal's control characters are shown as escapes.
+    """
+
+    def __init__(self, message: str) -> None:
+        shown = (mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in message[:_LONGEST])
+        super().__init__("".join(shown))
 
 
 def require(options: object, name: str, holds: Callable[[Any], bool], rule: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from transformers.utils import extract_commit_hash, find_adapter_config_file
 from reft_math.data.templates import PromptTemplate, encode_prompt
 from reft_math.errors import UserError
 from reft_math.finite import check_finite
+from reft_math.json_text import read_object
 from reft_math.loading import LoadingOptions
 from reft_math.processes import process_state
 from reft_math.sharding import is_asked_for
@@ -46,8 +48,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     if base is not None:
         return load_tokenizer(base.name, base.revision)
     tokenizer = _from_pretrained(AutoTokenizer, name, revision)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    with _naming(name):  # settings that mean nothing show at their first use
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.decode(tokenizer.encode("1"))
     return tokenizer
 
 
@@ -75,10 +79,14 @@ def load_model(
     if base is not None:
         model = load_model(base.name, base.revision, loading, random_seed, to_be_sharded)
         try:
-            model.load_adapter(name, adapter_kwargs={"revision": revision})
-        except (OSError, ValueError, RuntimeError) as error:
+            found = model.load_adapter(name, adapter_kwargs={"revision": revision})
+        except Exception as error:  # what a damaged file raises shares no class
             raise UserError(f"peft adapter {name!r} does not fit its base {base.name!r}: {_reason(error)}") from None
         check_finite(model.get_adapter_state_dict(), f"peft adapter {name!r}")
+        if odd := sorted({*found.missing_keys, *found.unexpected_keys}):
+            raise UserError(
+                f"peft adapter {name!r} must hold the weights that its settings ask for; missing or unknown: {odd[0]}"
+            )
         model.config._commit_hash = base.adapter_commit  # goes with the name that the model was asked for by
         return model.eval()
     loading = loading or LoadingOptions()
@@ -93,7 +101,13 @@ def load_model(
     # transformers reads all weights in every process, whatever accelerate is told (huggingface/transformers#43749).
     is_empty = to_be_sharded and not process_state().is_main_process
     placement = {"device_map": "meta"} if is_empty else {}
-    model = _from_pretrained(AutoModelForCausalLM, name, revision, **settings, **placement)
+    model, found = _from_pretrained(
+        AutoModelForCausalLM, name, revision, **settings, **placement, output_loading_info=True
+    )
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them
+        raise UserError(
+            f"model {name!r} must have all of its weights; {len(missing)} are missing, such as {missing[0]}"
+        )
     if random_seed is not None:
         if "device_map" in settings:
             raise UserError("random weights are drawn whole, on one device; leave --quantization and --device-map out")
@@ -124,7 +138,7 @@ def load_skeleton(name: str, revision: str | None = None, loading: LoadingOption
         return load_skeleton(base.name, base.revision, loading)
     config = _from_pretrained(AutoConfig, name, revision)
     dtype = "auto" if loading is None else loading.dtype
-    with torch.device("meta"):
+    with _naming(name), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=(config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
         )
@@ -154,19 +168,27 @@ def _base_of_lora(name: str, revision: str | None) -> _Base | None:
     """What a peft adapter was trained on; None where the name is a model's."""
     if name == EMBEDDED_MODEL:
         return None
-    try:
-        path = find_adapter_config_file(name, revision=revision)
-    except OSError:  # neither a folder nor within reach: loading says so
-        return None
+    path = _peft_config_file(name, revision)
     if path is None:
         return None
     try:
-        config = dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
+        config = read_object(Path(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"peft adapter {name!r} must have readable settings; {path}: {_reason(error)}") from None
-    if not config.get("base_model_name_or_path"):
+    base, base_revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not base or not isinstance(base, str) or not isinstance(base_revision, str | None):
         raise UserError(f"peft adapter {name!r} must name its base, base_model_name_or_path in {path}; it names none")
-    return _Base(config["base_model_name_or_path"], config.get("revision"), extract_commit_hash(path, None))
+    if base != EMBEDDED_MODEL and _peft_config_file(base, base_revision) is not None:
+        raise UserError(f"peft adapter {name!r} must be on a plain model; its base {base!r} is an adapter, too")
+    return _Base(base, base_revision, extract_commit_hash(path, None))
+
+
+def _peft_config_file(name: str, revision: str | None) -> str | None:
+    try:
+        path: str | None = find_adapter_config_file(name, revision=revision)
+    except (OSError, ValueError):  # neither a folder nor within reach: loading says so
+        return None
+    return path
 
 
 def _settings(loading: LoadingOptions) -> dict[str, Any]:
@@ -193,13 +215,32 @@ def _settings(loading: LoadingOptions) -> dict[str, Any]:
 
 def _from_pretrained(loader: Any, name: str, revision: str | None, **kwargs: Any) -> Any:
     source = str(EMBEDDED_FOLDER) if name == EMBEDDED_MODEL else name
+    with _naming(name):
+        _check_shards(Path(source))
+        # Left open, transformers would ask at the terminal whether to run a checkpoint's own code.
+        return loader.from_pretrained(source, revision=revision, trust_remote_code=False, **kwargs)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Makes what goes wrong within it the mistake of naming this model."""
     try:
-        return loader.from_pretrained(source, revision=revision, **kwargs)
-    except (OSError, ValueError, ImportError) as error:  # the last where a kernel is not installed
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what a damaged checkpoint raises shares no class
         raise UserError(
             f"model {name!r} must be {EMBEDDED_MODEL!r}, a folder with a transformers checkpoint, or a hub id within"
             f" reach; {_reason(error)}"
         ) from None
+
+
+def _check_shards(folder: Path) -> None:
+    """Raises `ValueError` where the index of a checkpoint in several files names one outside of its folder."""
+    for index in folder.glob("*.index.json"):
+        for name in read_object(index)["weight_map"].values():
+            if Path(name).name != name:
+                raise ValueError(f"{index} must name files of its own folder; it names {name!r}")
 
 
 def _reason(error: Exception) -> str:

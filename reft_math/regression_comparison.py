@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reft_math.comparison import Run
+from reft_math.comparison import FORM_ERRORS, Run, bad_form
 from reft_math.errors import UserError
 from reft_math.regression.metrics import Estimate, rmse_difference
 from reft_math.scoring.records import RecordFile
@@ -33,36 +33,55 @@ def comparison_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ``difference`` is the run's RMSE less the first run's, over the same test rows.
 
     Raises:
-        UserError: A folder is no such run, or two were not evaluated on the same rows.
+        UserError: A folder is no such run, its files were edited, or two were not evaluated on the same rows.
     """
     first = _predictions(runs[0])
-    rows = []
-    for run in runs:
-        own = _predictions(run)
-        if own.keys() != first.keys():
-            raise UserError(
-                f"runs are compared on the same test rows; {run.folder} has {len(own)}, {runs[0].folder} {len(first)},"
-                f" of which {len(own.keys() & first.keys())} are the same"
-            )
-        regressor, training = run.results["regressor"], run.results["training"]
-        predictor = run.results["predictor"]
-        estimate = run.results["evaluation"]["tuned"]["predictors"][predictor]["rmse"]
-        difference = None if run is runs[0] else _difference(own, first)
-        values = (
-            run.folder.name,
-            "random" if regressor["random_seed"] is not None else "pre-trained",
-            regressor["tune"],
-            regressor["loss"],
-            predictor,
-            training["trained_parameters"],
-            training["best_step"],
-            estimate["value"],
-            estimate["interval_95"],
-            None if difference is None else difference["value"],
-            None if difference is None else difference["interval_95"],
+    return [_row(run, None if run is runs[0] else runs[0], first) for run in runs]
+
+
+def _row(run: Run, other: Run | None, first: Predictions) -> dict[str, Any]:
+    """A run's row; ``first`` are the first run's predictions, which is ``other`` or this one."""
+    own = _predictions(run)
+    if other is not None and own.keys() != first.keys():
+        raise UserError(
+            f"runs are compared on the same test rows; {run.folder} has {len(own)}, {other.folder} {len(first)},"
+            f" of which {len(own.keys() & first.keys())} are the same"
         )
-        rows.append(dict(zip(_NAMES, values, strict=True)))
-    return rows
+    difference = None if other is None else _difference(own, first)
+    try:
+        row = dict(
+            zip(_NAMES, (*_told(run), *(difference or {"value": None, "interval_95": None}).values()), strict=True)
+        )
+        cells(row)
+        _check_course(run.results)
+    except FORM_ERRORS as error:
+        raise bad_form(run.folder, error) from None
+    return row
+
+
+def _check_course(results: Mapping[str, Any]) -> None:
+    """Raises a `TypeError` or `ValueError` where there is nothing to draw a run's convergence by."""
+    training, constant = results["training"], results["rmse_of_training_mean"]
+    for step, error in zip(training["steps"], training["rmse"], strict=True):
+        if not all(isinstance(number, int | float) for number in (step, error, constant)):
+            raise TypeError(f"RMSE {error!r} of {constant!r} at step {step!r}")
+
+
+def _told(run: Run) -> tuple[Any, ...]:
+    """What the results say of the run, as `_NAMES` has it."""
+    regressor, training, predictor = (run.results[name] for name in ("regressor", "training", "predictor"))
+    estimate = run.results["evaluation"]["tuned"]["predictors"][predictor]["rmse"]
+    return (
+        run.folder.name,
+        "random" if regressor["random_seed"] is not None else "pre-trained",
+        str(regressor["tune"]),
+        str(regressor["loss"]),
+        predictor,
+        training["trained_parameters"],
+        training["best_step"],
+        estimate["value"],
+        estimate["interval_95"],
+    )
 
 
 _NAMES = (*COLUMNS[:8], "interval", "difference", "difference_interval")
@@ -95,4 +114,9 @@ def _predictions(run: Run) -> Predictions:
     records = RecordFile(path).done
     if not records:
         raise UserError(f"runs are compared row by row; {path} has no rows: was it moved away from its results?")
-    return {name: (record["predictions"][predictor], record["target"]) for name, record in records.items()}
+    try:
+        return {
+            name: (float(record["predictions"][predictor]), float(record["target"])) for name, record in records.items()
+        }
+    except FORM_ERRORS as error:
+        raise UserError(f"{path} has not the form that its command writes ({error!r}); leave its run out") from None

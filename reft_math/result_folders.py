@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 from reft_math.command import CONFIG_NAME, RESULTS_NAME
 from reft_math.errors import UserError
+from reft_math.json_text import read_object
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,9 @@ def _refuse(error: OSError) -> NoReturn:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); mend it, or take its folder out of --results") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a JSON object; it holds {type(values).__name__}: take its folder out")
-    return values
 
 
 def _read_table(path: Path) -> list[list[str]]:

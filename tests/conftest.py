@@ -35,6 +35,7 @@ def load_module(name: str, path: Path) -> ModuleType:
 
 
 FakeHub = load_module("fake_hub", Path(__file__).with_name("fake_hub.py")).FakeHub
+faults = load_module("faults", Path(__file__).with_name("faults.py"))
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
 
 
@@ -124,6 +125,18 @@ def call(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) 
         reft_math.command.run(module.main, options, module.__doc__)
 
     return run_line
+
+
+@pytest.fixture
+def killed_at_every_call() -> Callable[[Callable[[], object]], Iterator[None]]:
+    """As in `faults`."""
+    return faults.killed_at_every_call
+
+
+@pytest.fixture
+def failing_at_every_call() -> Callable[[Callable[[], object]], Iterator[OSError | None]]:
+    """As in `faults`."""
+    return faults.failing_at_every_call
 
 
 @pytest.fixture

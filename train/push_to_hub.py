@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reft_math.command import run
-from reft_math.errors import require
+from reft_math.errors import UserError, require
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,13 @@ def main(options: PushOptions) -> None:
     fetch(source, REGRESSOR_NAME if is_regressor else CONFIG_NAME)
     write_card = write_regressor_card if is_regressor else write_adapter_card
     base = (RegressorConfig if is_regressor else PrefixReftConfig).from_pretrained(source).base_model
+
+    if outside := next(
+        (path for path in source.rglob("*") if not path.resolve().is_relative_to(source.resolve())), None
+    ):
+        raise UserError(
+            f"--adapter must hold its own files; {outside} is a link to {outside.resolve()}: copy it (cp -rL)"
+        )
 
     def save(folder: Path) -> None:
         # A run's settings and results name its machine and its paths; what of them is for others stands in the card.

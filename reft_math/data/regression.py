@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from reft_math.data import amazon, movielens, original1, stsb
-from reft_math.data.rows import Row, Split, file_rows, hub_rows
+from reft_math.data.rows import Row, Split, bad_byte, check_unpacked, file_rows, hub_rows, unique_keys
 from reft_math.errors import UserError
 
 NAMES = (stsb.NAME, original1.NAME, *amazon.FILES, movielens.NAME)
@@ -170,15 +170,12 @@ def _movielens_rows(split: Split, data_dir: str | None, limit: int | None) -> li
 
 
 def _own_rows(path: Path) -> list[RegressionRow]:
-    places: dict[str, str] = {}
-    rows = []
-    for row in file_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path):
-        key = row.text("id") if "id" in row.fields else str(row.index)
-        if key in places:
-            raise row.error(f'every row needs an id of its own, got "{key}", which is also that of {places[key]}')
-        places[key] = row.place
-        rows.append(RegressionRow(f"{path.stem}/train/{key}", row.text("text"), _target(row)))
-    return rows
+    rows = file_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
+    keys = unique_keys(rows, lambda row: row.text("id") if "id" in row.fields else str(row.index))
+    return [
+        RegressionRow(f"{path.stem}/train/{key}", row.text("text"), _target(row))
+        for row, key in zip(rows, keys, strict=True)
+    ]
 
 
 def _target(row: Row) -> float:
@@ -236,8 +233,9 @@ def _text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the data folder or the file's path") from error
+    check_unpacked(path, content)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = 1 + content.count(b"\n", 0, error.start)
-        raise UserError(f"{path}, line {line}: must be UTF-8 text, got byte 0x{content[error.start]:02x}") from error
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        raise UserError(f"{path}, line {line}: must be UTF-8 text, got byte {bad_byte(error)}") from error

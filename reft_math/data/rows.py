@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from reft_math.data.problem import Problem
 from reft_math.errors import UserError
+from reft_math.json_text import parse_json
 
 Split = Literal["train", "validation", "test"]
 T = TypeVar("T", str, int)
 
+_GZIP = b"\x1f\x8b"
 _KIND_NAMES: dict[type, str] = {str: "a string", int: "a whole number"}
 
 
@@ -59,10 +61,11 @@ class Row:
         """The field ``name``, text or number, as short text: ``"12"`` for ``12``, ``12.0`` and ``"12.0"``.
 
         Raises:
-            UserError: If it is missing, blank, or neither text nor a number.
+            UserError: If it is missing, blank, or neither text nor a finite number.
         """
         value = self._value(name)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        if isinstance(value, bool) or not (is_number or isinstance(value, str)):
             raise self.error(f'field "{name}" must be a string or a number, got {_shown(value)}')
         text = str(value).strip()
         if not text:
@@ -89,7 +92,7 @@ class Row:
         except ValueError:
             is_number = False
         if not is_number:
-            raise self.error(f'field "{name}" must hold a number as its answer, got {text!r}')
+            raise self.error(f'field "{name}" must hold a number as its answer, got {reprlib.repr(text)}')
         return plain
 
     def error(self, message: str) -> UserError:
@@ -98,7 +101,8 @@ class Row:
 
     def _value(self, name: str) -> Any:
         if name not in self.fields:
-            raise self.error(f'field "{name}" is missing; the row has {", ".join(self.fields) or "no fields"}')
+            found = ", ".join(map(str, self.fields))
+            raise self.error(f'field "{name}" is missing; the row has {found[:200] or "no fields"}')
         return self.fields[name]
 
 
@@ -139,12 +143,11 @@ class Source:
         """A split's problems, from ``data_dir`` where one is given, else from the hub.
 
         Raises:
-            UserError: If the rows cannot be had or one of them is malformed.
+            UserError: If the rows cannot be had, one of them is malformed, or two have the same id.
         """
-        return [self.parse(row, f"{self.name}/{split}/{self._key(row)}") for row in self._rows(split, data_dir)]
-
-    def _key(self, row: Row) -> str:
-        return row.text(self.id_field) if self.id_field else str(row.index)
+        rows = self._rows(split, data_dir)
+        keys = unique_keys(rows, lambda row: row.text(self.id_field) if self.id_field else str(row.index))
+        return [self.parse(row, f"{self.name}/{split}/{key}") for row, key in zip(rows, keys, strict=True)]
 
     def _rows(self, split: Split, data_dir: str | None) -> list[Row]:
         if data_dir is not None:
@@ -157,6 +160,21 @@ class Source:
         return hub_rows(self.hub, split)
 
 
+def unique_keys(rows: Iterable[Row], key_of: Callable[[Row], str]) -> list[str]:
+    """What names each row within its split.
+
+    Raises:
+        UserError: Two rows have the same name.
+    """
+    places: dict[str, str] = {}
+    for row in rows:
+        key = key_of(row)
+        if key in places:
+            raise row.error(f'every row needs an id of its own, got "{key}", which is also that of {places[key]}')
+        places[key] = row.place
+    return list(places)
+
+
 def file_rows(path: Path) -> list[Row]:
     """The rows of a ``.jsonl`` file (one object a line, blank lines skipped) or a ``.json`` file (a list of objects).
 
@@ -167,10 +185,22 @@ def file_rows(path: Path) -> list[Row]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check --data-dir or the path in --dataset") from error
+    check_unpacked(path, content)
     rows = list(_line_rows(path, content) if path.suffix.lower() == ".jsonl" else _list_rows(path, content))
     if not rows:
         raise UserError(f"{path} must hold at least one row, but is empty")
     return rows
+
+
+def check_unpacked(path: Path, content: bytes) -> None:
+    """Raises `UserError` for what gzip wrote, whatever the file is called."""
+    if content.startswith(_GZIP):
+        raise UserError(f"{path} is packed by gzip; unpack it first (gunzip)")
+
+
+def bad_byte(error: UnicodeDecodeError) -> str:
+    """Where text is no UTF-8; a byte order mark is not among the bytes that the error counts."""
+    return f"0x{error.object[error.start]:02x}"
 
 
 def hub_rows(hub: HubDataset, split: Split) -> list[Row]:
@@ -212,13 +242,16 @@ def _list_rows(path: Path, content: bytes) -> Iterator[Row]:
 
 def _decoded(path: Path, content: bytes, first_line: int) -> Any:
     try:
-        return json.loads(content.decode("utf-8-sig"))
+        return parse_json(content)
     except UnicodeDecodeError as error:
-        line = first_line + content.count(b"\n", 0, error.start)
-        raise UserError(f"{path}, line {line}: must be UTF-8 text, got byte 0x{content[error.start]:02x}") from error
-    except json.JSONDecodeError as error:
+        line = first_line + error.object.count(b"\n", 0, error.start)
+        raise UserError(f"{path}, line {line}: must be UTF-8 text, got byte {bad_byte(error)}") from error
+    except JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: must be JSON, got: {error.msg} (column {error.colno})") from error
+    except ValueError as error:  # it does not say where
+        place = f"{path}" if b"\n" in content else f"{path}, line {first_line}"
+        raise UserError(f"{place}: must be plain JSON, got: {error}") from error
 
 
 def _row(place: str, index: int, fields: Any) -> Row:

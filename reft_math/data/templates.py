@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -49,10 +50,8 @@ class PromptTemplate:
         text = question + self.instruction
         if self.is_chat:
             messages = [{"role": "user", "content": text}]
-            framed = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=self.is_thinking
-            )
-            return str(framed) if self.is_thinking else _end_thought(str(framed))
+            framed = _framed(messages, tokenizer, add_generation_prompt=True, enable_thinking=self.is_thinking)
+            return framed if self.is_thinking else _end_thought(framed)
         return f"Question: {text}\nAnswer:"
 
     def has_framed(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -79,7 +78,7 @@ class PromptTemplate:
         end of sequence (the two differ, e.g. ``<end_of_turn>`` and ``<eos>`` for Gemma)."""
         if self.is_chat:
             messages = [{"role": "user", "content": ""}, {"role": "assistant", "content": _MARK}]
-            after = str(tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(_MARK)[2]
+            after = _framed(messages, tokenizer).rpartition(_MARK)[2]
             special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
             for token in tokenizer.encode(after, add_special_tokens=False):
                 if token in special:
@@ -89,6 +88,17 @@ class PromptTemplate:
                 "solutions must end with a token, but the tokenizer has no eos_token; set one and save the tokenizer"
             )
         return int(tokenizer.eos_token_id)
+
+
+def _framed(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
+    """What the tokenizer's chat template makes of messages, in the sandbox that transformers runs it in."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **settings))
+    except Exception as error:  # a template is a program, of whoever made the tokenizer: it can raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the tokenizer's chat template fails ({type(error).__name__}: {reason}); use --template plain"
+        ) from None
 
 
 def _end_thought(prompt: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException
 from functools import cached_property
 from typing import TypeVar
 
@@ -23,6 +23,9 @@ from reft_math.errors import UserError
 Number = int | float | str | Decimal
 Tokens = tuple[int, ...]
 AnyNumber = TypeVar("AnyNumber", bound=Number)
+
+_MOST = 100_000  # numbers of a grid
+_MAGNITUDE = 15  # of a number: what a float tells apart, and a text of it short
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +103,11 @@ def evenly_spaced(lower: Number, upper: Number, resolution: Number) -> list[Deci
     """``lower, lower + resolution, …, upper`` in decimal arithmetic, so that no float drifts.
 
     Raises:
-        UserError: The steps do not lead from one bound to the other.
+        UserError: The steps do not lead from one bound to the other, or there are too many.
     """
     first, last, step = map(_decimal, (lower, upper, resolution))
+    if step > 0 and last - first > _MOST * step:
+        raise UserError(f"a grid has at most {_MOST:,} numbers; got {lower} to {upper} by {resolution}")
     if step <= 0 or last < first or (last - first) % step:
         raise UserError(
             "a grid goes from its lower to its upper bound in whole steps of a positive resolution;"
@@ -245,8 +250,8 @@ def _beginnings(strings: Iterable[Tokens]) -> set[Tokens]:
 def _decimal(number: Number) -> Decimal:
     try:
         value = Decimal(str(number)) + 0  # minus zero is zero
-    except InvalidOperation:
+    except DecimalException:  # no number, or one beyond all bounds
         value = Decimal("NaN")
-    if not value.is_finite():
+    if not value.is_finite() or abs(value.adjusted()) > _MAGNITUDE:
         raise UserError(f"a grid is made of numbers such as 3 or 0.25; got {number!r}")
     return value

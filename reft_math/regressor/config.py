@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,12 +12,14 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reft_math.command import write_json
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
+from reft_math.files import write_json
+from reft_math.json_text import read_object
 from reft_math.regression.grid import Grid, make_grid, number_texts, parse_numbers
 from reft_math.regression.heads import HEADS, HeadName
 from reft_math.regression.tokens import Start, add_number_tokens
+from reft_math.schema import from_json
 
 CONFIG_NAME = "regressor_config.json"
 LOSSES = ("raft", "mbr", "ce", "log", *(f"head:{name}" for name in HEADS))
@@ -77,6 +78,8 @@ class RegressorConfig:
             raise UserError(f"every number needs a text; got {len(self.texts)} texts for {len(numbers)} numbers")
         if self.bounds is not None and not _are_bounds(self.bounds):
             raise UserError(f"bounds are two finite numbers, the lower one first; got {self.bounds}")
+        if self.random_seed is not None and not 0 <= self.random_seed < 2**32:
+            raise UserError(f"random_seed is a whole number from 0 to 2^32 - 1; got {self.random_seed}")
         if self.loss == "log" and (self.bounds is None or len(numbers) != 1 or numbers[0] != 1):
             raise UserError(
                 f"the log loss is that of one token's probability, which stands for 1: it needs bounds and the grid"
@@ -127,12 +130,8 @@ class RegressorConfig:
     def from_pretrained(cls, folder: str | Path) -> RegressorConfig:
         path = Path(folder) / CONFIG_NAME
         try:
-            values = dict(json.loads(path.read_text(encoding="utf-8")))
-            for name in ("texts", "bounds"):
-                values[name] = None if values[name] is None else tuple(values[name])
-            return cls(**values)
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            return from_json(cls, read_object(path))
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} is not a readable regressor config ({reason}); was it saved by this package?"
+                f"{path} is not a readable regressor config ({error}); was it saved by this package?"
             ) from None

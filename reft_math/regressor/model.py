@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +18,7 @@ from reft_math.card import CARD_NAME
 from reft_math.data.regression import RegressionRow
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.errors import UserError
-from reft_math.finite import check_finite
+from reft_math.files import write_files, written
 from reft_math.hub import push
 from reft_math.progress import progress
 from reft_math.regression import losses, predictors
@@ -31,6 +30,7 @@ from reft_math.regression.tokens import without_names
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.card import write_regressor_card
 from reft_math.regressor.config import RegressorConfig
+from reft_math.tensor_files import read_parameters
 
 HEAD_NAME = "head.safetensors"
 ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
@@ -253,15 +253,19 @@ class Regressor(nn.Module):
         self.regressor_config.save_pretrained(folder)
         if self.head is not None:
             tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.head.state_dict().items()}
-            save_file(tensors, folder / HEAD_NAME, metadata={"format": "pt"})
+            with written(folder / HEAD_NAME) as aside:
+                save_file(tensors, aside, metadata={"format": "pt"})
         if self.adapter is not None:
-            # Rows of added tokens are made again from their start, so peft need not save whole embeddings.
-            self.adapter.save_pretrained(folder / ADAPTER_FOLDER, save_embedding_layers=False)  # type: ignore[operator]
-            (folder / ADAPTER_FOLDER / CARD_NAME).unlink(missing_ok=True)  # the regressor's is the one for both
+            write_files(folder / ADAPTER_FOLDER, self._save_adapter)
         elif self.regressor_config.tune == "full":
-            self.model.save_pretrained(folder / MODEL_FOLDER)
-            self.tokenizer.save_pretrained(folder / MODEL_FOLDER)
+            write_files(folder / MODEL_FOLDER, self.model.save_pretrained)
+            write_files(folder / MODEL_FOLDER, self.tokenizer.save_pretrained)
         write_regressor_card(folder, self.card)
+
+    def _save_adapter(self, folder: Path) -> None:
+        # Rows of added tokens are made again from their start, so peft need not save whole embeddings.
+        self.adapter.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator, union-attr]
+        (folder / CARD_NAME).unlink(missing_ok=True)  # the regressor's is the one for both
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Saves to the hub; keyword arguments as in `reft_math.hub.push`."""
@@ -277,14 +281,12 @@ class Regressor(nn.Module):
             return
         path = Path(folder) / HEAD_NAME
         try:
-            tensors = load_file(path)
-            self.head.load_state_dict(tensors)
-        except (OSError, SafetensorError, RuntimeError) as error:
+            self.head.load_state_dict(read_parameters(path))
+        except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{path} does not hold the weights of head {self.regressor_config.head}: {reason}"
             ) from None
-        check_finite(tensors, path)
 
 
 def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from huggingface_hub import EvalResult
 from reft_math.card import NO_NOTES, TrainingNotes, digest, facts
 from reft_math.command import RESULTS_NAME
 from reft_math.data.registry import SOURCES, evaluation_split
+from reft_math.errors import UserError
 from reft_math.evaluation import EVALUATION_COLUMNS, evaluation_rows
+from reft_math.json_text import read_object
 from reft_math.markdown import markdown
 from reft_math.regressor.evaluation import COLUMNS, table_rows
 
@@ -25,7 +26,10 @@ def notes_beside(folder: Path) -> TrainingNotes:
     Empty where it is part of none, or where its parameters are others by now.
     """
     path = folder.resolve().parent / RESULTS_NAME
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        results = read_object(path) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
     if "parameters" in results and results["parameters"] != digest(folder):
         return NO_NOTES
     if "bias_norm" in results:

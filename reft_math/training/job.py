@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from reft_math.arithmetic.problems import OPENERS
 from reft_math.calibration import KL_GATES, evaluate_gates
-from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
+from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
@@ -29,8 +29,10 @@ from reft_math.evaluation import (
     is_numeric,
     summarise,
 )
+from reft_math.files import write_json
 from reft_math.models import check_vocabulary, end_token_ids, load_model, load_skeleton, load_tokenizer
-from reft_math.training.arguments import last_checkpoint, training_arguments
+from reft_math.training.arguments import training_arguments
+from reft_math.training.checkpoints import Checksums, last_checkpoint
 from reft_math.training.options import TrainingOptions
 from reft_math.training.progress import show_progress
 from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
@@ -121,6 +123,7 @@ def train(
         data_collator=collator,
         norm_control=control,
         number_loss=number_loss,
+        callbacks=[Checksums()],
     )
     with show_progress(trainer, control):
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)

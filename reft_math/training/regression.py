@@ -20,13 +20,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from reft_math.command import write_json
 from reft_math.data.regression import RegressionRow
 from reft_math.errors import UserError
+from reft_math.files import write_json, written
 from reft_math.regression.metrics import rmse
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.model import Regressor
-from reft_math.training.arguments import last_checkpoint, training_arguments
+from reft_math.training.arguments import training_arguments
+from reft_math.training.checkpoints import Checksums, last_checkpoint
 from reft_math.training.progress import show_progress
 from reft_math.training.regression_options import RegressionOptions
 from reft_math.training.row_trainer import RowTrainer
@@ -108,7 +109,8 @@ class RegressionTrainer(RowTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             parameters = self.model.trainable_parameters()
             tensors = {name: value.detach().contiguous().cpu() for name, value in parameters.items()}
-            save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+            with written(folder / WEIGHTS_NAME) as aside:
+                save_file(tensors, aside, metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         tensors = load_file(Path(resume_from_checkpoint) / WEIGHTS_NAME)
@@ -159,6 +161,7 @@ def fit(
         # A head that does not read the model's logits leaves its output embedding without a gradient.
         ddp_find_unused_parameters=regressor.head is not None and regressor.head.needs_hidden,
     )
+    early = [] if options.patience is None else [EarlyStoppingCallback(options.patience)]
     trainer = RegressionTrainer(
         model=regressor,
         args=arguments,
@@ -166,7 +169,7 @@ def fit(
         eval_dataset=encode_rows(validation, tokenizer, template),
         data_collator=RegressionCollator(int(tokenizer.pad_token_id)),
         head_learning_rate=options.head_learning_rate,
-        callbacks=[_BestCheckpoint(), *([] if options.patience is None else [EarlyStoppingCallback(options.patience)])],
+        callbacks=[_BestCheckpoint(), Checksums(), *early],
     )
     # Not by trainer.evaluate: accelerate would take the model for prepared, and leave it out of DDP in training.
     start = regressor.predict([row.text for row in validation], options.eval_batch_size)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.card import digest
-from reft_math.command import RESULTS_NAME, print_table, provenance, versions, write_json
+from reft_math.command import RESULTS_NAME, print_table, provenance, versions
 from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits, check_split
 from reft_math.errors import UserError
+from reft_math.files import write_json
 from reft_math.models import EMBEDDED_MODEL, lasting_name
 from reft_math.regression.metrics import rmse
 from reft_math.regressor.config import RegressorConfig

@@ -13,6 +13,7 @@ from accelerate.utils import reduce
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from reft_math.files import write_json
 from reft_math.regression.losses import number_token_loss
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import NormController, mean_norm, project_mean_norm, remove_directions
@@ -109,7 +110,7 @@ class NormControl(TrainerCallback):
 
     def save(self, folder: str | Path) -> None:
         state = {"controller": self.controller.name, "state": self.controller.state_dict(), "trace": self.trace}
-        (Path(folder) / NORM_CONTROL_NAME).write_text(json.dumps(state), encoding="utf-8")
+        write_json(Path(folder) / NORM_CONTROL_NAME, state)
 
     def load(self, folder: str | Path) -> None:
         state = json.loads((Path(folder) / NORM_CONTROL_NAME).read_text(encoding="utf-8"))

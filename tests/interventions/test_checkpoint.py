@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -153,7 +154,7 @@ def test_options_among_the_parameters_are_refused(tiny_model: Callable[..., PreT
     name = next(iter(tensors)).split(".")[0] + ".options"
     options = torch.tensor(list(b'{"act_fn": "relu", "dropout": 0.0}'), dtype=torch.uint8)
     save_file({**tensors, name: options}, path)
-    with pytest.raises(UserError, match=r"must hold parameters only.*\.options"):
+    with pytest.raises(UserError, match=r"\.options must be of floating numbers; it is torch\.uint8"):
         PrefixReftModel.from_pretrained(tmp_path, tiny_model())
 
 
@@ -173,3 +174,35 @@ def test_a_hub_id_out_of_reach_is_refused(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="there is no folder nobody/nothing, and no such repository within reach"):
         PrefixReftModel.from_pretrained("nobody/nothing", tiny_model())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.full((48,), torch.nan), "must be finite"),
+        (torch.ones(48, dtype=torch.int64), "must be of floating numbers"),
+        (torch.ones(47), "size mismatch"),
+    ],
+)
+def test_parameters_that_would_give_nonsense_are_refused(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, value: torch.Tensor, message: str
+) -> None:
+    randomised(tiny_model()).save_pretrained(tmp_path)
+    path = tmp_path / "reft_model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, min(tensors): value}, path)
+    with pytest.raises(UserError, match=message):
+        PrefixReftModel.from_pretrained(tmp_path, tiny_model())
+
+
+def test_no_class_that_a_folder_names_is_imported(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+    """pyvene's own loader would: `load` is ours."""
+    reft_model = randomised(tiny_model())
+    reft_model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "intervention_types": ["<class 'antigravity.fly'>"] * 3}))
+    for load in (PrefixReftModel.load, PrefixReftModel.from_pretrained):
+        loaded = load(str(tmp_path), tiny_model())
+        assert torch.equal(loaded(TOKENS).logits, reft_model(TOKENS).logits)
+    assert "antigravity" not in sys.modules

@@ -17,12 +17,35 @@ def test_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert PrefixReftConfig.from_pretrained(tmp_path) == config
 
 
-def test_keys_of_a_later_version_are_named_and_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"colour": "red"},
+            r"reft_config.json is not a readable adapter config \(its fields are .*; unknown: colour\)",
+        ),
+        ({"site": None}, "site must be str; got None"),
+        ({"rank": "4"}, "rank must be int or null; got '4'"),
+        ({"layers": [0, 1.0]}, r"layers must be .*; got \[0, 1.0\]"),
+        ({"target_norm": float("nan")}, "target_norm must be float or null; got nan"),
+        ({"versions": {"torch": None}}, "versions must be"),
+        ({"gate": "always\x1b[2J"}, r"got 'always\\x1b\[2J'"),
+        ({"rank": 2}, "rank is LoReFT's and DiReFT's"),
+    ],
+)
+def test_a_file_is_taken_as_a_whole_or_not_at_all(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    """What an unknown field asks for would not be done, and a missing one's default need not be what it was."""
     PrefixReftConfig().save_pretrained(tmp_path)
     path = tmp_path / "reft_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": "red"}))
-    with pytest.warns(UserWarning, match="unknown keys left out: colour"):
-        assert PrefixReftConfig.from_pretrained(tmp_path) == PrefixReftConfig()
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(UserError, match=message):
+        PrefixReftConfig.from_pretrained(tmp_path)
+
+
+def test_every_field_has_to_be_there(tmp_path: Path) -> None:
+    (tmp_path / "reft_config.json").write_text('{"intervention": "red"}')
+    with pytest.raises(UserError, match="missing: act_fn, base_model, base_revision, dropout, gate, k, layers"):
+        PrefixReftConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +62,10 @@ def test_keys_of_a_later_version_are_named_and_left_out(tmp_path: Path) -> None:
         ({"intervention": "loreft", "act_fn": "xielu"}, "without parameters.*got 'xielu'"),
         ({"positions": "generated", "gate": "prompt"}, "gate prompt is for adapters that act on the prompt"),
         ({"intervention": "direft", "dropout": 1.0}, r"in \[0, 1\); got 1.0"),
+        ({"width": 0}, "width must be at least 1; got 0"),
+        ({"k": -1}, "k must be at least 1; got -1"),
+        ({"target_norm": -0.5}, "target_norm must be 0 or more, and finite; got -0.5"),
+        ({"target_norm": float("inf")}, "target_norm must be 0 or more, and finite; got inf"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(values: dict[str, object], message: str) -> None:

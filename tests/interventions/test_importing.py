@@ -206,6 +206,11 @@ PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
         (lambda folder: edit_config(folder, intervention_types=[LOREFT]), "1 classes"),
         (lambda folder: edit_config(folder, intervention_constant_sources=[True, False]), r"sources \[True, False\]"),
         (lambda folder: (folder / "config.json").write_text("[]"), "is no config of pyreft's"),
+        (lambda folder: (folder / "config.json").write_text("[" * 10**5), "is no config of pyreft's.*too deep"),
+        (
+            lambda folder: edit_places(folder, [0, f"model.layers[{'9' * 5000}].output", *PLACE[2:]]),
+            "interventions can be imported at",
+        ),
         (lambda folder: (folder / "adapter_model.safetensors").touch(), r"holds adapter_model\.safetensors, which"),
         (
             lambda folder: a_file(folder).with_name(a_file(folder).stem.replace("_", ".") + ".bin").touch(),
@@ -340,6 +345,11 @@ UP, BIAS = "model.layers.1.mlp.up_proj.delta_vector.", "activation_bias"
         ({f"{UP}{BIAS}": torch.ones(1, 48, dtype=torch.complex64)}, "of floating numbers; it is torch.complex64"),
         ({f"{UP}{BIAS}": torch.full((1, 48), torch.nan)}, "activation_bias must be finite"),
         ({f"{UP}{BIAS}": torch.full((1, 48), 1e300, dtype=torch.float64)}, "must be finite in float32"),
+        (
+            {f"{UP}{BIAS}": torch.ones(1).expand(10**6, 10**6)},
+            r"must be stored whole; its shape is \(1000000, 1000000\)",
+        ),
+        ({f"model.layers.{'9' * 5000}.mlp.up_proj.{BIAS}": torch.ones(1, 48)}, "must hold scales and biases of"),
         ({f"{UP}{BIAS}": None}, "layer 1, ffn_up: activation_bias must be .*it is absent"),
         (brep_tensors("self_attn.q_proj", 48), "one site.*has 6 of them in 3 layers, at attn_q, ffn_up"),
         (brep_tensors("mlp.up_proj", 40, layers=1), r"one width and one rank.*\(40,\), \(48,\)"),

@@ -210,6 +210,9 @@ def spoiling(name: str) -> Callable[[Path], object]:
         ("full", without("model"), "a folder with a transformers checkpoint"),
         ("lora", without("adapter"), "adapter"),
         ("lora", holding("adapter/adapter_model.safetensors", "no"), "adapter"),
+        ("lora", lambda folder: save_file({}, folder / "adapter/adapter_model.safetensors"), "missing or unknown"),
+        ("red", saying(random_seed=2**64), "random_seed is a whole number from 0"),
+        ("red", saying(grid="0:1e9:1e-9"), "a grid has at most 100,000 numbers"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(

@@ -90,7 +90,7 @@ def test_layers(text: str, numbers: tuple[int, ...]) -> None:
     assert parse_layers(text, 4) == numbers
 
 
-@pytest.mark.parametrize("text", ["", "4", "0-4", "-1", "1,1", "3-1", "x", [4]])
+@pytest.mark.parametrize("text", ["", "4", "0-4", "-1", "1,1", "3-1", "x", [4], "0-99999999999999", "99999999999999"])
 def test_layers_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="layers must"):
         parse_layers(text, 4)

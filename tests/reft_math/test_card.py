@@ -111,3 +111,9 @@ def test_of_a_folder_only_the_last_part_is_told(tmp_path: Path) -> None:
     assert base_in_words("meta/Llama", "abc") == "[meta/Llama](https://huggingface.co/meta/Llama) at commit `abc`"
     assert base_metadata("arithmetic", "adapter") == base_metadata(None, "adapter") == {}
     assert base_name("arithmetic") == "arithmetic"
+
+
+def test_a_card_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"README\.md must be UTF-8 text; mend or delete it"):
+        save_card(tmp_path, make_card({}, "Title", {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -23,7 +25,7 @@ from reft_math.completion import Decoding, complete
 from reft_math.data.templates import get_template
 from reft_math.errors import UserError
 from reft_math.loading import LoadingOptions
-from reft_math.models import check_vocabulary, load_model, running_device
+from reft_math.models import check_vocabulary, load_model, load_skeleton, load_tokenizer, running_device
 
 TinyModel = Callable[..., PreTrainedModel]
 TOKENS = torch.arange(4, 12)[None]
@@ -55,9 +57,9 @@ def test_quantisation_goes_to_transformers_and_the_model_stays_where_it_put_it(
     asked: dict[str, Any] = {}
     plain = load_model("arithmetic")
 
-    def from_pretrained(source: str, **kwargs: Any) -> PreTrainedModel:
+    def from_pretrained(source: str, **kwargs: Any) -> tuple[PreTrainedModel, dict[str, set[str]]]:
         asked.update(kwargs)
-        return plain
+        return plain, {"missing_keys": set()}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     monkeypatch.setattr(plain, "to", lambda *args, **kwargs: pytest.fail("moved"))
@@ -162,12 +164,107 @@ def test_random_weights_are_drawn_whole() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "mistake"),
-    [("{", "must have readable settings"), ("[1]", "must have readable settings"), ("{}", "must name its base")],
+    [
+        ("{", "must have readable settings"),
+        ("[1]", "must have readable settings"),
+        ("[" * 100_000, "must have readable settings"),
+        ("{}", "must name its base"),
+        ('{"base_model_name_or_path": 3}', "must name its base"),
+    ],
 )
 def test_a_peft_adapter_without_readable_settings_is_one_line(tmp_path: Path, settings: str, mistake: str) -> None:
     (tmp_path / "adapter_config.json").write_text(settings)
     with pytest.raises(UserError, match=mistake):
         load_model(str(tmp_path))
+
+
+def test_a_peft_adapter_on_itself_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    with pytest.raises(UserError, match=r"must be on a plain model; its base .* is an adapter, too"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_peft_adapter_without_some_of_its_weights_is_no_base_in_disguise(tiny_base: str, tmp_path: Path) -> None:
+    """Where they are missing, peft draws them, B as zeros: the base would stand in the table as its adapter."""
+    lora = get_peft_model(load_model(tiny_base), LoraConfig(target_modules=["q_proj"]))
+    lora.peft_config["default"].base_model_name_or_path = tiny_base
+    lora.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for odd in ({}, {**tensors, "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.ones(8, 32)}):
+        save_file(odd, path)
+        with pytest.raises(UserError, match="must hold the weights that its settings ask for; missing or unknown"):
+            load_model(str(tmp_path))
+    save_file(tensors, path)
+    load_model(str(tmp_path))
+
+
+def edited(folder: Path, name: str, **values: object) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "a folder with a transformers checkpoint"),
+        (lambda folder: edited(folder, "config.json", hidden_size="wide"), "a folder with a transformers checkpoint"),
+        (lambda folder: edited(folder, "config.json", hidden_act="step"), "a folder with a transformers checkpoint"),
+        (lambda folder: edited(folder, "tokenizer_config.json", model_max_length="a"), "transformers checkpoint"),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text('{"model": 3}'),
+            "a folder with a transformers checkpoint",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64),
+            "a folder with a transformers checkpoint",
+        ),
+        (
+            lambda folder: save_file(
+                {"model.norm.weight": torch.ones(32)}, folder / "model.safetensors", {"format": "pt"}
+            ),
+            r"must have all of its weights; \d+ are missing, such as lm_head\.weight",
+        ),
+        (
+            lambda folder: (
+                (folder / "model.safetensors").rename(folder.parent / "model.safetensors"),
+                (folder / "model.safetensors.index.json").write_text(
+                    json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": "../model.safetensors"}})
+                ),
+            ),
+            r"must name files of its own folder; it names '\.\./model\.safetensors'",
+        ),
+    ],
+)
+def test_a_damaged_or_hostile_base_is_one_line(
+    tiny_base: str, tmp_path: Path, harm: Callable[[Path], object], message: str
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    harm(folder)
+
+    def load() -> None:
+        load_tokenizer(str(folder))
+        load_model(str(folder))
+
+    with pytest.raises(UserError, match=message):
+        load()
+
+
+def test_a_checkpoints_own_code_is_neither_run_nor_asked_about(
+    tiny_base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoTokenizer": ["own.Tokenizer", None]}
+    edited(folder, "config.json", model_type="own", auto_map=own)
+    edited(folder, "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=own)
+    monkeypatch.setattr("builtins.input", lambda text: pytest.fail(text))
+    for load in (load_model, load_tokenizer, load_skeleton):
+        with pytest.raises(UserError, match="custom code"):
+            load(str(folder))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_peft_adapter_whose_weights_are_not_finite_is_refused(tmp_path: Path) -> None:

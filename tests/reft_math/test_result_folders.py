@@ -47,7 +47,7 @@ def test_a_run_by_itself_bears_its_folders_name(tmp_path: Path, write: Callable[
     [
         ("x/results.json", b'{"half": ', r"x/results\.json cannot be read \(Expecting value"),
         ("x/run_config.json", b"\xff", r"x/run_config\.json cannot be read"),
-        ("x/results.json", b"[1]", r"x/results\.json must hold a JSON object; it holds list"),
+        ("x/results.json", b"[1]", r"x/results\.json cannot be read \(must hold a JSON object; it holds list"),
         ("x/table.csv", b"a\n\xff\n", r"x/table\.csv cannot be read"),
         ("x/notes.txt", b"", "must hold output folders of commands, .* holds none"),
         ("x/figure.png", b"", "must hold output folders of commands, .* holds none"),

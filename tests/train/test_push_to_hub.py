@@ -81,3 +81,16 @@ def test_a_mistake_is_one_line(
     errors = capsys.readouterr().err.splitlines()
     assert [line for line in errors if message.format(folder=tmp_path) in line and line.startswith("error: ")]
     assert not hub.repositories
+
+
+def test_nothing_from_outside_of_the_folder_is_uploaded(
+    call: Callable[[str], None], hub: FakeHub, tmp_path: Path, tiny_base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder from elsewhere may hold a link to a key of one's own."""
+    get_prefix_reft_model(load_model(tiny_base), PrefixReftConfig()).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "secret").write_text("key")
+    (tmp_path / "adapter" / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(SystemExit):
+        call(f"train/push_to_hub.py --adapter {tmp_path}/adapter --repo-id user/name")
+    assert f"notes.txt is a link to {tmp_path}/secret" in capsys.readouterr().err
+    assert not hub.repositories

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -208,7 +209,14 @@ def test_rows_with_names_of_their_own_keep_them(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": 3, "target": 1}\n', 'a.jsonl, line 1: field "text" must be a string, got 3 (int)'),
         ("a.jsonl", '{"text": "a", "target": true}\n', 'line 1: field "target" must be a string or a number, got True'),
         ("a.jsonl", '{"text": "a", "target": [1]}\n', 'line 1: field "target" must be a string or a number, got [1]'),
-        ("a.jsonl", '{"text": "a", "target": NaN}\n', 'line 1: field "target" must hold a number as its answer'),
+        ("a.jsonl", '{"text": "a", "target": NaN}\n', 'line 1: field "target" must be a string or a number, got nan'),
+        ("a.csv", gzip.compress(b"text,target\na,1\n"), "a.csv is packed by gzip; unpack it first"),
+        ("a.csv", b"\xef\xbb\xbftext,target\na,1\n\xfe,2\n", "a.csv, line 3: must be UTF-8 text, got byte 0xfe"),
+        (
+            "a.csv",
+            "text,target\na,1\n" + "a" * 10**6 + ",2\n",
+            "a.csv, line 3: must be comma-separated text, got: field la",
+        ),
         (
             "a.jsonl",
             '{"text": "a", "target": 1}\n\n{"id": "0", "text": "b", "target": 2}\n',

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,17 @@ def test_a_lists_rows_keep_their_index(tmp_path: Path) -> None:
         ("a.jsonl", '{"q": 1}\n[1]\n', "a.jsonl, line 2: must be a JSON object with named fields, got [1] (list)"),
         ("a.jsonl", b'{"q": 1}\n{"q": "\xff"}\n', "a.jsonl, line 2: must be UTF-8 text, got byte 0xff"),
         ("a.json", b'[{"q": 1},\n{"q": "\xff"}]', "a.json, line 2: must be UTF-8 text, got byte 0xff"),
+        ("a.jsonl", b'\xef\xbb\xbf{"q": 1}\n{"q": "\xfe"}\n', "a.jsonl, line 2: must be UTF-8 text, got byte 0xfe"),
+        ("a.json", b'\xef\xbb\xbf[{"q": 1},\n{"q": "\xfe"}]', "a.json, line 2: must be UTF-8 text, got byte 0xfe"),
+        ("a.jsonl", b"\xff\xfe{\x00}\x00", "a.jsonl, line 1: must be UTF-8 text, got byte 0xff"),
+        ("a.jsonl", gzip.compress(b'{"q": 1}\n'), "a.jsonl is packed by gzip; unpack it first (gunzip)"),
+        ("a.jsonl", '{"q": 1}\n{"q": 1, "q": 2}\n', "a.jsonl, line 2: must be plain JSON, got: 'q' stands twice"),
+        ("a.json", '[{"q": 1},\n{"q": 1, "q": 2}]', "a.json: must be plain JSON, got: 'q' stands twice"),
+        ("a.jsonl", '{"q": 1}\n' + "[" * 10**5 + "\n", "a.jsonl, line 2: must be plain JSON, got: lists or objects"),
+        ("a.jsonl", f'{{"q": {"1" * 5000}}}', "a.jsonl, line 1: must be plain JSON, got: Exceeds the limit"),
+        ("a.jsonl", '{"q": "\\ud800"}', "a.jsonl, line 1: must be plain JSON, got: 'utf-8' codec can't encode"),
+        ("a.jsonl", b'{"q": 1}\n\x00\x00\n', "a.jsonl, line 2: must be JSON, got: "),
+        ("a.jsonl", '{"q": 1}\r{"q": 2}\r', "a.jsonl, line 1: must be JSON, got: Extra data"),
         ("a.json", '{"q": 1}', "must hold a JSON list of rows, got {'q': 1} (dict)"),
         ("a.json", '{"q": 1}\n{"q": 2}', "a.json, line 2: must be JSON, got: Extra data (column 1)"),
         ("a.json", '[{"q": 1}, 2]', "a.json, row 1: must be a JSON object with named fields, got 2 (int)"),
@@ -96,7 +109,15 @@ def test_a_wrong_field_is_named_with_its_place(fields: dict[str, Any], expected:
     assert str(caught.value) == expected
 
 
-@pytest.mark.parametrize("value", [True, None, [1], ""])
+def test_a_line_of_ten_megabytes_and_a_zero_character_are_read_as_they_are(tmp_path: Path) -> None:
+    question = "a\u0085\u2028\0" + "é" * 5_000_000
+    (only,) = file_rows(
+        written(tmp_path / "a.jsonl", json.dumps({"q": question}, ensure_ascii=False).replace("\0", "\\u0000"))
+    )
+    assert only.fields["q"] == question
+
+
+@pytest.mark.parametrize("value", [True, None, [1], "", float("nan"), float("inf")])
 def test_an_answer_is_text_or_a_number(value: Any) -> None:
     with pytest.raises(UserError, match='line 17: field "answer" must'):
         row(answer=value).answer("answer")

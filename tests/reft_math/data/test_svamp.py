@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from reft_math.data.problem import Problem
 from reft_math.data.rows import Row
-from reft_math.data.svamp import joined, parse
+from reft_math.data.svamp import SOURCE, joined, parse
 from reft_math.errors import UserError
 
 
@@ -32,3 +35,12 @@ def test_body_and_question_are_joined_as_running_text(body: str, expected: str) 
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(UserError, match='here: field "Body" is missing; the row has Question'):
         parse(Row("here", 0, {"Question": "How many?"}), "svamp/test/chal-1")
+
+
+def test_a_name_that_two_rows_share_is_refused_with_both_places(tmp_path: Path) -> None:
+    """Their records could not be told apart."""
+    (tmp_path / "svamp").mkdir()
+    row = json.dumps({"ID": "chal-1", "Body": "A.", "Question": "B?", "Answer": 1, "Type": "Sum"})
+    (tmp_path / "svamp" / "test.jsonl").write_text(f"{row}\n\n{row}\n")
+    with pytest.raises(UserError, match=r'line 3: every row needs an id of its own, got "chal-1".* of .*line 1'):
+        SOURCE.problems("test", str(tmp_path))

@@ -290,3 +290,23 @@ def test_a_thinking_mode_is_trained_on_thoughts_only() -> None:
     check_thoughts(CHAT, ["8"])
     with pytest.raises(UserError, match="solutions that begin with a thought, up to </think>; these do not all: use"):
         check_thoughts(thinking, ["<think>7</think>8", "5"])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no\\nway') }}",
+        "{% if %}",
+        "{{ messages + 1 }}",
+        "{{ 1 / 0 }}",
+        "{{ ''.__class__.__mro__ }}",
+    ],
+)
+def test_a_chat_template_that_fails_is_one_line_with_a_way_out(
+    tokenizer: PreTrainedTokenizerFast, template: str
+) -> None:
+    """The last is a way out of the sandbox, were there none in the sandbox."""
+    tokenizer.chat_template = template
+    for use in (lambda: encode_prompt(CHAT, "Why?", tokenizer), lambda: CHAT.end_token_id(tokenizer)):
+        with pytest.raises(UserError, match=r"chat template fails \(\w+: .*use --template plain$"):
+            use()

@@ -77,7 +77,7 @@ def test_bounds_that_steps_do_not_join_are_refused(bounds: tuple[float, float, f
         evenly_spaced(*bounds)
 
 
-@pytest.mark.parametrize("number", ["banana", "nan", float("inf"), ""])
+@pytest.mark.parametrize("number", ["banana", "nan", float("inf"), "", "1e99999999", "1e-99999999", "1e16"])
 def test_what_is_no_finite_number_is_refused_by_name(number: Number) -> None:
     with pytest.raises(UserError, match=f"got {number!r}"):
         number_texts([1, number])
@@ -332,3 +332,8 @@ def test_byte_fallbacks_long_numbers_and_words_are_no_number_tokens() -> None:
 def test_a_tokenizer_without_number_tokens_is_refused() -> None:
     with pytest.raises(UserError, match="no token of one to three digits"):
         number_tokens(word_level(["a", "b"], "."))
+
+
+def test_a_grid_that_no_memory_holds_is_refused() -> None:
+    with pytest.raises(UserError, match="at most 100,000 numbers; got 0 to 1e9 by 1e-9"):
+        parse_numbers("0:1e9:1e-9")

@@ -1,0 +1,32 @@
+"""Parameters of files that anybody may have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from reft_math.finite import not_finite
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def read_parameters(path: Path) -> dict[str, torch.Tensor]:
+    """A safetensors file's tensors by name: floating numbers, all finite.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds something else; the reason in one line.
+    """
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"{name[:100]} must be of floating numbers; it is {tensor.dtype}")
+    if bad := not_finite(tensors):
+        raise ValueError(f"{bad[0][:100]} is NaN or infinite: take another checkpoint, or train anew")
+    return tensors

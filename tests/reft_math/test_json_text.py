@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reft_math.json_text import parse_json, read_object
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": {"b": 1}, "c": [{"b": 1}, {"b": 2}]}, {"a": "\U0001f600 ü \u2028 \x00"}, [], "12", 10**300, None]
+)
+def test_plain_json_is_read_as_python_reads_it(value: object) -> None:
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False).encode(), b"\xef\xbb\xbf" + b" [1]"):
+        assert parse_json(text) == (json.loads(text) if isinstance(text, str) else json.loads(text.decode("utf-8-sig")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 1}', "'a' stands twice in an object"),
+        ('[{"b": {"a": 1, "c": 2, "a": 3}}]', "'a' stands twice"),
+        ("[" * 100_000, "too deep to read"),
+        ('{"a":' * 100_000, "too deep to read"),
+        ("1" * 5000, "4300 digits"),
+        ('{"a": "\\ud800"}', "surrogates not allowed"),
+        ('{"\\uDFFF": 1}', "surrogates not allowed"),
+        (b'{"a": "\xff"}', "can't decode byte 0xff"),
+        ("{", "Expecting property name"),
+        (b"\x1f\x8b\x08", "can't decode byte 0x8b"),
+        ('{"a": "\x00"}', "Invalid control character"),
+    ],
+)
+def test_what_readers_disagree_on_or_break_at_is_a_value_error_of_one_line(text: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_json(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_holds_an_object(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}')
+    assert read_object(path) == {"a": 1}
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="must hold a JSON object; it holds list"):
+        read_object(path)
