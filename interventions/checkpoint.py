@@ -14,6 +14,7 @@ from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.subspace import OPTIONS
 from reft_math.errors import UserError
 from reft_math.files import written
+from reft_math.finite import check_finite
 from reft_math.hub import fetch
 from reft_math.tensor_files import read_parameters
 
@@ -21,10 +22,16 @@ WEIGHTS_NAME = "reft_model.safetensors"
 
 
 def save(folder: str | Path, config: PrefixReftConfig, interventions: nn.ModuleDict) -> None:
-    """Writes configuration and parameters; the folder is made where missing."""
+    """Writes configuration and parameters; the folder is made where missing.
+
+    Raises:
+        UserError: A parameter is NaN or infinite; nothing is written.
+    """
+    tensors, path = _tensors(interventions), Path(folder) / WEIGHTS_NAME
+    check_finite(tensors, path)
     config.save_pretrained(folder)
-    with written(Path(folder) / WEIGHTS_NAME) as aside:
-        save_file(_tensors(interventions), aside, metadata={"format": "pt"})
+    with written(path) as aside:
+        save_file(tensors, aside, metadata={"format": "pt"})
 
 
 def digest(interventions: nn.ModuleDict) -> str:

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from reft_math.errors import UserError
 from reft_math.finite import not_finite, watching
-from reft_math.training.arguments import last_checkpoint
+from reft_math.training.checkpoints import newest_whole
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class RowTrainer(Trainer):
         self._raise(self.state.global_step + 1, "loss or gradient, in the first pass but not in a second,", ids)
 
     def _raise(self, step: int, place: str, ids: Sequence[str]) -> NoReturn:
-        last = last_checkpoint(Path(str(self.args.output_dir)))
+        last = newest_whole(Path(str(self.args.output_dir)))
         kept = "there is no earlier checkpoint" if last is None else f"the last good checkpoint is {last}"
         raise UserError(
             f"training needs finite numbers; at step {step} the {place} is NaN or infinite (batch: {', '.join(ids)})."

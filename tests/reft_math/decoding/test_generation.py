@@ -345,7 +345,7 @@ def test_divergences_of_a_base_in_half_precision_are_those_of_its_float64_copy(
         path = output.sequences[row, WIDTH:].tolist()
         expected = slow_row(slow, prompt, KLGate(math.inf), "base", [], BUDGET, path).kl
         assert output.kl[row].tolist() == pytest.approx(expected, rel=0.1, abs=0.02)
-        assert max(expected) > 0.5
+        assert max(expected) > 0.3
 
 
 # --- numbers that are not finite ---------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ def test_a_gate_stops_at_logits_that_are_nan(tiny_model: TinyModel, gate: str, s
     model = tiny_model()
     reft_model = randomised(model)
     parameter = next(reft_model.parameters()) if spoils == "adapter" else model.model.layers[1].mlp.up_proj.weight
-    parameter.data.view(-1)[0] = math.nan
+    parameter.data[:] = math.nan
     with pytest.raises(UserError, match=r"a gate needs finite logits; token 0's are NaN or infinite"):
         watched(reft_model, gate)
 

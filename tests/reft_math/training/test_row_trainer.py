@@ -200,6 +200,11 @@ def test_training_commands_stop_in_one_line_and_leave_no_adapter(
         call(f"{line} --model {tmp_path}/base --template plain --train-size 8 --output-dir {tmp_path}/run")
     assert ended.value.code == 2
     error = capfd.readouterr().err
-    where = "original1/test/0/" if "raft" in line else "layers.1.mlp.up_proj is NaN or infinite (batch: arithmetic/"
-    assert [where in text for text in error.splitlines() if text.startswith("error: ")] == [True], error
+    (said,) = [text for text in error.splitlines() if text.startswith("error: ")]
+    place = (
+        r"row original1/test/0/\d+"
+        if "raft" in line
+        else r"layers\.1\.mlp\.up_proj\S* is .* \(batch: arithmetic/train/"
+    )
+    assert re.search(place, said)
     assert not list((tmp_path / "run").rglob("*.safetensors"))

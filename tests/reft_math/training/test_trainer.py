@@ -272,7 +272,7 @@ def test_a_base_in_half_precision_trains_as_its_float32_copy_does(
     ends, traces = [], []
     for name, model in (("half", half), ("copy", copy)):
         trainer, reft_model = make_trainer(
-            model, tmp_path / name, intervention=intervention, max_steps=8, save_strategy="no"
+            model, tmp_path / name, intervention=intervention, max_steps=8, learning_rate=5e-2, save_strategy="no"
         )
         trainer.train()
         ends.append(torch.cat(list(reft_model.biases().values())))
