@@ -124,7 +124,8 @@ class Run:
             "tracking": norm.get("tracking_error"),
         }
         for name, value in found.items():
-            _shown(name, value)
+            if not isinstance(value, str if name == "prefix" else int | float | None):
+                raise TypeError(f"{name} is {value!r:.60}")
         return found
 
 
@@ -147,7 +148,7 @@ def _prefix(k: int | None, full_fraction: float = 0.0) -> str:
     """The solution tokens trained on; some rows may have kept whole solutions."""
     if k is None or full_fraction == 1:
         return "all"
-    return f"{k}, {full_fraction:.0%} all" if full_fraction else str(k)
+    return f"{k:d}, {full_fraction:.0%} all" if full_fraction else f"{k:d}"
 
 
 @dataclass(frozen=True)
@@ -261,11 +262,7 @@ _FORMATS = {
 
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as text, under `COLUMNS`."""
-    shown = {name: _shown(name, value) for name, value in row.items()}
+    shown = {name: "-" if value is None else format(value, _FORMATS.get(name, "")) for name, value in row.items()}
     shown["low"] = f"{row['low']:.1%} - {row['high']:.1%}"  # the interval's column
     del shown["high"]
     return list(shown.values())
-
-
-def _shown(name: str, value: Any) -> str:
-    return "-" if value is None else format(value, _FORMATS.get(name, ""))
