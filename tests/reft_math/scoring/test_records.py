@@ -25,7 +25,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "records.jsonl"
+    path = tmp_path / "new" / "folder" / "records.jsonl"
     records = RecordFile(path)
     records.append([])
     assert records.done == {}
@@ -112,6 +112,13 @@ def test_a_malformed_line_is_named(tmp_path: Path, bad: bytes) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"id": "a"}\n' + bad + b'\n{"id": "c"}\n')
     with pytest.raises(UserError, match=r"records\.jsonl, line 2"):
+        RecordFile(path)
+
+
+def test_of_a_long_malformed_line_the_beginning_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"x" * 1000 + b"\n")
+    with pytest.raises(UserError, match=f"got '{'x' * 60}'; delete"):
         RecordFile(path)
 
 
