@@ -19,6 +19,8 @@ TRAINING_COLUMNS = ("data_num", "epochs", "prefix", "lr", "parameters", "norm", 
 SCORE_COLUMNS = ("correct", "total", "accuracy", "95 % interval", "strict", "p", "only first", "only this")
 COLUMNS = ("run", "decoder", *TRAINING_COLUMNS, *SCORE_COLUMNS)
 
+# What reading JSON of another form than its command writes comes to.
+FORM_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError)
 _KINDS = {"question": str, "gold": str, "correct": bool, "strict": bool}  # the last only where answers are numbers
 
 Key = tuple[str, int]
@@ -127,10 +129,6 @@ class Run:
             if not isinstance(value, str if name == "prefix" else int | float | None):
                 raise TypeError(f"{name} is {value!r:.60}")
         return found
-
-
-# What reading JSON of another form than its command writes comes to.
-FORM_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError)
 
 
 def bad_form(folder: Path, error: Exception) -> UserError:

@@ -19,7 +19,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import extract_commit_hash, find_adapter_config_file
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    WEIGHTS_INDEX_NAME,
+    extract_commit_hash,
+    find_adapter_config_file,
+)
 
 from reft_math.data.templates import PromptTemplate, encode_prompt
 from reft_math.errors import UserError
@@ -237,10 +242,10 @@ def _naming(name: str) -> Iterator[None]:
 
 def _check_shards(folder: Path) -> None:
     """Raises `ValueError` where the index of a checkpoint in several files names one outside of its folder."""
-    for index in folder.glob("*.index.json"):
-        for name in read_object(index)["weight_map"].values():
-            if Path(name).name != name:
-                raise ValueError(f"{index} must name files of its own folder; it names {name!r}")
+    for index in (folder / SAFE_WEIGHTS_INDEX_NAME, folder / WEIGHTS_INDEX_NAME):
+        names = read_object(index)["weight_map"].values() if index.is_file() else ()
+        if outside := next((name for name in names if Path(name).name != name), None):
+            raise ValueError(f"{index} must name files of its own folder; it names {outside!r}")
 
 
 def _reason(error: Exception) -> str:
