@@ -147,6 +147,7 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if (command := values.pop("command", config_class.__name__)) != config_class.__name__:
         raise UserError(f"--config must be of this command ({config_class.__name__}); {path} is a run's of {command}")
+    values.pop(_ROWS, None)  # of a run's; where the same settings find other rows, that is another run
     known = [field.name for field in dataclasses.fields(config_class)]
     if unknown := sorted(values.keys() - set(known)):
         hint = _meant(unknown[0], known)
@@ -256,7 +257,7 @@ def _check_same_settings(folder: Path, config: Any, fingerprints: Mapping[str, A
                 f"--resume needs the run's own settings; {name} was {before.get(name)!r} and is {now.get(name)!r}:"
                 " repeat it, or choose another --output-dir"
             )
-    if rows is not None and fingerprints is not None and rows != fingerprints:
+    if isinstance(rows, dict) and fingerprints is not None and rows != fingerprints:
         changed = [name for name in fingerprints if rows.get(name) != fingerprints[name]]
         raise UserError(
             f"--resume goes on with the rows that the run began with; those of {', '.join(changed)} have changed since:"

@@ -1,4 +1,4 @@
-"""The same command on the same machine writes the same bytes, but for the date of the run.
+"""The same command on the same machine writes the same bytes, but for the date of the run and what timings are kept.
 
 Run twice in one process: the second finds random generators, caches and models as the first has left them.
 """
@@ -17,24 +17,19 @@ from interventions import PrefixReftConfig, get_prefix_reft_model
 from reft_math.models import load_model
 
 _TRAINING = "--train-size 24 --eval-size 4 --epochs 1 --batch-size 8 --max-new-tokens 30"
-_RAFT = "--train-size 24 --validation-size 8 --test-size 8 --epochs 1 --batch-size 8 --eval-steps 2"
 _PREFIX = f"train/prefix_reft.py --k 6 --target-norm 0.54 {_TRAINING}"
 _ADAPTER = "--adapter {adapter} --max-new-tokens 30"
 COMMANDS = {
     "prefix training, gate calibrated": f"{_PREFIX} --calibration-size 4",
     "ReFT by LoReFT, checkpoints": f"{_PREFIX} --intervention loreft --full-fraction 1 --gate always --save-steps 2",
     "LoRA": f"train/lora.py --rank 2 {_TRAINING}",
-    "RAFT": f"train/raft.py {_RAFT} --samples 2",
-    "a regression head": f"train/raft.py {_RAFT} --loss head:mse --tune lora",
+    "RAFT": "train/raft.py --train-size 8 --validation-size 4 --test-size 4 --epochs 1 --eval-steps 1 --samples 2",
     "gated and sampled": f"eval/arithmetic.py {_ADAPTER} --limit 6 --batch-size 4 --temperature 1 --samples 2",
     "divergence profile": f"eval/kl_profile.py {_ADAPTER} --limit 6 --gates tokens:4 kl:1",
     "hand-off": f"eval/handoff.py {_ADAPTER} --limit 4",
     "trajectories": f"eval/trajectory.py {_ADAPTER} --limit 4",
-    "number probe": f"eval/number_probe.py {_ADAPTER} --limit 16 --sums 8 --alphas 1",
-    "truth probe": f"eval/faithfulness.py {_ADAPTER} --limit 12",
-    "norm sweep": f"eval/norm_sweep.py --target-norms 0.14 --seeds 1 --calibration-size 4 {_TRAINING}",
-    "ablation": f"eval/ablation.py --seeds 1 --calibration-size 4 {_TRAINING}",
 }
+_TIMINGS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +45,14 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def undated(path: Path) -> bytes:
+def timeless(path: Path) -> bytes:
+    """A file but for the date of the run, and how long a trainer's evaluations took."""
     if path.name == "results.json":
         return json.dumps({**json.loads(path.read_text()), "date": None}).encode()
+    if path.name == "trainer_state.json":
+        state = json.loads(path.read_text())
+        state["log_history"] = [{**entry, **dict.fromkeys(_TIMINGS)} for entry in state["log_history"]]
+        return json.dumps(state).encode()
     return path.read_bytes()
 
 
@@ -66,7 +66,7 @@ def test_the_same_command_writes_the_same_bytes(
         call(f"{COMMANDS[name].format(adapter=adapter)} --output-dir run")
         os.rename("run", turn)
         files = [path for path in Path(turn).rglob("*") if path.is_file()]
-        written.append({str(path.relative_to(turn)): undated(path) for path in files})
+        written.append({str(path.relative_to(turn)): timeless(path) for path in files})
     first, second = written
     assert len(first) >= 3
     assert first.keys() == second.keys()

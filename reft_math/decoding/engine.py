@@ -219,11 +219,10 @@ class Engine:
         return self._line(str(error) if response.text in str(error) else f"{error} {response.text}")
 
     def _line(self, text: str) -> str:
-        """What others said, on one line that no terminal takes for a command, without our key."""
+        """What others said, on one line, shortened, and without our key."""
         if self._key:
             text = text.replace(self._key, "***")
-        printable = "".join(character if character.isprintable() else " " for character in text)
-        return " ".join(printable.split())[:200]
+        return " ".join(text.split())[:200]
 
 
 def _do(jobs: Mapping[int, Callable[[], Continuation]], concurrency: int, done: dict[int, Continuation]) -> None:

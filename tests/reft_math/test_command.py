@@ -159,7 +159,8 @@ def test_run_calls_main_with_the_parsed_options(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_runs_settings_are_a_config_of_its_command(tmp_path: Path) -> None:
-    folder = claim_output_dir(parsed("--batch-size", "4", "--limit", "7", "--output-dir", str(tmp_path / "run")))
+    settings = parsed("--batch-size", "4", "--limit", "7", "--output-dir", str(tmp_path / "run"))
+    folder = claim_output_dir(settings, {"test": {"rows": 7, "sha256": "a"}})
     file = folder / CONFIG_NAME
     written = json.loads(file.read_text())
     del written["layers"]  # no option

@@ -29,7 +29,7 @@ from reft_math.files import (
 
 
 class Figure:
-    def savefig(self, path: Path, format: str, dpi: int) -> None:
+    def savefig(self, path: Path, format: str, **_: object) -> None:
         path.write_text(f"new {format}")
 
 
@@ -158,3 +158,18 @@ def test_a_full_disk_is_told_from_other_errors_whoever_writes(
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "no such file", "x"), ValueError("(os error 2)")])
 def test_other_errors_are_no_fault_of_the_disk(error: Exception) -> None:
     assert storage_fault(error) is None
+
+
+def test_the_same_figure_is_the_same_files(tmp_path: Path) -> None:
+    """Clip paths are what matplotlib names at random."""
+    from matplotlib.figure import Figure
+
+    for name in ("first", "second"):
+        figure = Figure()
+        figure.add_subplot().plot([1, 2], [3, 4])
+        (tmp_path / name).mkdir()
+        write_figure(tmp_path / name, "it", figure)
+    for ending in ("png", "svg"):
+        assert (tmp_path / "first" / f"it.{ending}").read_bytes() == (tmp_path / "second" / f"it.{ending}").read_bytes()
+    assert b"clip-path" in (svg := (tmp_path / "first" / "it.svg").read_bytes())
+    assert b"dc:date" not in svg
