@@ -2,10 +2,10 @@
 
     uv run benchmarks/faults.py --kills 5 --processes 1 2 --json results/faults.json
 
-Every command is run in peace first, then started, killed by SIGKILL with all its processes (of two, now and then one
-before the other) and started again with ``--resume``, until it has been killed ``--kills`` times; a run is let through
-after at most four kills, and then the next begins. Moments are drawn from the whole length of the run in peace, by
-``--seed``. Training writes a checkpoint at every second step, so that many a kill falls into one.
+Every command is run in peace first, by as many processes; then started, killed by SIGKILL with all its processes (of
+two, now and then one before the other) and started again with ``--resume``, until it has been killed ``--kills`` times;
+a run is let through after at most four kills, and then the next begins. Moments are drawn from the whole length of the
+run in peace, by ``--seed``. Training writes a checkpoint at every second step, so that many a kill falls into one.
 
 Equal means: the same files, and in each the same content; records in any order; without dates, command lines, figures
 (PNG, SVG) and checkpoints. A lost row is one that was on the disk whole after a kill, and is not in the final records
@@ -35,23 +35,23 @@ from reft_math.errors import UserError, require
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "--train-size 48 --eval-size 8 --epochs 2 --batch-size 8 --save-steps 2 --max-new-tokens 24 --eval-batch-size 2"
-GATES = "--limit 8 --max-new-tokens 24 --batch-size 2"
-ADAPTER = "--adapter {work}/train/peace/adapter"
+LIMITS = "--limit 24 --max-new-tokens 24 --batch-size 2"
+ADAPTER = "--adapter {work}/train/peace-1/adapter"
 COMMANDS = {
     "train": f"train/prefix_reft.py --calibration-size 4 {TRAIN}",
     "lora": f"train/lora.py {TRAIN}",
     "raft": "train/raft.py --train-size 48 --validation-size 8 --test-size 8 --epochs 2 --eval-steps 2",
-    "arithmetic": f"eval/arithmetic.py {ADAPTER} {GATES} --samples 2 --temperature 0.8 --seed 5",
-    "gsm8k": f"eval/gsm8k.py {ADAPTER} {GATES} --data-dir {{data}}",
-    "math500": f"eval/math500.py {ADAPTER} {GATES} --data-dir {{data}}",
-    "calibrate_gate": f"eval/calibrate_gate.py {ADAPTER} {GATES}",
-    "kl_profile": f"eval/kl_profile.py {ADAPTER} {GATES}",
-    "handoff": f"eval/handoff.py {ADAPTER} --reft {{work}}/train/peace/adapter {GATES}",
-    "trajectory": f"eval/trajectory.py {ADAPTER} {GATES}",
-    "regression": "eval/regression.py --regressor {work}/raft/peace/regressor --limit 8 --batch-size 2",
+    "arithmetic": f"eval/arithmetic.py {ADAPTER} {LIMITS} --samples 2 --temperature 0.8 --seed 5",
+    "gsm8k": f"eval/gsm8k.py {ADAPTER} {LIMITS} --data-dir {{data}}",
+    "math500": f"eval/math500.py {ADAPTER} {LIMITS} --data-dir {{data}}",
+    "calibrate_gate": f"eval/calibrate_gate.py {ADAPTER} {LIMITS}",
+    "kl_profile": f"eval/kl_profile.py {ADAPTER} {LIMITS}",
+    "handoff": f"eval/handoff.py {ADAPTER} --reft {{work}}/train/peace-1/adapter {LIMITS}",
+    "trajectory": f"eval/trajectory.py {ADAPTER} {LIMITS}",
+    "regression": "eval/regression.py --regressor {work}/raft/peace-1/regressor --limit 8 --batch-size 2",
     "norm_sweep": f"eval/norm_sweep.py --target-norms 0.2 0.5 --seeds 1 --calibration-size 4 {TRAIN}",
-    "compare": "eval/compare.py --runs {work}/train/peace {work}/lora/peace",
-    "norm_trace": "eval/norm_trace.py --runs {work}/train/peace",
+    "compare": "eval/compare.py --runs {work}/train/peace-1 {work}/lora/peace-1",
+    "norm_trace": "eval/norm_trace.py --runs {work}/train/peace-1",
 }
 NEEDED = ("train", "lora", "raft")  # the others read what these have made
 ALONE = ("norm_sweep", "compare", "norm_trace")  # of one process
@@ -89,15 +89,14 @@ def main(options: FaultOptions) -> None:
     torch.set_num_threads(1)
     folder, rng = claim_output_dir(options).resolve(), random.Random(options.seed)
     lines = {name: line.format(work=folder, data=options.data_dir) for name, line in COMMANDS.items()}
-    seconds = {}
-    for name in [name for name in COMMANDS if name in {*NEEDED, *options.command}]:
-        start = time.monotonic()
-        Run(lines[name], folder / name / "peace", 1).finish()
-        seconds[name] = time.monotonic() - start
+    names = [name for name in COMMANDS if name in options.command]
+    for name in NEEDED:
+        if name not in names or 1 not in options.processes:
+            Run(lines[name], folder / name / "peace-1", 1).finish()
     found = []
-    for name in options.command:
+    for name in names:
         for processes in options.processes if name not in ALONE else [1]:
-            counts = torment(lines[name], folder / name, processes, options.kills, seconds[name], rng)
+            counts = torment(lines[name], folder / name, processes, options.kills, rng)
             found.append({"command": name, "processes": processes, **counts})
             print(found[-1], file=sys.stderr, flush=True)
     if options.json is not None:
@@ -105,9 +104,11 @@ def main(options: FaultOptions) -> None:
     print_table("killed and resumed", list(found[0]), [list(map(str, row.values())) for row in found])
 
 
-def torment(line: str, folder: Path, processes: int, kills: int, seconds: float, rng: random.Random) -> dict[str, int]:
+def torment(line: str, folder: Path, processes: int, kills: int, rng: random.Random) -> dict[str, int]:
     """Kills runs of a command until there have been enough kills; counts what became of them."""
-    peace = contents(folder / "peace")
+    start, in_peace = time.monotonic(), folder / f"peace-{processes}"
+    Run(line, in_peace, processes).finish()
+    seconds, peace = time.monotonic() - start, contents(in_peace)
     counts = {"kills": 0, "runs": 0, "equal": 0, "rows_at_kills": 0, "lost_rows": 0}
     while counts["kills"] < kills:
         place = folder / f"killed-{processes}-{counts['runs']}"
@@ -125,7 +126,7 @@ def torment(line: str, folder: Path, processes: int, kills: int, seconds: float,
         differing = sorted(name for name, _ in set(peace.items()) ^ set(contents(place).items()))
         counts["equal"] += not differing
         if differing:
-            print(f"{place} differs from {folder / 'peace'}: {', '.join(dict.fromkeys(differing))}", file=sys.stderr)
+            print(f"{place} differs from {in_peace}: {', '.join(dict.fromkeys(differing))}", file=sys.stderr)
     return counts
 
 
