@@ -89,10 +89,10 @@ def main(options: TrajectoryOptions) -> None:
     fates = fate_table(partings)
     for name, table in (("trajectory", positions), ("totals", totals), ("partings", partings)):
         write_csv(folder / f"{name}.csv", table)
-    about = f"{options.dataset}, {len(problems)} problems, greedy"
+    title = f"{options.dataset}, {len(problems)} problems, greedy"
     tables = {
-        f"{about}: log-likelihood of whole texts in nats, mean (95 % interval)": total_lines(totals),
-        f"{about}: pairs of answers that part, or stay the same, by what became of the two": fate_lines(fates),
+        f"{title}: log-likelihood of whole texts in nats, mean (95 % interval)": total_lines(totals),
+        f"{title}: pairs of answers that part, or stay the same, by what became of the two": fate_lines(fates),
     }
     write_text(folder / "trajectory.md", markdown(tables))
     evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}

@@ -202,7 +202,7 @@ class Engine:
         is_refusal = status is not None and status < 500 and status not in (408, 409, 429)
         happened = "refused" if is_refusal else f"failed, tried again up to {MAX_RETRIES} times"
         is_late = isinstance(error, self._openai.APITimeoutError)
-        way_out = f"; --engine-timeout is {self._timeout:g} s" if is_late else _WAYS_OUT.get(status, "")
+        way_out = f"; --engine-timeout is {self._timeout:g} s" if is_late else _WAYS_OUT.get(status or 0, "")
         return self._stopped(f"{happened} ({self._reason(error)}){way_out}")
 
     def _stopped(self, why: str) -> UserError:
@@ -260,7 +260,7 @@ def _do(jobs: Mapping[int, Callable[[], Continuation]], concurrency: int, done: 
 def _wait(retry: int) -> float:
     """Seconds before the first, second, … retry: doubled each time up to a bound, and up to a quarter less at random,
     so that requests that failed together do not come again together."""
-    return min(FIRST_WAIT_S * 2 ** (retry - 1), LONGEST_WAIT_S) * random.uniform(0.75, 1.0)
+    return min(FIRST_WAIT_S * 2.0 ** (retry - 1), LONGEST_WAIT_S) * random.uniform(0.75, 1.0)
 
 
 def _completion(body: bytes) -> tuple[str, int | None, bool] | None:
