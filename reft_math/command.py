@@ -80,6 +80,9 @@ def _way_on(config_class: type) -> str:
 
 def _fail(message: str) -> NoReturn:
     """A mistake shows in every process, a fault perhaps in one."""
+    if "tqdm" in sys.modules:
+        for bar in tuple(sys.modules["tqdm"].tqdm._instances):
+            bar.close()  # what an error left open has not ended its line
     print(f"error in process {_rank()}: {message}" if _rank() else f"error: {message}", file=sys.stderr)
     raise SystemExit(2) from None
 

@@ -13,7 +13,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from reft_math.files import sync, write_json
+from reft_math.files import SUFFIX, sync, write_json
 from reft_math.processes import process_state
 
 CHECKSUMS_NAME = "checksums.json"
@@ -30,7 +30,8 @@ class Checksums(TrainerCallback):
 
 def write_checksums(checkpoint: Path) -> None:
     """Lists the checkpoint's files by size and SHA-256, all of them on the disk before the list is."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != CHECKSUMS_NAME)
+    others = {CHECKSUMS_NAME, CHECKSUMS_NAME + SUFFIX}
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name not in others)
     for path in files:
         sync(path)
     write_json(checkpoint / CHECKSUMS_NAME, {str(path.relative_to(checkpoint)): _seal(path) for path in files})
