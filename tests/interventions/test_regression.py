@@ -192,9 +192,9 @@ def spoiling(name: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("tune", "harm", "message"),
     [
-        ("red", spoiling("head.safetensors"), "head.safetensors must hold finite parameters"),
-        ("red", spoiling("adapter/reft_model.safetensors"), "reft_model.safetensors must hold finite parameters"),
-        ("lora", spoiling("adapter/adapter_model.safetensors"), "adapter must hold finite parameters"),
+        ("red", spoiling("head.safetensors"), "linear.weight is NaN or infinite"),
+        ("red", spoiling("adapter/reft_model.safetensors"), ".scale is NaN or infinite"),
+        ("lora", spoiling("adapter/adapter_model.safetensors"), "lora_B.weight is NaN or infinite"),
         ("red", without("."), "there is no folder"),
         ("red", without(CONFIG_NAME), "holds no regressor_config.json; was it saved by save_pretrained?"),
         ("red", holding(CONFIG_NAME, "{"), "is not a readable regressor config"),

@@ -272,7 +272,7 @@ def test_a_base_in_half_precision_trains_as_its_float32_copy_does(
     ends, traces = [], []
     for name, model in (("half", half), ("copy", copy)):
         trainer, reft_model = make_trainer(
-            model, tmp_path / name, intervention=intervention, max_steps=8, learning_rate=5e-2, save_strategy="no"
+            model, tmp_path / name, intervention=intervention, max_steps=8, save_strategy="no"
         )
         trainer.train()
         ends.append(torch.cat(list(reft_model.biases().values())))
@@ -281,7 +281,9 @@ def test_a_base_in_half_precision_trains_as_its_float32_copy_does(
     assert half.dtype == dtype
     assert torch.cosine_similarity(*ends, dim=0) > 0.95
     assert traces[0]["cross_entropy"] == pytest.approx(traces[1]["cross_entropy"], rel=0.02)
-    assert traces[0]["norm"][-1] == pytest.approx(0.3, rel=1e-5), "held where bfloat16 would be 0.2 % off"
+    assert traces[0]["norm"] == pytest.approx(traces[1]["norm"], rel=0.05)
+    if intervention == "red":
+        assert traces[0]["norm"][-1] == pytest.approx(0.3, rel=1e-5), "held where bfloat16 would be 0.2 % off"
 
 
 def test_rows_without_a_target_add_nothing_and_a_step_of_them_moves_nothing(
