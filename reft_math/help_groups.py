@@ -31,7 +31,8 @@ GROUPS = {
     ),
     "Evaluation": (
         "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"
-        " gen_kwargs max_length log_samples runs against shared_only scoring digits sums alphas only rounds kills processes quick"
+        " gen_kwargs max_length log_samples runs against shared_only scoring digits sums alphas only rounds kills"
+        " processes quick"
     ),
     "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing",
     "Hub": "repo_id private license commit_message create_pr",
