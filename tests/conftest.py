@@ -35,8 +35,8 @@ def load_module(name: str, path: Path) -> ModuleType:
 
 
 FakeHub = load_module("fake_hub", Path(__file__).with_name("fake_hub.py")).FakeHub
-faults = load_module("faults", Path(__file__).with_name("faults.py"))
 FakeEngine = load_module("fake_engine", Path(__file__).with_name("fake_engine.py")).FakeEngine
+fault_injection = load_module("fault_injection", Path(__file__).with_name("fault_injection.py"))
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
 
 
@@ -130,14 +130,14 @@ def call(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def killed_at_every_call() -> Callable[[Callable[[], object]], Iterator[None]]:
-    """As in `faults`."""
-    return faults.killed_at_every_call
+    """As in `fault_injection`."""
+    return fault_injection.killed_at_every_call
 
 
 @pytest.fixture
 def failing_at_every_call() -> Callable[[Callable[[], object]], Iterator[OSError | None]]:
-    """As in `faults`."""
-    return faults.failing_at_every_call
+    """As in `fault_injection`."""
+    return fault_injection.failing_at_every_call
 
 
 @pytest.fixture
