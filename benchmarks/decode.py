@@ -12,7 +12,9 @@ a round, and its median and quartiles over the rounds are printed. Weights are r
     after_closing_vs_base  time a token once all gates have closed / the base's at the same positions
 
 and the bytes of the KV cache, ours / the base's at the same token: ``cache_while_open_vs_base`` (the most) and
-``cache_after_closing_vs_base``.
+``cache_after_closing_vs_base``. ``after_closing_vs_floor`` is time a token once all gates have closed / the least that
+the machine could take: every weight read once at its measured bandwidth, or multiplied at its measured peak, whichever
+is longer.
 """
 
 from __future__ import annotations
@@ -26,9 +28,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reft_math.benchmarking import sharing, spread, timed, wait
-from reft_math.command import run, write_json
+from reft_math.benchmarking import (
+    SHAPES,
+    Dtype,
+    Shape,
+    matrix_peak,
+    random_llama,
+    read_peak,
+    sharing,
+    spread,
+    timed,
+    wait,
+)
+from reft_math.command import run
 from reft_math.errors import require
+from reft_math.files import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -36,23 +50,6 @@ if TYPE_CHECKING:
 
     from reft_math.decoding.gate import KLGate
 
-SHAPES = {
-    "small": {
-        "hidden_size": 512,
-        "intermediate_size": 1376,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "vocab_size": 32000,
-    },
-    "llama-3-8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-}
 END_OF_OPEN = 16  # the gate is closed by this token
 RATIOS = {
     "vs_base": ("ours", "base"),
@@ -65,10 +62,10 @@ RATIOS = {
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    shape: Literal["small", "llama-3-8b"] = field(
-        default="small", metadata={"help": "Llama of hidden size 512 and 8 layers, or as Llama 3 8B."}
+    shape: Shape = field(
+        default="medium", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or as Llama 3 8B."}
     )
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Of the base's weights."})
+    dtype: Dtype = field(default="float32", metadata={"help": "Of the base's weights."})
     intervention: Literal["red", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     positions: Literal["all", "generated"] = field(
         default="all", metadata={"help": "Tokens they act on: with generated, the prompt is read once for both models."}
@@ -110,12 +107,13 @@ class Contenders:
     def __init__(self, options: DecodeOptions) -> None:
         import pyreft
         import torch
+        from transformers import GenerationConfig
 
         from interventions import PrefixReftConfig, get_prefix_reft_model
 
-        torch.manual_seed(0)
         self.options = options
-        self.base = _model(options)
+        self.base = random_llama(SHAPES[options.shape], options.dtype).eval()
+        self.base.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)  # no end token: rows run on
         self.prompt = _prompts(options, self.base)
         config = PrefixReftConfig(
             intervention=options.intervention,
@@ -182,6 +180,14 @@ class Contenders:
             "cache_after_closing_vs_base": max(shares[END_OF_OPEN:]),
         }
 
+    def floor(self) -> float:
+        """Seconds a token: ``max(bytes of W / bandwidth, 2·B·|W| / peak)`` for W, all weights but the embeddings."""
+        embeddings = self.base.get_input_embeddings().weight
+        weights = [weight for weight in self.base.parameters() if weight is not embeddings]
+        products = 2 * self.options.batch_size * sum(weight.numel() for weight in weights)
+        reading = sum(weight.nbytes for weight in weights) / read_peak()
+        return float(max(reading, products / matrix_peak(self.options.dtype)))
+
     def uncached(self) -> torch.Tensor:
         """Both sequences from their start at every step, as a first draft of the method would."""
         import torch
@@ -207,18 +213,6 @@ class Contenders:
             ids = torch.cat([ids, tokens], dim=1)
             attention = torch.cat([attention, torch.ones_like(tokens)], dim=1)
         return ids
-
-
-def _model(options: DecodeOptions) -> PreTrainedModel:
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = LlamaConfig(**SHAPES[options.shape], max_position_embeddings=8192, dtype=options.dtype)
-    with torch.device(device):
-        model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, options.dtype)).eval()
-    model.generation_config = GenerationConfig(pad_token_id=0, do_sample=False)  # no end token: every row runs on
-    return model
 
 
 def _prompts(options: DecodeOptions, model: PreTrainedModel) -> dict[str, Any]:
@@ -260,7 +254,8 @@ def main(options: DecodeOptions) -> None:
     contenders = Contenders(options)
     contenders.round()  # warms up
     rounds = [contenders.round() for _ in progress(range(options.rounds), name="measuring", unit="round")]
-    found, cache = ratios(rounds), contenders.cache()
+    found, cache, floor = ratios(rounds), contenders.cache(), contenders.floor()
+    found["after_closing_vs_floor"] = spread([row["ours_after_closing"] / floor for row in rounds])
     title = (
         f"{options.shape}, {options.dtype}, batch {options.batch_size}, prompts of {options.prompt_length},"
         f" {options.new_tokens} new tokens, gate {contenders.gate}"
@@ -275,7 +270,7 @@ def main(options: DecodeOptions) -> None:
         seconds = {name: spread([row[name] for row in rounds]) for name in rounds[0]}
         medians = {name: value["median"] for name, value in found.items()}
         report = {**provenance(options), **medians, **cache, "gate": str(contenders.gate)}
-        report |= {"ratios": found, "seconds": seconds}
+        report |= {"ratios": found, "seconds": seconds, "floor_seconds_a_token": floor}
         path = Path(options.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, report)

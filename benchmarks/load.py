@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reft_math.benchmarking import spread, timed
-from reft_math.command import run, write_json
+from reft_math.command import run
 from reft_math.errors import require
+from reft_math.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"vs_python": "python", "vs_pyreft": "import pyreft"}

@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from reft_math.benchmarking import peak_bytes, spread, timed
-from reft_math.command import run, write_json
+from reft_math.command import run
 from reft_math.errors import require
+from reft_math.files import write_json
 
 if TYPE_CHECKING:
     import torch

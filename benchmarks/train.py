@@ -3,7 +3,7 @@
     uv run benchmarks/train.py --data-dir ../shared/data --json results/train.json
 
 RED on every layer, K = 10, float32, on GSM8K's own lengths: a byte-level BPE is trained on its problems, the weights of
-the Llama are random (speed does not depend on them). Contenders take turns, round by round, so that a slow moment of
+the Llama are random. Contenders take turns, round by round, so that a slow moment of
 the machine hits all of them; ratios are taken within a round, medians and quartiles over the rounds.
 
     ours         `PrefixTrainer`: prompts and K tokens, logits at the targets only, the bias norm projected
@@ -20,19 +20,32 @@ those between the first step's beginning and the last one's end; a trainer's sta
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reft_math.benchmarking import peak_bytes, sharing, spread, timed, wait
-from reft_math.command import run, write_json
+from reft_math.benchmarking import (
+    SHAPES,
+    Dtype,
+    Shape,
+    matrix_peak,
+    operations,
+    peak_bytes,
+    random_llama,
+    sharing,
+    spread,
+    step_clock,
+    timed,
+    training_arguments,
+)
+from reft_math.command import run
 from reft_math.errors import require
+from reft_math.files import write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedTokenizerBase, Trainer
 
     from reft_math.data.problem import Problem
 
@@ -48,10 +61,11 @@ class TrainBenchmarkOptions:
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
-    hidden_size: int = field(default=256, metadata={"help": "Of a Llama with heads of 64."})
-    num_layers: int = field(default=8, metadata={"help": "Of the Llama."})
-    vocabulary: int = field(default=32000, metadata={"help": "Of the Llama."})
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Of the base's weights."})
+    shape: Shape = field(
+        default="small", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or as Llama 3 8B."}
+    )
+    dtype: Dtype = field(default="float32", metadata={"help": "Of the base's weights."})
+    intervention: Literal["red", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     k: int = field(default=10, metadata={"help": "Solution tokens that ours and padded512 train on."})
     batch_size: int = field(default=16, metadata={"help": "Problems a batch."})
     steps: int = field(default=8, metadata={"help": "Batches a round."})
@@ -59,8 +73,7 @@ class TrainBenchmarkOptions:
     json: str | None = field(default=None, metadata={"help": "File for the figures."})
 
     def __post_init__(self) -> None:
-        require(self, "hidden_size", lambda value: value >= 64 and value % 64 == 0, "a multiple of 64")
-        for name in ("num_layers", "vocabulary", "k", "batch_size", "steps", "rounds"):
+        for name in ("k", "batch_size", "steps", "rounds"):
             require(self, name, lambda value: value >= 1, "at least 1")
 
 
@@ -80,13 +93,16 @@ class Contenders:
         self.options = options
         count = options.batch_size * options.steps
         problems = load_problems(options.dataset, "train", data_dir=options.data_dir)
-        self.tokenizer = train_tokenizer(problems, options.vocabulary)
+        shape = SHAPES[options.shape]
+        self.tokenizer = train_tokenizer(problems, shape["vocab_size"])
         template = get_template("plain", self.tokenizer)
         self.prefixes = PrefixDataset(problems[:count], self.tokenizer, template, options.k)
         self.solutions = PrefixDataset(problems[:count], self.tokenizer, template, None)
 
-        self.base = random_llama(options)
-        config = PrefixReftConfig()
+        self.base = random_llama(shape, options.dtype).train()
+        config = PrefixReftConfig(
+            intervention=options.intervention, site="block" if options.intervention == "loreft" else "ffn_up"
+        )
         self.ours = get_prefix_reft_model(sharing(self.base), config)
         self.padded = get_prefix_reft_model(sharing(self.base), config)
         with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +139,7 @@ class Contenders:
 
         return PrefixTrainer(
             model=self.ours,
-            args=self._arguments(steps),
+            args=training_arguments(steps, self.options.batch_size),
             train_dataset=self.prefixes,
             data_collator=self._collator(),
             norm_control=NormControl(self.ours, ProjectionController(0.54), target_scale_norm=None),
@@ -150,7 +166,10 @@ class Contenders:
         from transformers import Trainer
 
         return (trainer_class or Trainer)(  # type: ignore[no-any-return]
-            model=model, args=self._arguments(steps), train_dataset=self.solutions, data_collator=collate
+            model=model,
+            args=training_arguments(steps, self.options.batch_size),
+            train_dataset=self.solutions,
+            data_collator=collate,
         )
 
     def _limit(self, steps: int) -> float:
@@ -200,63 +219,6 @@ class Contenders:
             labels[i, start:end] = tokens[start:end]
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    def _arguments(self, steps: int) -> Any:
-        import torch
-        from transformers import TrainingArguments
-
-        return TrainingArguments(
-            output_dir=tempfile.gettempdir(),
-            max_steps=steps,
-            per_device_train_batch_size=self.options.batch_size,
-            learning_rate=1e-4,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-            remove_unused_columns=False,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=0,
-        )
-
-
-def step_clock() -> Any:
-    """A callback that notes when the first step began and when the last one ended, in seconds."""
-    from transformers import TrainerCallback
-
-    class StepClock(TrainerCallback):
-        start = end = 0.0
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 0:
-                wait()
-                self.start = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            wait()
-            self.end = time.perf_counter()
-
-    return StepClock()
-
-
-def random_llama(options: TrainBenchmarkOptions) -> PreTrainedModel:
-    """Frozen, in training mode."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=options.hidden_size,
-        intermediate_size=options.hidden_size * 8 // 3,
-        num_hidden_layers=options.num_layers,
-        num_attention_heads=options.hidden_size // 64,
-        vocab_size=options.vocabulary,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, options.dtype))
-    return model.requires_grad_(False)
-
 
 def train_tokenizer(problems: Sequence[Problem], vocabulary: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE over the problems' own text."""
@@ -287,6 +249,8 @@ def main(options: TrainBenchmarkOptions) -> None:
     ]
     weights = sum(parameter.nbytes for parameter in contenders.base.parameters())
     peaks = {name: weights + peak_bytes(partial(contenders.seconds, name, options.steps)) for name in names}
+    counted, peak = operations(partial(contenders.seconds, "ours", options.steps)), matrix_peak(options.dtype)
+    share = counted / spread([row["ours"] for row in rounds])["median"] / peak
     ratios = speed_ratios(rounds)
     problems = options.batch_size * options.steps
     speeds = {name: spread([problems / row[name] for row in rounds]) for name in names}
@@ -306,9 +270,11 @@ def main(options: TrainBenchmarkOptions) -> None:
     prompts, solutions = contenders.mean_lengths()
     title = (
         f"{options.dataset}, prompts of {prompts:.0f} and solutions of {solutions:.0f} tokens, K = {options.k},"
-        f" hidden size {options.hidden_size}, {options.num_layers} layers, {options.dtype}, batch {options.batch_size}"
+        f" {options.shape}, {options.intervention}, {options.dtype}, batch {options.batch_size}"
     )
     print_table(title, ("ours /", "problems/s", "quartiles", "peak memory", "its problems/s", "its MiB"), rows)
+    tokens = speeds["ours"]["median"] * (prompts + options.k - 1)
+    print(f"ours: {tokens:,.0f} tokens/s, {share:.0%} of the {peak / 1e9:,.0f} billion operations/s of a large product")
     if options.json is not None:
         report = {
             **provenance(options),
@@ -317,6 +283,10 @@ def main(options: TrainBenchmarkOptions) -> None:
             "ratios": ratios,
             "problems_a_second": speeds,
             "peak_bytes": peaks,
+            "tokens_a_second": tokens,
+            "operations": counted,
+            "matrix_peak": peak,
+            "share_of_matrix_peak": share,
             "mean_prompt_tokens": prompts,
             "mean_solution_tokens": solutions,
         }

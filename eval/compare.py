@@ -8,6 +8,9 @@
 against its target, ``strict`` counts stated answers, ``p`` is McNemar's, ``only first`` and ``only this`` count the
 problems that one alone solved.
 
+Runs over different problems, or with different prompt templates, are refused unless ``--shared-only`` or
+``--any-template`` says that it is meant.
+
 Completions made elsewhere, rows of {"question", "gold", "completion"}, are scored as our own are. Problems are paired
 by question. Writes ``comparison.csv``, ``comparison.md``, the figure (PNG and SVG), outcomes by problem and the scores
 of completions made elsewhere (``records/``), and ``results.json``.
@@ -41,6 +44,7 @@ class CompareOptions:
         },
     )
     shared_only: bool = field(default=False, metadata={"help": "Compare on the problems that all runs have."})
+    any_template: bool = field(default=False, metadata={"help": "Compare runs with different prompts, too."})
     scoring: Literal["auto", "numeric", "math"] = field(
         default="auto",
         metadata={
@@ -61,40 +65,51 @@ class CompareOptions:
 def main(options: CompareOptions) -> None:
     from reft_math import command
     from reft_math.comparison import COLUMNS, TRAINING_COLUMNS, cells, comparison_rows, outcomes
+    from reft_math.data.fingerprint import digest
     from reft_math.figures.comparison import comparison_figure
+    from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.generations import ELSEWHERE, numeric_scoring, read_entries, rescored
     from reft_math.markdown import markdown
-    from reft_math.pairing import paired, reference_of
+    from reft_math.pairing import check_templates, not_known, paired, reference_of
 
     entries = read_entries(options.runs)
     against = reference_of(entries, options.against).name
+    check_templates({entry.name: entry.template for entry in entries}, options.any_template)
     entries = paired(entries, options.shared_only)
     is_numeric = numeric_scoring(entries, options.scoring)
     folder = command.claim_output_dir(options)
     entries = rescored(entries, is_numeric)
     rows = comparison_rows(entries, against)
 
-    command.write_csv(folder / "comparison.csv", rows)
+    write_csv(folder / "comparison.csv", rows)
     problems = f"{rows[0]['total']} problems{' that all runs share' if options.shared_only else ''}"
     scoring = "compared as numbers" if is_numeric else "compared by math-verify"
     title = f"{problems}, answers {scoring}, p against {against}"
     lines = [cells(row) for row in rows]
-    command.write_text(folder / "comparison.md", markdown({title: [COLUMNS, *lines]}))
+    write_text(folder / "comparison.md", markdown({title: [COLUMNS, *lines]}))
     (folder / "records").mkdir(exist_ok=True)
-    command.write_text(folder / "records" / "comparison.jsonl", _lines(outcomes(entries)))
+    write_text(folder / "records" / "comparison.jsonl", _lines(outcomes(entries)))
     for number, entry in enumerate(entry for entry in entries if entry.decoder == ELSEWHERE):
         path = folder / "records" / f"elsewhere-{number}-{entry.source.stem}.jsonl"
-        command.write_text(path, _lines(entry.records.values()))
-    results = {"against": against, "is_numeric": is_numeric, "comparison": rows}
-    command.write_json(folder / command.RESULTS_NAME, {**command.provenance(options), **results})
+        write_text(path, _lines(entry.records.values()))
+    compared = digest((record["question"], record["gold"]) for record in entries[0].records.values())
+    results = {
+        "against": against,
+        "is_numeric": is_numeric,
+        "templates": {entry.run: entry.template for entry in entries},
+        "fingerprints": {"test": {"rows": rows[0]["total"], "sha256": compared}},
+        "comparison": rows,
+    }
+    write_json(folder / command.RESULTS_NAME, {**command.provenance(options), **results})
     figure = comparison_figure(rows, against)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"comparison.{ending}", dpi=150)
+    write_figure(folder, "comparison", figure)
 
     # One table would be too wide for a terminal.
     names, end = COLUMNS[:2], 2 + len(TRAINING_COLUMNS)
     command.print_table("trained on", COLUMNS[:end], [line[:end] for line in lines])
     command.print_table(title, names + COLUMNS[end:], [line[:2] + line[end:] for line in lines])
+    for note in not_known(entries):
+        print(note)
     print(f"table, figure and outcomes: {folder}")
 
 

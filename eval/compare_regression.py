@@ -19,6 +19,7 @@ class CompareRegressionOptions:
         default_factory=list,
         metadata={"help": "Output folders of train/raft.py; differences are against the first."},
     )
+    any_template: bool = field(default=False, metadata={"help": "Compare runs with different prompts, too."})
     output_dir: str = field(default="results/compare-regression", metadata={"help": "Table and figure go here."})
     resume: bool = field(default=False, metadata={"help": "Write table and figure again where they are."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
@@ -29,29 +30,21 @@ class CompareRegressionOptions:
 
 
 def main(options: CompareRegressionOptions) -> None:
-    from reft_math.command import (
-        RESULTS_NAME,
-        claim_output_dir,
-        print_table,
-        provenance,
-        write_csv,
-        write_json,
-        write_text,
-    )
+    from reft_math.command import RESULTS_NAME, claim_output_dir, print_table, provenance
     from reft_math.comparison import Run
     from reft_math.figures.convergence import convergence_figure
+    from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.markdown import markdown
     from reft_math.regression_comparison import COLUMNS, cells, comparison_rows
 
     runs = [Run.read(folder) for folder in options.runs]
-    rows = comparison_rows(runs)
+    rows = comparison_rows(runs, options.any_template)
     figure = convergence_figure(runs)
     folder = claim_output_dir(options)
     write_csv(folder / "table.csv", rows)
     title = f"differences against {runs[0].folder}"
     write_text(folder / "table.md", markdown({title: [COLUMNS, *map(cells, rows)]}))
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"convergence.{ending}", dpi=150)
+    write_figure(folder, "convergence", figure)
     write_json(folder / RESULTS_NAME, {**provenance(options), "comparison": rows})
     print_table(title, COLUMNS, [cells(row) for row in rows])
     print(f"table and figure: {folder}")

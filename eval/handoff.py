@@ -39,10 +39,12 @@ def main(options: HandoffOptions) -> None:
     from functools import partial
 
     from interventions.evaluate import load_beside, load_setting
-    from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
+    from reft_math.command import RESULTS_NAME, print_table
+    from reft_math.data.fingerprint import about_problems
     from reft_math.data.registry import held_out_problems
     from reft_math.evaluation import EVALUATION_COLUMNS, Scorer, evaluation_rows, is_numeric, summarise
     from reft_math.figures.handoff import handoff_figure
+    from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.markdown import markdown
     from reft_math.probes.answers import answer_all
     from reft_math.probes.handoff import hand_over, handoff_lines, handoff_table, problem_sets
@@ -56,7 +58,8 @@ def main(options: HandoffOptions) -> None:
         "always_on": setting.generate("always") if reft is None else partial(reft.generate, gate="always"),
         "prefix": setting.generate(str(setting.options.gate)),
     }
-    folder = claim(setting.options)
+    about = about_problems(options.dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
     records = folder / "records"
     model, decoding, batch_size = setting.model, setting.decoding, options.batch_size
     with Scorer(is_numeric(options.dataset, problems)) as score:
@@ -76,15 +79,14 @@ def main(options: HandoffOptions) -> None:
     write_text(folder / "handoff.md", markdown(tables))
     evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}
     results = {
-        "dataset": options.dataset,
+        **about,
         "reft": None if reft is None else asdict(reft.prefix_config),
         "evaluation": evaluation,
         "handoff": table,
     }
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     figure = handoff_figure(table, sets)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"handoff.{ending}", dpi=150)
+    write_figure(folder, "handoff", figure)
     print_table(f"{options.dataset}, {len(problems)} problems, greedy", EVALUATION_COLUMNS, evaluation_rows(evaluation))
     for title, (header, *body) in tables.items():
         print_table(title, header, body)

@@ -64,7 +64,9 @@ class HarnessOptions(DecoderOptions):
 def main(options: HarnessOptions) -> None:
     import dataclasses
 
-    from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
+    from reft_math.command import RESULTS_NAME, print_table, provenance
+    from reft_math.data.fingerprint import digest
+    from reft_math.files import write_json
     from reft_math.harness import (
         RESULT_COLUMNS,
         load_tasks,
@@ -120,7 +122,12 @@ def main(options: HarnessOptions) -> None:
         **provenance(options),
         "base_commit": getattr(lm.setting.model.config, "_commit_hash", None),
         "adapter": None if lm.setting.adapter is None else dataclasses.asdict(lm.setting.adapter),
-        "prompts": {"total": len(prompts), "unlike_training": lm.unlike_training(prompts), "cut": len(cut)},
+        "prompts": {
+            "total": len(prompts),
+            "sha256": digest((prompt,) for prompt in prompts),
+            "unlike_training": lm.unlike_training(prompts),
+            "cut": len(cut),
+        },
         "lm_eval": found,
     }
     write_json(folder / RESULTS_NAME, plain(results))

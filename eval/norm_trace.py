@@ -27,9 +27,10 @@ class NormTraceOptions:
 
 
 def main(options: NormTraceOptions) -> None:
-    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, write_csv, write_json
+    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance
     from reft_math.comparison import Run
     from reft_math.figures.norm_trace import norm_trace, trace_rows
+    from reft_math.files import write_csv, write_figure, write_json
 
     runs = [Run.read(folder) for folder in options.runs]
     for item in runs:
@@ -38,8 +39,7 @@ def main(options: NormTraceOptions) -> None:
     folder = claim_output_dir(options)
     write_csv(folder / "norm_trace.csv", trace_rows(runs))
     figure = norm_trace(runs)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"norm_trace.{ending}", dpi=150)
+    write_figure(folder, "norm_trace", figure)
     about = {str(item.folder): {**item.results["bias_norm"], "trace": None} for item in runs}
     write_json(folder / RESULTS_NAME, {**provenance(options), "bias_norm": about})
     print(f"table and figure: {folder}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from reft_math.command import run
 from reft_math.errors import UserError, require
@@ -67,8 +67,10 @@ def main(options: RegressionEvaluationOptions) -> None:
     import dataclasses
 
     from interventions.regression import load_base, load_regressor
-    from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
+    from reft_math.command import RESULTS_NAME, print_table, provenance
+    from reft_math.data.fingerprint import regression_fingerprint
     from reft_math.data.regression import check_split, load_splits
+    from reft_math.files import write_json
     from reft_math.processes import claim, part_ways
     from reft_math.regressor.config import RegressorConfig
     from reft_math.regressor.evaluation import COLUMNS, Writing, evaluate_regressor, summarise, table_rows
@@ -92,7 +94,8 @@ def main(options: RegressionEvaluationOptions) -> None:
             raise UserError(f"{options.regressor} does not say what it was trained on; pass --data")
     config = regressor.regressor_config
     rows = getattr(load_splits(str(options.data), options.data_dir), options.split)[: options.limit]
-    folder = claim(options)
+    fingerprints: dict[str, Any] = {options.split: regression_fingerprint(rows)}
+    folder = claim(options, fingerprints)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)
     evaluation = {}
     while True:
@@ -104,7 +107,7 @@ def main(options: RegressionEvaluationOptions) -> None:
         name, regressor = "base", load_base(config, options)
     part_ways()
     results = {"regressor": dataclasses.asdict(config), "predictor": config.predictor, "evaluation": evaluation}
-    write_json(folder / RESULTS_NAME, {**provenance(options), **results})
+    write_json(folder / RESULTS_NAME, {**provenance(options), "fingerprints": fingerprints, **results})
     marked = "" if options.regressor is None else f"tuned/{config.predictor}"
     title = f"{options.data}, {len(rows)} {options.split} rows" + ("; * is what was trained" if marked else "")
     print_table(title, COLUMNS, table_rows(evaluation, marked))

@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reft_math.command import run, write_text
+from reft_math.command import run
 from reft_math.errors import UserError, require_one_process
+from reft_math.files import write_text
 
 
 @dataclass(frozen=True)

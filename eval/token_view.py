@@ -14,9 +14,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reft_math.command import run, write_text
+from reft_math.command import run
 from reft_math.errors import UserError, require
 from reft_math.evaluation_options import ModelOptions
+from reft_math.files import write_text
 
 if TYPE_CHECKING:
     from interventions.evaluate import Setting

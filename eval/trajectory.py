@@ -41,11 +41,13 @@ class TrajectoryOptions(RunOptions):
 
 def main(options: TrajectoryOptions) -> None:
     from interventions.evaluate import load_setting
-    from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
+    from reft_math.command import RESULTS_NAME, print_table
+    from reft_math.data.fingerprint import about_problems
     from reft_math.data.registry import held_out_problems
     from reft_math.decoding.gate import PromptOnly, parse_gate
     from reft_math.evaluation import Scorer, is_numeric, summarise
     from reft_math.figures.trajectory import trajectory_figure
+    from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.markdown import markdown
     from reft_math.probes.answers import answer_all
     from reft_math.probes.trajectory import (
@@ -70,7 +72,8 @@ def main(options: TrajectoryOptions) -> None:
         "always_on": setting.generate("always"),
         "prefix": setting.generate(str(gate)),
     }
-    folder = claim(setting.options)
+    about = about_problems(options.dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
     records = folder / "records"
     model, decoding, batch_size = setting.model, setting.decoding, options.batch_size
     with Scorer(is_numeric(options.dataset, problems)) as score:
@@ -86,18 +89,17 @@ def main(options: TrajectoryOptions) -> None:
     fates = fate_table(partings)
     for name, table in (("trajectory", positions), ("totals", totals), ("partings", partings)):
         write_csv(folder / f"{name}.csv", table)
-    about = f"{options.dataset}, {len(problems)} problems, greedy"
+    title = f"{options.dataset}, {len(problems)} problems, greedy"
     tables = {
-        f"{about}: log-likelihood of whole texts in nats, mean (95 % interval)": total_lines(totals),
-        f"{about}: pairs of answers that part, or stay the same, by what became of the two": fate_lines(fates),
+        f"{title}: log-likelihood of whole texts in nats, mean (95 % interval)": total_lines(totals),
+        f"{title}: pairs of answers that part, or stay the same, by what became of the two": fate_lines(fates),
     }
     write_text(folder / "trajectory.md", markdown(tables))
     evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}
-    results = {"dataset": options.dataset, "evaluation": evaluation, "totals": totals, "fates": fates}
+    results = {**about, "evaluation": evaluation, "totals": totals, "fates": fates}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     figure = trajectory_figure(positions, partings)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"trajectory.{ending}", dpi=150)
+    write_figure(folder, "trajectory", figure)
     for title, (header, *body) in tables.items():
         print_table(title, header, body)
     print(f"likelihood by position: {folder / 'trajectory.csv'}, trajectory.md, trajectory.png, trajectory.svg")

@@ -13,6 +13,8 @@ from torch import nn
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.subspace import OPTIONS
 from reft_math.errors import UserError
+from reft_math.files import written
+from reft_math.finite import check_finite
 from reft_math.hub import fetch
 from reft_math.tensor_files import read_parameters
 
@@ -20,9 +22,16 @@ WEIGHTS_NAME = "reft_model.safetensors"
 
 
 def save(folder: str | Path, config: PrefixReftConfig, interventions: nn.ModuleDict) -> None:
-    """Writes configuration and parameters; the folder is made where missing."""
+    """Writes configuration and parameters; the folder is made where missing.
+
+    Raises:
+        UserError: A parameter is NaN or infinite; nothing is written.
+    """
+    tensors, path = _tensors(interventions), Path(folder) / WEIGHTS_NAME
+    check_finite(tensors, path)
     config.save_pretrained(folder)
-    save_file(_tensors(interventions), Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
+    with written(path) as aside:
+        save_file(tensors, aside, metadata={"format": "pt"})
 
 
 def digest(interventions: nn.ModuleDict) -> str:
@@ -51,7 +60,7 @@ def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:
     """Reads parameters into interventions of the same layers and shapes.
 
     Raises:
-        UserError: The file is missing or damaged, or its names or shapes are not the interventions'.
+        UserError: As `load_tensors`, or its names or shapes are not the interventions'.
     """
     tensors = load_tensors(folder)
     try:

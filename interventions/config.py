@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from interventions.subspace import LINEAR, check_options
-from reft_math.command import write_json
 from reft_math.data.positions import Positions
 from reft_math.decoding.gate import PromptOnly, parse_gate
 from reft_math.errors import UserError
+from reft_math.files import write_json
 from reft_math.json_text import read_object
 from reft_math.models import EMBEDDED_MODEL, lasting_name
 from reft_math.schema import from_json

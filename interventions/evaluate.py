@@ -16,8 +16,9 @@ from interventions.card import write_adapter_card
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
 from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
-from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json, write_text
+from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
+from reft_math.data.fingerprint import about_problems
 from reft_math.data.registry import held_out_problems
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.decoding.engine import Engine
@@ -37,10 +38,11 @@ from reft_math.evaluation import (
 )
 from reft_math.evaluation_options import EvaluationOptions, ModelOptions, RunOptions
 from reft_math.figures.kl_profile import kl_profile_figure
+from reft_math.files import write_csv, write_figure, write_json, write_text
 from reft_math.hub import fetch
 from reft_math.kl_profile import kl_profile, profile_gates
 from reft_math.markdown import markdown
-from reft_math.models import EMBEDDED_MODEL, end_token_ids, load_model, load_tokenizer
+from reft_math.models import EMBEDDED_MODEL, check_vocabulary, end_token_ids, load_model, load_tokenizer
 from reft_math.probes.tables import lines
 from reft_math.processes import claim, part_ways
 from reft_math.scoring.records import RecordFile
@@ -104,6 +106,7 @@ def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setti
     template = get_template(str(options.template), tokenizer)
     _check_template(template, adapter)
     model = load_model(options.model, options.revision, options)
+    check_vocabulary(model, tokenizer, template)
     reft_model = None
     if options.adapter is not None:
         reft_model = PrefixReftModel.from_pretrained(options.adapter, model).eval()
@@ -144,7 +147,8 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
     problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
     setting = load_setting(options, dataset, opener)
     complete_rows = _completer(setting, options)
-    folder = claim(setting.options)
+    about = about_problems(dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
 
     name = "base" if setting.adapter is None else "adapter"
     path = folder / "records" / f"{name}.jsonl"
@@ -161,7 +165,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
         )
     part_ways()
     summary = summarise(records)
-    write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, "evaluation": {name: summary}})
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, "evaluation": {name: summary}})
     how = "greedy" if options.temperature is None else f"temperature {options.temperature:g}"
     title = f"{dataset}, {len(problems)} problems, {how}, gate {setting.options.gate}"
     print_table(title, EVALUATION_COLUMNS, evaluation_rows({name: summary}))
@@ -186,12 +190,13 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
         raise UserError(f"{dataset} has no validation problems to choose a gate by; take another --dataset")
     setting, gates = load_setting(options, dataset), _gates(gates or KL_GATES)
     assert setting.adapter is not None
-    folder = claim(setting.options)
+    about = about_problems(dataset, validation=problems)
+    folder = claim(setting.options, about["fingerprints"])
     with Scorer(is_numeric(dataset, problems)) as score:
         found = evaluate_gates(gates, problems, setting.completer, score, folder / "records", options.batch_size)
     part_ways()
     best = best_gate(found)
-    write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, "best": best, "gates": found})
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, "best": best, "gates": found})
     title = f"{dataset}, {len(problems)} validation problems, greedy; * is the best gate"
     print_table(title, GATE_COLUMNS, gate_rows(found, best))
     if save:
@@ -211,23 +216,25 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     """
     problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
     gates, setting = _gates(gates), load_setting(options, dataset)
-    folder = claim(setting.options)
+    about = about_problems(dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
     records = folder / "records"
     with Scorer(is_numeric(dataset, problems)) as score:
         every_gate = ["off", *gates, "kl:inf"]
         found = evaluate_gates(every_gate, problems, setting.completer, score, records, options.batch_size)
     part_ways()
-    profile = kl_profile(list(RecordFile(gate_records(records, "kl:inf")).done.values()))
+    always_on = RecordFile(gate_records(records, "kl:inf")).done
+    # In the problems' order: the file's depends on who was done when, and the last digits of a mean on the order.
+    profile = kl_profile([always_on[problem.id] for problem in problems])
     tables = {"gates": profile_gates(found), "kl_profile": profile}
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
     write_text(folder / "kl_profile.md", markdown({name: lines(table) for name, table in tables.items()}))
-    results = {"dataset": dataset, "gates": found, "kl_profile": profile}
+    results = {**about, "gates": found, "kl_profile": profile}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     levels = {"always on": found["kl:inf"], "base": found["off"]}
     figure = kl_profile_figure(profile, {gate: found[gate] for gate in gates}, levels)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"kl_profile.{ending}", dpi=150)
+    write_figure(folder, "kl_profile", figure)
     print_table(f"{dataset}, {len(problems)} problems, greedy", GATE_COLUMNS, gate_rows(found))
     print(f"divergence by position: {folder / 'kl_profile.csv'}, kl_profile.png, kl_profile.svg")
 
@@ -245,7 +252,9 @@ def _completer(setting: Setting, options: EvaluationOptions) -> Complete:
         return partial(complete, generate=setting.generate(gate), **common)
     if isinstance(parse_gate(gate), AlwaysOn | PromptOnly):
         raise UserError(f"--engine writes what the base does once a gate has closed; gate {gate} never hands over")
-    engine = Engine(options.engine, decoding.tokenizer, options.engine_model, options.engine_concurrency)
+    engine = Engine(
+        options.engine, decoding.tokenizer, options.engine_model, options.engine_concurrency, options.engine_timeout
+    )
     generate = setting.generate(gate) if gate != "off" else _draw_nothing
     return partial(complete_by_engine, generate=generate, engine=engine, **common)
 

@@ -11,13 +11,15 @@ from interventions.evaluate import Setting, load_beside, load_setting
 from interventions.probing import Source
 from interventions.sites import check_site
 from interventions.truth import fit_layers, score_pairs
-from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
+from reft_math.command import RESULTS_NAME, print_table
+from reft_math.data.fingerprint import about_problems
 from reft_math.data.problem import Problem
 from reft_math.data.registry import held_out_problems
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import RunOptions
 from reft_math.figures.faithfulness import heads_figure, positions_figure
+from reft_math.files import write_csv, write_figure, write_json, write_text
 from reft_math.markdown import markdown
 from reft_math.probes.faithfulness import ALL, BASE, RESIDUAL, probe_rows, score_rows
 from reft_math.probes.number import held_out
@@ -43,7 +45,8 @@ def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | N
     setting = load_setting(options, dataset)
     check_site(setting.model, "attn_o")
     sources = _sources(setting, reft)
-    folder = claim(setting.options)
+    about = about_problems(dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
     records, batch_size = folder / "records", options.batch_size
 
     tokenizer, decoding = setting.decoding.tokenizer, setting.decoding
@@ -68,8 +71,7 @@ def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | N
         write_csv(folder / f"{name}.csv", table)
     figures = {"heads": heads_figure(**tables), "positions": positions_figure(tables["scores"])}
     for name, figure in figures.items():
-        for ending in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{ending}", dpi=150)
+        write_figure(folder, name, figure)
     short = {name: [row for row in table if row["head"] == RESIDUAL] for name, table in tables.items()}
     short["scores"] = [row for row in short["scores"] if row["position"] == ALL]
     titled = {
@@ -79,7 +81,7 @@ def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | N
     write_text(folder / "faithfulness.md", markdown(titled))
     others = {source.file: asdict(source.reft_model.prefix_config) for source in sources if source.file == "reft"}
     counts = {"problems": len(problems), "left_out": len(problems) - len(usable), "pairs": len(pairs)}
-    write_json(folder / RESULTS_NAME, {**setting.provenance(), "dataset": dataset, **others, **counts, **short})
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, **others, **counts, **short})
     for title, (header, *body) in titled.items():
         print_table(title, header, body)
     print(f"{counts['left_out']} of {len(problems)} problems left out: they state no number that could be changed")

@@ -32,6 +32,7 @@ from reft_math.data.positions import Positions, intervention_mask
 from reft_math.decoding.gate import Gate, parse_gate
 from reft_math.decoding.generation import Handoff, generate_with_gate
 from reft_math.errors import UserError
+from reft_math.files import write_files
 from reft_math.hub import fetch, push
 
 _EVERYWHERE = torch.ones((), dtype=torch.bool)  # a mask known to be true without a look at it
@@ -305,7 +306,7 @@ class PrefixReftModel(pyreft.ReftModel):
         checkpoint.save(folder, self.prefix_config, self.interventions)
         write_adapter_card(Path(folder), self.card)
         with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that the folder exists
-            super().save(str(folder))
+            write_files(Path(folder), lambda aside: super(PrefixReftModel, self).save(str(aside)))
 
     def load_weights(self, folder: str | Path) -> None:
         """Puts a saved adapter's parameters into this model's interventions."""

@@ -22,12 +22,14 @@ from interventions.probing import (
     solve_pushed,
 )
 from interventions.sites import num_layers, site_width
-from reft_math.command import RESULTS_NAME, print_table, write_csv, write_json, write_text
+from reft_math.command import RESULTS_NAME, print_table
+from reft_math.data.fingerprint import about_problems
 from reft_math.data.registry import held_out_problems
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import RunOptions
 from reft_math.figures.number_probe import changes_figure, probes_figure, pushes_figure
+from reft_math.files import write_csv, write_figure, write_json, write_text
 from reft_math.markdown import markdown
 from reft_math.probes.number import Array, Direction
 from reft_math.probes.tables import (
@@ -98,7 +100,8 @@ def run_number_probe(options: RunOptions, dataset: str, plan: Plan, reft: str | 
     if plan.layer is not None and not 0 <= plan.layer < layers:
         raise UserError(f"--layer must be one of the model's, 0-{layers - 1}; got {plan.layer}")
     sources = _sources(setting, reft)
-    folder = claim(setting.options)
+    about = about_problems(dataset, test=problems)
+    folder = claim(setting.options, about["fingerprints"])
 
     solver = Solver(setting, options.batch_size)
     forms = [_form_row(solver, probe_sums, form, plan) for form in FORMS]
@@ -125,7 +128,7 @@ def run_number_probe(options: RunOptions, dataset: str, plan: Plan, reft: str | 
         tables |= _change_tables(changes, breaking, norms * np.linalg.norm(weights, axis=1))
         figures["changes"] = changes_figure(tables["changes"], tables["shares"], tables["positions"], breaking)
     others = {source.file: asdict(source.reft_model.prefix_config) for source in sources if source.file == "reft"}
-    head = {"dataset": dataset, **others, "form": form, "mean_residual_norm": norms.tolist()}
+    head = {**about, **others, "form": form, "mean_residual_norm": norms.tolist()}
     _write(folder, tables, figures, {**setting.provenance(), **head})
     best = max(row["accuracy"] for row in forms)
     if best < _GOOD_ACCURACY:
@@ -226,8 +229,7 @@ def _write(
     for name, rows in tables.items():
         write_csv(folder / f"{name}.csv", rows)
     for name, figure in figures.items():
-        for ending in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{ending}", dpi=150)
+        write_figure(folder, name, figure)
     short = {name: rows for name, rows in tables.items() if name in ("forms", "pushes", "thresholds", "shares")}
     short["probes"] = [row for row in tables["probes"] if row["where"] == row["place"] == "all"]
     write_text(folder / "number_probe.md", markdown({name: lines(rows) for name, rows in short.items()}))

@@ -19,13 +19,13 @@ from reft_math.command import versions
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.decoding.gate import parse_gate
 from reft_math.errors import UserError
+from reft_math.files import write_folder
 from reft_math.models import lasting_name
 from reft_math.probes.number import Array
 from reft_math.processes import process_state
 from reft_math.regression.grid import number_tokens
 from reft_math.sharding import is_sharded, shard
 from reft_math.training import job as jobs
-from reft_math.training.arguments import save_once
 from reft_math.training.norm_control import make_controller, tracking_error
 from reft_math.training.packing import packs
 from reft_math.training.prefix_options import PrefixReftOptions
@@ -162,7 +162,7 @@ def train(prefix: PrefixJob) -> None:
         )
         trainer = jobs.train(prefix.job, prefix.model, prefix.dataset, collator, prefix.control, prefix.number_loss)
         if trainer.is_world_process_zero():
-            save_once(adapter, trainer.save_model)
+            write_folder(adapter, trainer.save_model)
     prefix.model.eval()
 
 

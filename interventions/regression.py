@@ -15,7 +15,7 @@ from reft_math.card import read_card
 from reft_math.errors import UserError
 from reft_math.hub import fetch
 from reft_math.loading import LoadingOptions
-from reft_math.models import load_model, load_tokenizer
+from reft_math.models import check_vocabulary, load_model, load_tokenizer
 from reft_math.regressor.config import CONFIG_NAME, RegressorConfig
 from reft_math.regressor.model import ADAPTER_FOLDER, MODEL_FOLDER, Intervening, Regressor, make_template
 from reft_math.tensor_files import read_parameters
@@ -53,6 +53,7 @@ def make_regressor(
             "quantised weights cannot be tuned; take --tune red, loreft or lora, or leave --quantization out"
         )
     template = make_template(config, tokenizer)
+    check_vocabulary(model, tokenizer, template)
     config = replace(config, template=str(template))
     grid = config.make_grid(model, tokenizer, template)
     model.requires_grad_(config.tune == "full")
@@ -100,6 +101,7 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
     tokenizer = load_tokenizer(base, base_revision)
     model = load_model(base, base_revision, loading, None if is_whole else config.random_seed)
     template = make_template(config, tokenizer)
+    check_vocabulary(model, tokenizer, template)
     grid = config.make_grid(model, tokenizer, template)
     adapter: nn.Module | None = None
     if config.tune in ("red", "loreft"):

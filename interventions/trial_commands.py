@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from interventions.dry_run import show_trials
 from interventions.sites import site_width
 from interventions.trials import Common, begin, options_of, prepare, run_trial
-from reft_math.command import RESULTS_NAME, print_table, provenance, write_csv, write_json, write_text
+from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.evaluation import summarise
 from reft_math.figures.trials import ablation_figure, norm_sweep_figure
+from reft_math.files import write_csv, write_figure, write_json, write_text
 from reft_math.markdown import markdown
 from reft_math.probes.tables import lines
 from reft_math.processes import claim, part_ways, process_state
@@ -38,7 +39,7 @@ def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, p
         show_trials(options, len(plan))
         return
     prefix, directions = prepare(options, norms[0])
-    common = begin(prefix, directions, claim(options))
+    common = begin(prefix, directions, claim(options, prefix.job.about["fingerprints"]))
     trials: list[Trial] = []
     for place, (curve, norm, seed) in enumerate(plan, start=1):
         name = f"{'kept-off' if curves[curve] else 'free'}-{norm}-seed{seed}"
@@ -67,7 +68,7 @@ def run_ablation(options: PrefixOptions, target_norm: float, seeds: int) -> None
         show_trials(options, len(plan), full_fraction=1.0)
         return
     prefix, directions = prepare(options, target_norm)
-    common = begin(prefix, directions, claim(options))
+    common = begin(prefix, directions, claim(options, prefix.job.about["fingerprints"]))
     trials: list[Trial] = []
     for place, (cut, held, seed) in enumerate(plan, start=1):
         name = f"{f'k{options.k}' if cut else 'whole'}-{'held' if held else 'free'}-seed{seed}"
@@ -122,11 +123,12 @@ def _write(
     tables = {"base": [{**scores, "low": low, "high": high}], **tables}
     for title, rows in tables.items():
         write_csv(folder / f"{title}.csv", rows)
-    for ending in ("png", "svg"):
-        figure.savefig(folder / f"{name}.{ending}", dpi=150)
+    write_figure(folder, name, figure)
     write_text(folder / f"{name}.md", markdown({title: lines(rows) for title, rows in tables.items()}))
-    head = {**provenance(options), "dataset": options.dataset, "template": str(common.job.template)}
-    write_json(folder / RESULTS_NAME, {**head, "evaluation": {"base": base}, "tables": tables})
+    write_json(
+        folder / RESULTS_NAME,
+        {**provenance(options), **common.job.about, "evaluation": {"base": base}, "tables": tables},
+    )
     for title in [title for title in tables if title != "trials"]:
         header, *body = lines(tables[title])
         print_table(title, header, body)

@@ -17,12 +17,13 @@ import numpy as np
 from interventions import prefix_training
 from interventions.prefix_training import PrefixJob
 from interventions.probing import Source, measure_changes
-from reft_math.command import RESULTS_NAME, provenance, write_json
+from reft_math.command import RESULTS_NAME, provenance
 from reft_math.completion import Generate, complete
 from reft_math.data.problem import Problem
 from reft_math.decoding.gate import AlwaysOn, parse_gate
 from reft_math.errors import UserError
 from reft_math.evaluation import Scorer, evaluate, is_numeric, summarise
+from reft_math.files import write_json
 from reft_math.models import lasting_name
 from reft_math.probes.number import Array
 from reft_math.processes import claim, process_state
@@ -115,7 +116,8 @@ def run_trial(options: PrefixReftOptions, common: Common, about: Mapping[str, An
 
 def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], calibrates: bool) -> None:
     prefix = prefix_training.prepare(options, common.job.model, common.directions[common.site])
-    folder, model = claim(prefix.options), prefix.model
+    about_job = prefix.job.about
+    folder, model = claim(prefix.options, about_job["fingerprints"]), prefix.model
     prefix_training.train(prefix)
     calibration = prefix_training.calibrate(prefix) if calibrates else None
     decoders: dict[str, Generate] = {ALWAYS: partial(model.generate, gate="always")}
@@ -137,7 +139,7 @@ def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], c
         **provenance(prefix.options),
         "about": dict(about),
         "model": {"name": lasting_name(options.model), "revision": prefix.job.base_revision},
-        "dataset": options.dataset,
+        **about_job,
         **prefix_training.summary(prefix),
         "calibration": calibration,
         "number_direction": _number_shares(prefix, common),

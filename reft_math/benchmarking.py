@@ -1,4 +1,4 @@
-"""What benchmarks share: seconds and peak memory of a call, their spread over rounds, one model's weights in two."""
+"""What benchmarks share: models of random weights; seconds, operations and peak memory of a call; their spread."""
 
 from __future__ import annotations
 
@@ -8,12 +8,63 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Shape = Literal["small", "medium", "llama-3-8b"]
+Dtype = Literal["float32", "bfloat16"]
+SHAPES: dict[str, dict[str, int]] = {
+    "small": {
+        "hidden_size": 256,
+        "intermediate_size": 682,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "vocab_size": 32000,
+    },
+    "medium": {
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "vocab_size": 32000,
+    },
+    "llama-3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+}
+
+
+def random_llama(shape: Mapping[str, Any], dtype: Dtype) -> PreTrainedModel:
+    """Frozen, on the GPU where there is one; speed does not depend on what the weights are.
+
+    Args:
+        shape: One of `SHAPES`, or any fields of a `LlamaConfig`.
+        dtype: Of the weights.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**shape, max_position_embeddings=8192, pad_token_id=0, dtype=dtype)
+    torch.manual_seed(0)
+    with torch.device(device()):
+        model = LlamaForCausalLM._from_config(config, dtype=getattr(torch, dtype))
+    return model.requires_grad_(False)
+
+
+def device() -> str:
+    """``cuda`` where there is a GPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def timed(contender: Callable[[], Any]) -> float:
@@ -64,6 +115,72 @@ def peak_bytes(contender: Callable[[], Any]) -> int:
         held += event["args"]["Bytes"]  # negative where memory is given back
         peak = max(peak, held)
     return peak
+
+
+def operations(contender: Callable[[], Any]) -> int:
+    """Multiplications and additions in the matrix products and attentions that PyTorch is asked for."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        contender()
+    return int(counter.get_total_flops())
+
+
+def matrix_peak(dtype: Dtype) -> float:
+    """Operations a second of one product of square matrices, the fastest of 10: what the machine gives at best."""
+    import torch
+
+    size = 8192 if torch.cuda.is_available() else 2048
+    a, b = (torch.randn(size, size, dtype=getattr(torch, dtype), device=device()) for _ in range(2))
+    return 2 * size**3 / min(timed(lambda: a @ b) for _ in range(10))
+
+
+def read_peak() -> float:
+    """Bytes a second of reading one gibibyte, the fastest of 10."""
+    import torch
+
+    tensor = torch.ones(2**28, device=device())
+    return tensor.nbytes / min(timed(tensor.sum) for _ in range(10))
+
+
+def step_clock() -> Any:
+    """A callback that notes when the first step began and when the last one ended, in seconds."""
+    from transformers import TrainerCallback
+
+    class StepClock(TrainerCallback):
+        start = end = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 0:
+                wait()
+                self.start = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            wait()
+            self.end = time.perf_counter()
+
+    return StepClock()
+
+
+def training_arguments(steps: int, batch_size: int) -> Any:
+    """Of a trainer that writes and prints nothing."""
+    import torch
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=tempfile.gettempdir(),
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=1e-4,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+    )
 
 
 def sharing(model: PreTrainedModel) -> PreTrainedModel:

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from reft_math.command import write_text
 from reft_math.errors import UserError
+from reft_math.files import write_text
 from reft_math.models import EMBEDDED_MODEL
 
 CARD_NAME = "README.md"

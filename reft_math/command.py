@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib.metadata
-import io
 import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -20,8 +17,10 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from reft_math.errors import UserError
+from reft_math.files import is_used, remove_folder, storage_fault, write_json
 from reft_math.help_groups import Formatter, arrange
 from reft_math.json_text import read_object
+from reft_math.stopping import ends_on_interrupt
 
 CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "results.json"
@@ -31,6 +30,9 @@ _PACKAGES = (
     "transformers",
     "accelerate",
     "datasets",
+    "tokenizers",
+    "numpy",
+    "scipy",
     "pyvene",
     "pyreft",
     "peft",
@@ -51,19 +53,43 @@ class OutputOptions(Protocol):
 def run(main: Callable[[Any], object], config_class: type, description: str | None) -> None:
     """Parses the command line into ``config_class`` and calls ``main`` with it.
 
-    ``--config file.yaml`` holds the same settings; the command line wins over it. A `UserError` becomes one line on
-    standard error and exit code 2.
+    ``--config file.yaml`` holds the same settings; the command line wins over it. A `UserError`, and a disk that is
+    full or read-only, become one line on standard error and exit code 2; Ctrl-C becomes one line and exit code 130.
     """
-    try:
-        config = parse(config_class, description, sys.argv[1:])
-        is_claimed = hasattr(config, "output_dir") and not getattr(config, "dry_run", False)
-        if is_claimed and os.environ.get("RANK", "0") == "0":
-            check_output_dir(config)  # again when it is claimed; here so that nobody waits for a model first
-        main(config)
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")  # torchrun's; a mistake shows in every process, a fault perhaps in one
-        print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with ends_on_interrupt(lambda: "" if _rank() else f"\nstopped; {_way_on(config_class)}\n"):
+        try:
+            config = parse(config_class, description, sys.argv[1:])
+            is_claimed = hasattr(config, "output_dir") and not getattr(config, "dry_run", False)
+            if is_claimed and not _rank():
+                check_output_dir(config)  # again when it is claimed; here so that nobody waits for a model first
+            main(config)
+        except UserError as error:
+            _fail(str(error))
+        except Exception as error:
+            if (fault := storage_fault(error)) is None:
+                raise
+            _fail(f"{fault}; mend that; {_way_on(config_class)}")
+
+
+def _way_on(config_class: type) -> str:
+    """What to type after a stop."""
+    resumes = "resume" in (field.name for field in dataclasses.fields(config_class)) and "--resume" not in sys.argv
+    way = " with --resume" if resumes else " again"
+    return f"to go on, run the same command{way}{' in place of --overwrite' if '--overwrite' in sys.argv else ''}"
+
+
+def _fail(message: str) -> NoReturn:
+    """A mistake shows in every process, a fault perhaps in one."""
+    if "tqdm" in sys.modules:
+        for bar in tuple(sys.modules["tqdm"].tqdm._instances):
+            bar.close()  # what an error left open has not ended its line
+    print(f"error in process {_rank()}: {message}" if _rank() else f"error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _rank() -> int:
+    """``torchrun``'s number of this process."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def parse(config_class: type, description: str | None, arguments: Sequence[str]) -> Any:
@@ -124,6 +150,7 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if (command := values.pop("command", config_class.__name__)) != config_class.__name__:
         raise UserError(f"--config must be of this command ({config_class.__name__}); {path} is a run's of {command}")
+    values.pop(_ROWS, None)  # of a run's; where the same settings find other rows, that is another run
     known = [field.name for field in dataclasses.fields(config_class)]
     if unknown := sorted(values.keys() - set(known)):
         hint = _meant(unknown[0], known)
@@ -137,31 +164,36 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
     return arguments
 
 
-def claim_output_dir(config: Any) -> Path:
+def claim_output_dir(config: Any, fingerprints: Mapping[str, Any] | None = None) -> Path:
     """Makes the output folder the run's own and writes its resolved settings there.
+
+    Args:
+        config: The settings.
+        fingerprints: Of the rows that the run reads, by split.
 
     Raises:
         UserError: The folder is in use and neither ``resume`` nor ``overwrite`` is given, or ``resume`` is given with
-            other settings than the folder's.
+            other settings than the folder's, or other rows.
     """
-    check_claim(config)
+    check_claim(config, fingerprints)
     folder = Path(config.output_dir)
-    if config.overwrite and folder.is_dir() and any(folder.iterdir()):
-        shutil.rmtree(folder)
+    if config.overwrite and is_used(folder):
+        remove_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output-dir must be a folder that can be made; {folder}: {error.strerror}") from None
-    write_json(folder / CONFIG_NAME, _settings(config))
+    about = {} if fingerprints is None else {_ROWS: fingerprints}
+    write_json(folder / CONFIG_NAME, {**_settings(config), **about})
     return folder
 
 
-def check_claim(config: Any) -> None:
+def check_claim(config: Any, fingerprints: Mapping[str, Any] | None = None) -> None:
     """Raises `UserError` where `claim_output_dir` would but for what the disk says. Writes nothing."""
     check_output_dir(config)
     folder = Path(config.output_dir)
-    if config.resume and folder.is_dir() and any(folder.iterdir()):
-        _check_same_settings(folder, config)
+    if config.resume and is_used(folder):
+        _check_same_settings(folder, config, fingerprints)
 
 
 def check_output_dir(config: Any) -> None:
@@ -171,7 +203,7 @@ def check_output_dir(config: Any) -> None:
         raise UserError("--resume and --overwrite exclude each other; got both")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir must be a folder; {folder} is a file")
-    in_use = folder.is_dir() and any(folder.iterdir())
+    in_use = is_used(folder)
     if in_use and not (config.resume or config.overwrite):
         raise UserError(
             f"output folder {folder} is in use; pass --resume to go on, --overwrite to start anew,"
@@ -180,6 +212,8 @@ def check_output_dir(config: Any) -> None:
     if in_use and config.overwrite:
         _check_is_run(folder, config)
 
+
+_ROWS = "fingerprints"  # stands among the settings
 
 # Where results go, how a run is told to go on, and what cannot change a result.
 _FREE_ON_RESUME = {
@@ -213,39 +247,25 @@ def _check_is_run(folder: Path, config: Any) -> None:
         )
 
 
-def _check_same_settings(folder: Path, config: Any) -> None:
+def _check_same_settings(folder: Path, config: Any, fingerprints: Mapping[str, Any] | None) -> None:
     before, now = _read_settings(folder), _settings(config)
     if before is None:
         raise UserError(
             f"--resume goes on with a run; {folder} holds no readable {CONFIG_NAME}: choose another --output-dir"
         )
+    rows = before.pop(_ROWS, None)
     for name in (*now, *before):  # as declared: what was given before what follows from it
         if now.get(name) != before.get(name):
             raise UserError(
                 f"--resume needs the run's own settings; {name} was {before.get(name)!r} and is {now.get(name)!r}:"
                 " repeat it, or choose another --output-dir"
             )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """As `write_text`."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes whole or not at all: a stopped run leaves no half file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows under the names of the first; as `write_text`."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    if isinstance(rows, dict) and fingerprints is not None and rows != fingerprints:
+        changed = [name for name in fingerprints if rows.get(name) != fingerprints[name]]
+        raise UserError(
+            f"--resume goes on with the rows that the run began with; those of {', '.join(changed)} have changed since:"
+            " put them back, or choose another --output-dir"
+        )
 
 
 def provenance(config: Any) -> dict[str, Any]:

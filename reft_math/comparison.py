@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.command import RESULTS_NAME
+from reft_math.data.fingerprint import digest
 from reft_math.errors import UserError
 from reft_math.json_text import read_object
 from reft_math.scoring.records import RecordFile
@@ -50,7 +51,7 @@ class Run:
             name: The run's in tables.
 
         Raises:
-            UserError: A decoder's records are no scored completions, one a problem.
+            UserError: A decoder's records are no scored completions, one a problem, or not those of the results.
         """
         decoders = self.results.get("evaluation")
         if not isinstance(decoders, dict) or not decoders:
@@ -61,10 +62,25 @@ class Run:
         if outside := next((decoder for decoder in decoders if Path(decoder).name != decoder), None):
             raise UserError(f"{self.folder / RESULTS_NAME} must name files of its own folder; got decoder {outside!r}")
         records = {decoder: self._records(decoder) for decoder in decoders}
+        sha256, template = self._sha256(), self.results.get("template")
+        template = None if template is None else str(template)
+        for decoder, found in records.items():
+            if sha256 is not None and sha256 != digest((record["question"], record["gold"]) for record in found):
+                raise UserError(
+                    f"records must hold the problems that their {RESULTS_NAME} was made of; {self.folder} ({decoder})"
+                    " holds others: evaluate again, into another folder"
+                )
         return [
-            Entry(self.folder, name, decoder, self._training(decoder), by_problem(found))
+            Entry(self.folder, name, decoder, self._training(decoder), by_problem(found), template, sha256)
             for decoder, found in records.items()
         ]
+
+    def _sha256(self) -> str | None:
+        """The digest of the problems; older versions wrote none."""
+        try:
+            return str(self.results["fingerprints"]["test"]["sha256"])
+        except (KeyError, TypeError):
+            return None
 
     def _records(self, decoder: str) -> list[dict[str, Any]]:
         path = self.folder / "records" / f"{decoder}.jsonl"
@@ -146,6 +162,8 @@ class Entry:
         training: What `TRAINING_COLUMNS` say, where known.
         records: By problem, with ``question``, ``gold`` and ``correct``, where answers are numbers also ``strict``.
             Completions made elsewhere have no score at first.
+        template: The prompts'; None where it is not known.
+        sha256: The digest of the problems; None where the run holds none.
     """
 
     source: Path
@@ -153,6 +171,8 @@ class Entry:
     decoder: str
     training: Mapping[str, Any]
     records: Mapping[Key, Record]
+    template: str | None = None
+    sha256: str | None = None
 
     @property
     def name(self) -> str:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from reft_math.data.prefix import pad_left
 from reft_math.data.templates import PromptTemplate, encode_prompt
 from reft_math.decoding.engine import Engine
 from reft_math.decoding.generation import GatedOutput
+from reft_math.errors import Unfinished
+from reft_math.finite import check_logits
 
 Generate = Callable[..., Any]
 Complete = Callable[[Sequence[str], int | None], list[dict[str, Any]]]
@@ -96,30 +98,45 @@ def complete_by_engine(
     Args:
         generate: As in `complete`, and it takes ``until_closed`` and returns a `GatedOutput`.
         engine: Serves the base.
+
+    Raises:
+        Unfinished: The engine does not finish some rows; the others' dictionaries are in it, by their place.
     """
     output, width = _generate(questions, seed, generate, decoding, device, until_closed=True)
-    rows: list[dict[str, Any]] = []
+    gates = _gate_records(output)
+    rows: dict[int, dict[str, Any]] = {}
     prefixes: dict[int, list[int]] = {}
     for index, drawn in enumerate(output.sequences[:, width:].tolist()):
         closing = int(output.closing_positions[index])
-        rows.append(_completion(drawn if closing < 0 else drawn[:closing], decoding))
-        if closing >= 0:
+        if closing < 0:
+            rows[index] = {**_completion(drawn, decoding), **gates[index]}
+        else:
             prefixes[index] = drawn[:closing]
     prompts = [prompt.tolist() for prompt in decoding.prompts(questions)]
-    continuations = engine.complete(
-        [prompts[index] + prefix for index, prefix in prefixes.items()],
-        [decoding.max_new_tokens - len(prefix) for prefix in prefixes.values()],
-        decoding.end_token_ids,
-        decoding.sampling,
-        seed or 0,
-    )
-    for (index, prefix), continuation in zip(prefixes.items(), continuations, strict=True):
-        rows[index] = {
-            "completion": decoding.opener + decoding.text(prefix) + continuation.text,
-            "num_tokens": len(prefix) + continuation.num_tokens,
-            "finished": continuation.finished,
-        }
-    return [{**row, **gate} for row, gate in zip(rows, _gate_records(output), strict=True)]
+
+    stop: Unfinished | None = None
+    try:
+        continuations = engine.complete(
+            [prompts[index] + prefix for index, prefix in prefixes.items()],
+            [decoding.max_new_tokens - len(prefix) for prefix in prefixes.values()],
+            decoding.end_token_ids,
+            decoding.sampling,
+            seed or 0,
+        )
+        written = dict(enumerate(continuations))
+    except Unfinished as error:
+        stop, written = error, dict(error.done)
+    for place, (index, prefix) in enumerate(prefixes.items()):
+        if place in written:
+            rows[index] = {
+                "completion": decoding.opener + decoding.text(prefix) + written[place].text,
+                "num_tokens": len(prefix) + written[place].num_tokens,
+                "finished": written[place].finished,
+                **gates[index],
+            }
+    if stop is not None:
+        raise Unfinished(str(stop), rows)
+    return [rows[index] for index in range(len(rows))]
 
 
 def _generate(
@@ -136,8 +153,25 @@ def _generate(
     attention_mask = pad_left([torch.ones_like(prompt) for prompt in prompts], 0).to(device)
     if seed is not None:
         torch.manual_seed(seed)
-    output = generate(inputs, attention_mask=attention_mask, **decoding.settings(), **options)
+    output = generate(
+        inputs,
+        attention_mask=attention_mask,
+        logits_processor=LogitsProcessorList([_Finite(questions)]),
+        **decoding.settings(),
+        **options,
+    )
     return output, inputs.shape[1]
+
+
+class _Finite(LogitsProcessor):  # type: ignore[misc]
+    """Stops at logits from which no token can be drawn; `torch.argmax` would draw the first NaN's."""
+
+    def __init__(self, questions: Sequence[str]) -> None:
+        self.questions = questions
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        check_logits(scores, self.questions)
+        return scores
 
 
 def _completion(token_ids: list[int], decoding: Decoding) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,18 @@ class UserError(ValueError):
     def __init__(self, message: str) -> None:
         shown = (mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in message[:_LONGEST])
         super().__init__("".join(shown))
+
+
+class Unfinished(UserError):
+    """Work on several rows that has stopped for good.
+
+    Attributes:
+        done: What became of the rows that were finished, by what tells them apart: none of it need be done again.
+    """
+
+    def __init__(self, message: str, done: Mapping[Any, Any]) -> None:
+        super().__init__(message)
+        self.done = done
 
 
 def require(options: object, name: str, holds: Callable[[Any], bool], rule: str) -> None:

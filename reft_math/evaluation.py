@@ -16,6 +16,7 @@ from scipy.stats import bootstrap
 from reft_math.completion import Complete
 from reft_math.data.problem import Problem
 from reft_math.data.templates import without_thoughts
+from reft_math.errors import Unfinished
 from reft_math.recording import Record, record_rows
 from reft_math.scoring.math_equivalence import MathVerifier
 from reft_math.scoring.numeric import last_number, score_numeric
@@ -61,15 +62,26 @@ def evaluate(
 
     Returns:
         One record per problem and sample, in the order of ``problems``; in every process.
+
+    Raises:
+        Unfinished: ``complete`` raised it; what it did finish is scored and recorded.
     """
 
     def work(batch: Sequence[Row], missing: Sequence[Row]) -> list[Record]:
         asked = missing if seed is None else batch
         batch_seed = None if seed is None else zlib.crc32(f"{seed}/{batch[0].id}".encode())
-        completions = complete([row.problem.question for row in asked], batch_seed)
-        found = dict(zip((row.id for row in asked), completions, strict=True))
-        scores = score([(row.problem.answer, found[row.id]["completion"]) for row in missing])
-        return [{**row.record(), **found[row.id], **scored} for row, scored in zip(missing, scores, strict=True)]
+        try:
+            completions = complete([row.problem.question for row in asked], batch_seed)
+        except Unfinished as stop:
+            raise Unfinished(str(stop), finished(asked, missing, stop.done)) from None
+        return list(finished(asked, missing, dict(enumerate(completions))).values())
+
+    def finished(asked: Sequence[Row], missing: Sequence[Row], completions: Mapping[int, Record]) -> dict[str, Record]:
+        """Records by id of the rows of ``missing`` that have a completion; these go by their place in ``asked``."""
+        found = {asked[place].id: completion for place, completion in completions.items()}
+        rows = [row for row in missing if row.id in found]
+        scores = score([(row.problem.answer, found[row.id]["completion"]) for row in rows])
+        return {row.id: {**row.record(), **found[row.id], **scored} for row, scored in zip(rows, scores, strict=True)}
 
     rows = [Row(problem, sample, samples) for problem in problems for sample in range(samples)]
     return record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, batch_size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
+from urllib.parse import urlsplit
 
 from reft_math.errors import UserError, require
 from reft_math.loading import LoadingOptions
@@ -93,6 +95,9 @@ class EvaluationOptions(RunOptions):
     )
     engine_model: str | None = field(default=None, metadata={"help": "The base's name there (its only model)."})
     engine_concurrency: int = field(default=32, metadata={"help": "Requests at once."})
+    engine_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds that the server may take for an answer, before it is asked again."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,15 +112,16 @@ class EvaluationOptions(RunOptions):
             raise UserError(f"--{needs[0].replace('_', '-')} is for sampling; pass --temperature too, such as 0.7")
         if self.engine is None and self.engine_model is not None:
             raise UserError("--engine-model names the base on an engine; pass --engine too, or leave it out")
-        if self.engine is not None and ("@" in self.engine or "?" in self.engine):
-            raise UserError("--engine is recorded with the results; put the key in OPENAI_API_KEY, not in the address")
+        require(self, "engine_timeout", lambda value: 0 < value < math.inf, "positive and finite")
+        if self.engine is not None:
+            _check_address(self.engine)
         if self.engine is not None and self.handoff != "base":
             raise UserError("--engine goes on as the base would; leave --handoff keep out, or --engine")
 
     @property
     def FREE_ON_RESUME(self) -> frozenset[str]:  # type: ignore[override]
         """Samples depend on who draws them in which batches; greedy completions do not."""
-        free = frozenset({"engine_concurrency"})
+        free = frozenset({"engine_concurrency", "engine_timeout"})
         return free if self.sampling else free | {"batch_size", "engine", "engine_model"}
 
     @property
@@ -129,3 +135,16 @@ class EvaluationOptions(RunOptions):
             "top_k": self.top_k or 0,
             **({} if self.min_p is None else {"min_p": self.min_p}),
         }
+
+
+def _check_address(engine: str) -> None:
+    """An address that says nothing secret, for it is recorded with the results. What it says is not repeated."""
+    if any(mark in engine for mark in "@?#"):
+        raise UserError("--engine is recorded with the results; put the key in OPENAI_API_KEY, not in the address")
+    try:
+        parts = urlsplit(engine)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise UserError("--engine must be the address of a server, such as http://localhost:8000/v1; it is none")

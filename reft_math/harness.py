@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reft_math.command import write_text
 from reft_math.errors import UserError
+from reft_math.files import write_text
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

@@ -27,11 +27,12 @@ GROUPS = {
     "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
     "Decoding": (
         "gate gates handoff calibrate_gate calibration_size save opener max_new_tokens new_tokens samples temperature"
-        " top_p top_k min_p engine engine_model engine_concurrency"
+        " top_p top_k min_p engine engine_model engine_concurrency engine_timeout"
     ),
     "Evaluation": (
         "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"
-        " gen_kwargs max_length log_samples runs against shared_only scoring digits sums alphas only rounds quick"
+        " gen_kwargs max_length log_samples runs against shared_only any_template scoring digits sums alphas"
+        " only ladders rounds quick"
     ),
     "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing",
     "Hub": "repo_id private license commit_message create_pr",
@@ -45,7 +46,7 @@ METAVARS = {
     "GATE": "gate gates",
     "GRID": "grid",
     "LIST": "bounds gen_kwargs grid_texts layers target_modules tasks",
-    "NAME": "act_fn against data dataset engine_model license loss model repo_id revision site template",
+    "NAME": "act_fn against data dataset engine_model ladders license loss model repo_id revision site template",
     "TEXT": "commit_message system_instruction",
     "URL": "engine",
 }

@@ -19,8 +19,8 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from reft_math.card import CARD_NAME, PLACE, read_card, update_card, with_license
-from reft_math.command import write_text
 from reft_math.errors import UserError
+from reft_math.files import write_text
 
 
 def fetch(source: str | Path, config_name: str, revision: str | None = None) -> Path:

@@ -26,8 +26,9 @@ from transformers.utils import (
     find_adapter_config_file,
 )
 
-from reft_math.data.templates import PromptTemplate
+from reft_math.data.templates import PromptTemplate, encode_prompt
 from reft_math.errors import UserError
+from reft_math.finite import check_finite
 from reft_math.json_text import read_object
 from reft_math.loading import LoadingOptions
 from reft_math.processes import process_state
@@ -86,6 +87,7 @@ def load_model(
             found = model.load_adapter(name, adapter_kwargs={"revision": revision})
         except Exception as error:  # what a damaged file raises shares no class
             raise UserError(f"peft adapter {name!r} does not fit its base {base.name!r}: {_reason(error)}") from None
+        check_finite(model.get_adapter_state_dict(), f"peft adapter {name!r}")
         if odd := sorted({*found.missing_keys, *found.unexpected_keys}):
             raise UserError(
                 f"peft adapter {name!r} must hold the weights that its settings ask for; missing or unknown: {odd[0]}"
@@ -266,6 +268,20 @@ def running_device(module: nn.Module) -> torch.device:
             if getattr(each, "execution_device", None) is not None:
                 return torch.device(each.execution_device)
     return next(module.parameters()).device
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> None:
+    """Raises `UserError` where a token that texts, prompts or padding need has no embedding.
+
+    A model may have more embeddings than the tokenizer has tokens, and lack one for an added token that no text has.
+    """
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    used = {tokenizer.vocab_size - 1, int(tokenizer.pad_token_id), *encode_prompt(template, "", tokenizer)}
+    if max(used) >= embeddings:
+        raise UserError(
+            f"the model must have an embedding for each token of its tokenizer; it has {embeddings}, and the tokenizer"
+            f" uses token {max(used)}: take the tokenizer that the model was trained with"
+        )
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:

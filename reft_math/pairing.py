@@ -1,13 +1,14 @@
-"""What a paired test needs: the same problems with the same answers, and one decoder that others are tested against."""
+"""What a paired test needs: the same problems with the same answers, asked alike, and a decoder to test against."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from reft_math.comparison import Entry
 from reft_math.errors import UserError
+from reft_math.generations import ELSEWHERE
 from reft_math.scoring.math_equivalence import MathVerifier
 
 
@@ -52,6 +53,34 @@ def paired(entries: Sequence[Entry], shared_only: bool) -> list[Entry]:
     found = [replace(entry, records={key: entry.records[key] for key in shared}) for entry in entries]
     _check_golds(found)
     return found
+
+
+def check_templates(templates: Mapping[str, str | None], any_template: bool) -> None:
+    """Raises `UserError` where prompts differ: what is tested then is the prompts, too.
+
+    Args:
+        templates: By the run's name; None where it is not known.
+        any_template: Differences are meant.
+    """
+    known = {template: name for name, template in templates.items() if template is not None}
+    if len(known) > 1 and not any_template:
+        shown = ", ".join(f"{name} has {template}" for template, name in known.items())
+        raise UserError(
+            f"a paired test needs the same prompt template; {shown}: pass --any-template to compare them all the same"
+        )
+
+
+def not_known(entries: Sequence[Entry]) -> list[str]:
+    """A line for each thing that was not compared, as some runs do not say it."""
+    own = [entry for entry in entries if entry.decoder != ELSEWHERE]
+    silent = {
+        "the prompt template is not known, and not compared": [entry for entry in entries if entry.template is None],
+        "made by a version that kept no digest of the problems; paired by their questions": [
+            entry for entry in own if entry.sha256 is None
+        ],
+    }
+    runs = {what: ", ".join(dict.fromkeys(entry.run for entry in found)) for what, found in silent.items() if found}
+    return [f"note: {names}: {what}" for what, names in runs.items()]
 
 
 def _check_golds(entries: Sequence[Entry]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
-def claim(options: Any) -> Path:
-    """The output folder, claimed by the main process; the others wait for it."""
+def claim(options: Any, fingerprints: Mapping[str, Any] | None = None) -> Path:
+    """The output folder, claimed by the main process as by `claim_output_dir`; the others wait for it."""
     state = process_state()
     if state.is_main_process:
-        claim_output_dir(options)
+        claim_output_dir(options, fingerprints)
     state.wait_for_everyone()
     return Path(options.output_dir)
 

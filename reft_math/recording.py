@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from reft_math.errors import Unfinished
 from reft_math.processes import process_state
 from reft_math.progress import progress
 from reft_math.scoring.records import RecordFile, gather_shards, shard_path
@@ -40,7 +41,8 @@ def record_rows(
         rows: With ids of their own.
         length: What rows are sorted by, longest first: batches hold rows of like length, and memory runs out at once or
             never.
-        work: Given a batch and those of its rows that have no record yet, the records of the latter, in their order.
+        work: Given a batch and those of its rows that have no record yet, the records of the latter, in their order. It
+            may raise `Unfinished` with some of them, by id: these are recorded.
         records_path: JSONL file; finished rows in it are not done again. Each of several processes appends to a shard
             of its own beside it, and the main process gathers them, those that a stopped run left behind as well.
         name: Shown by the progress bar.
@@ -61,7 +63,11 @@ def record_rows(
         for batch in mine:
             missing = [row for row in batch if row.id not in done]
             if missing:
-                found = work(batch, missing)
+                try:
+                    found = work(batch, missing)
+                except Unfinished as stop:
+                    shard.append({"id": name, **record} for name, record in stop.done.items())
+                    raise
                 shard.append({"id": row.id, **record} for row, record in zip(missing, found, strict=True))
             bar.update(len(batch))
     state.wait_for_everyone()

@@ -7,10 +7,11 @@ from typing import Any
 
 from reft_math.comparison import FORM_ERRORS, Run, bad_form
 from reft_math.errors import UserError
+from reft_math.pairing import check_templates
 from reft_math.regression.metrics import Estimate, rmse_difference
 from reft_math.scoring.records import RecordFile
 
-Predictions = dict[str, tuple[float, float]]  # prediction and target by row
+Predictions = dict[str, tuple[float, float, str]]  # prediction, target and text by row
 
 COLUMNS = (
     "run",
@@ -27,16 +28,31 @@ COLUMNS = (
 )
 
 
-def comparison_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def comparison_rows(runs: Sequence[Run], any_template: bool = False) -> list[dict[str, Any]]:
     """A row for every run of `train/raft.py`, with the names of `COLUMNS` and numbers as they are.
 
     ``difference`` is the run's RMSE less the first run's, over the same test rows.
 
+    Args:
+        runs: At least one.
+        any_template: Their prompts may differ.
+
     Raises:
-        UserError: A folder is no such run, its files were edited, or two were not evaluated on the same rows.
+        UserError: A folder is no such run, its files were edited, or two were not evaluated on the same rows or not
+            with the same prompts.
     """
     first = _predictions(runs[0])
+    check_templates({str(run.folder): _template(run) for run in runs}, any_template)
     return [_row(run, None if run is runs[0] else runs[0], first) for run in runs]
+
+
+def _template(run: Run) -> str | None:
+    """The prompts'; None where the results do not say it."""
+    try:
+        template = run.results["regressor"].get("template")
+    except FORM_ERRORS as error:
+        raise bad_form(run.folder, error) from None
+    return None if template is None else str(template)
 
 
 def _row(run: Run, other: Run | None, first: Predictions) -> dict[str, Any]:
@@ -46,6 +62,12 @@ def _row(run: Run, other: Run | None, first: Predictions) -> dict[str, Any]:
         raise UserError(
             f"runs are compared on the same test rows; {run.folder} has {len(own)}, {other.folder} {len(first)},"
             f" of which {len(own.keys() & first.keys())} are the same"
+        )
+    odd = next((name for name, row in own.items() if row[1:] != first[name][1:]), None)
+    if other is not None and odd is not None:
+        raise UserError(
+            f"runs are compared on the same test rows; {run.folder} and {other.folder} differ in {odd}'s text or"
+            " target: are these different versions of the data set?"
         )
     difference = None if other is None else _difference(own, first)
     try:
@@ -101,12 +123,12 @@ def _text(value: Any) -> str:
 
 
 def _difference(own: Predictions, first: Predictions) -> Estimate:
-    predictions, targets = zip(*(own[name] for name in first), strict=True)
-    return rmse_difference(predictions, [prediction for prediction, _ in first.values()], targets)
+    predictions, targets, _ = zip(*(own[name] for name in first), strict=True)
+    return rmse_difference(predictions, [prediction for prediction, _, _ in first.values()], targets)
 
 
 def _predictions(run: Run) -> Predictions:
-    """Prediction and target of every test row, by id."""
+    """Prediction, target and text of every test row, by id."""
     if "predictor" not in run.results or "training" not in run.results:
         raise UserError(f"{run.folder} is no run of train/raft.py")
     predictor = run.results["predictor"]
@@ -116,7 +138,8 @@ def _predictions(run: Run) -> Predictions:
         raise UserError(f"runs are compared row by row; {path} has no rows: was it moved away from its results?")
     try:
         return {
-            name: (float(record["predictions"][predictor]), float(record["target"])) for name, record in records.items()
+            name: (float(record["predictions"][predictor]), float(record["target"]), str(record["text"]))
+            for name, record in records.items()
         }
     except FORM_ERRORS as error:
         raise UserError(f"{path} has not the form that its command writes ({error!r}); leave its run out") from None

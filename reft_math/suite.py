@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reft_math.command import CONFIG_NAME, write_json
+from reft_math.command import CONFIG_NAME
 from reft_math.errors import UserError
+from reft_math.files import write_json
 from reft_math.json_text import read_object
 
 FINISHED_NAME = "finished.json"
@@ -92,7 +93,6 @@ def run_suite(experiments: Sequence[Experiment], root: Path, results: Path) -> N
 
     Raises:
         UserError: A script is missing, a folder was made by another command, or an experiment failed.
-        SystemExit: Ctrl-C; the experiment at work is stopped.
     """
     finished = _read_finished(results)
     for experiment in experiments:
@@ -112,9 +112,6 @@ def run_suite(experiments: Sequence[Experiment], root: Path, results: Path) -> N
         except UserError:
             print(f"failed after {duration(time.monotonic() - start)}", flush=True)
             raise
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", flush=True)
-            raise SystemExit(130) from None
         seconds = time.monotonic() - start
         finished[experiment.name] = {
             "command": experiment.command,
@@ -177,13 +174,7 @@ def _run(experiment: Experiment, root: Path, results: Path, way: str) -> None:
     with path.open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(['python', *words])}\n")
         log.flush()
-        with subprocess.Popen([sys.executable, *words], stdout=log, stderr=subprocess.STDOUT) as process:
-            try:
-                code = process.wait()
-            except KeyboardInterrupt:
-                process.kill()
-                process.wait()  # two at once in a folder would undo each other's work
-                raise
+        code = subprocess.run([sys.executable, *words], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     if code != 0:
         last = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1].strip()
         raise UserError(

@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from reft_math.finite import not_finite
+
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -25,6 +27,6 @@ def read_parameters(path: Path) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise ValueError(f"{name[:100]} must be of floating numbers; it is {tensor.dtype}")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name[:100]} must be finite; it is not")
+    if bad := not_finite(tensors):
+        raise ValueError(f"{bad[0][:100]} is NaN or infinite: take another checkpoint, or train anew")
     return tensors

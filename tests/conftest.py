@@ -35,6 +35,8 @@ def load_module(name: str, path: Path) -> ModuleType:
 
 
 FakeHub = load_module("fake_hub", Path(__file__).with_name("fake_hub.py")).FakeHub
+faults = load_module("faults", Path(__file__).with_name("faults.py"))
+FakeEngine = load_module("fake_engine", Path(__file__).with_name("fake_engine.py")).FakeEngine
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
 
 
@@ -127,6 +129,18 @@ def call(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
+def killed_at_every_call() -> Callable[[Callable[[], object]], Iterator[None]]:
+    """As in `faults`."""
+    return faults.killed_at_every_call
+
+
+@pytest.fixture
+def failing_at_every_call() -> Callable[[Callable[[], object]], Iterator[OSError | None]]:
+    """As in `faults`."""
+    return faults.failing_at_every_call
+
+
+@pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub on loopback in place of the real one, with a cache of its own; ``hf_writer`` is logged in."""
     fake = FakeHub()
@@ -143,5 +157,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     # Clients made once for all know the real hub's address.
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", fake.endpoint)
     monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def engine_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
+    """A completions server on loopback, whose failures are soon tried again, and only twice."""
+    pytest.importorskip("openai", reason="the engine extra is not installed")
+    monkeypatch.setattr("reft_math.decoding.engine.MAX_RETRIES", 2)
+    monkeypatch.setattr("reft_math.decoding.engine.FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    fake = FakeEngine()
     yield fake
     fake.close()

@@ -18,7 +18,7 @@ SCRIPTS = [path for folder in ("train", "eval", "benchmarks") for path in sorted
 ALLOWED = {
     "reft_math/data": {"reft_math.arithmetic", "reft_math.errors", "reft_math.json_text"},
     "reft_math/arithmetic": {"reft_math.data"},
-    "reft_math/scoring": {"reft_math.errors", "reft_math.json_text"},
+    "reft_math/scoring": {"reft_math.errors", "reft_math.files", "reft_math.json_text"},
     "reft_math/decoding": {"reft_math.data", "reft_math.errors"},
     "reft_math/regression": {"reft_math.errors"},
     "reft_math/figures": {"reft_math"},

@@ -37,8 +37,9 @@ def main(options: PretrainingOptions) -> None:
 
     from reft_math.arithmetic.pretraining import PretrainingDataset, build_model, pad_right
     from reft_math.arithmetic.tokenizer import build_tokenizer
-    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, write_json
-    from reft_math.training.arguments import last_checkpoint
+    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance
+    from reft_math.files import write_files, write_json
+    from reft_math.training.checkpoints import Checksums, last_checkpoint
     from reft_math.training.progress import show_progress
 
     folder = claim_output_dir(options)
@@ -65,11 +66,13 @@ def main(options: PretrainingOptions) -> None:
         ),
         train_dataset=PretrainingDataset(tokenizer, options.steps, options.batch_size, options.seed),
         data_collator=partial(pad_right, pad_token_id=tokenizer.pad_token_id),
+        callbacks=[Checksums()],
     )
-    show_progress(trainer)
-    output = trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints") if options.resume else None)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    resumed = last_checkpoint(folder / "checkpoints") if options.resume else None
+    with show_progress(trainer):
+        output = trainer.train(resume_from_checkpoint=resumed)
+    write_files(folder, model.save_pretrained)
+    write_files(folder, tokenizer.save_pretrained)
     write_json(folder / RESULTS_NAME, {**provenance(options), "training": output.metrics})
     print(f"model: {folder}")
     print(f"results: {folder / RESULTS_NAME}")

@@ -51,8 +51,9 @@ def main(options: ImportOptions) -> None:
     import dataclasses
 
     from interventions import read_checkpoint
-    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, versions, write_json
+    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, versions
     from reft_math.decoding.gate import TokenGate, parse_gate
+    from reft_math.files import write_json
     from reft_math.models import lasting_name, load_model
 
     assert options.source is not None  # checked

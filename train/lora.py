@@ -63,11 +63,11 @@ def main(options: LoraOptions) -> None:
     from interventions.checkpoint import count_parameters
     from reft_math.command import check_claim
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
+    from reft_math.files import write_folder
     from reft_math.models import check_no_adapter, lasting_name
     from reft_math.processes import claim, part_ways
     from reft_math.training import dry_run
     from reft_math.training import job as jobs
-    from reft_math.training.arguments import save_once
     from reft_math.training.matching import match_parameters
     from reft_math.training.memory import kept_by_linears
     from reft_math.training.packing import packs
@@ -105,7 +105,7 @@ def main(options: LoraOptions) -> None:
         dry_run.show(options, trained, dry_run.solution_tokens(job, dataset), job.rows)
         check_claim(options)
         return
-    folder = claim(options)
+    folder = claim(options, job.about["fingerprints"])
 
     adapter = folder / "adapter"
     if adapter.is_dir():  # resumed after training
@@ -114,7 +114,7 @@ def main(options: LoraOptions) -> None:
         collator = PrefixCollator(int(job.tokenizer.pad_token_id), positions=None, pack=packs(job.model))
         trainer = jobs.train(job, model, dataset, collator, control=None)
         if trainer.is_world_process_zero():
-            save_once(adapter, partial(_save, model))
+            write_folder(adapter, partial(_save, model))
 
     def base(inputs, **settings):  # type: ignore[no-untyped-def]
         with model.disable_adapter():

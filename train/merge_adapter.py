@@ -40,7 +40,8 @@ def main(options: MergeOptions) -> None:
     from interventions.card import write_merged_card
     from interventions.config import CONFIG_NAME
     from interventions.merging import check_mergeable
-    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, write_json
+    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance
+    from reft_math.files import write_files, write_json
     from reft_math.hub import fetch
     from reft_math.loading import LoadingOptions
     from reft_math.models import lasting_name, load_model, load_tokenizer
@@ -58,8 +59,8 @@ def main(options: MergeOptions) -> None:
     )
     merged = merge(reft_model, options.every_token)
     folder = claim_output_dir(options)
-    merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_files(folder, merged.save_pretrained)
+    write_files(folder, tokenizer.save_pretrained)
     write_merged_card(folder, lasting_name(name), config)
     write_json(folder / RESULTS_NAME, {**provenance(options), "base": name, "adapter": dataclasses.asdict(config)})
     print(f"{name} has {config.intervention} at {config.site} in its weights now, at every token")

@@ -41,7 +41,7 @@ def main(options: PrefixReftOptions) -> None:
         show_prefix(prefix)
         return
     options, job, model = prefix.options, prefix.job, prefix.model
-    claim(options)
+    claim(options, job.about["fingerprints"])
     prefix_training.train(prefix)
     calibration = prefix_training.calibrate(prefix) if prefix.calibrates else None
     decoders = {"base": job.model.generate, "reft" if prefix.is_ordinary else "prefix": model.generate}

@@ -30,12 +30,12 @@ def main(options: RegressionOptions) -> None:
     from interventions.dry_run import show_regression
     from interventions.regression import load_regressor, make_regressor
     from reft_math.data.regression import load_splits
+    from reft_math.files import write_folder
     from reft_math.models import check_no_adapter, load_model, load_skeleton, load_tokenizer
     from reft_math.processes import claim, part_ways
     from reft_math.regressor.card import write_regressor_card
     from reft_math.regressor.evaluation import Writing, evaluate_regressor, summarise
     from reft_math.training import regression_job as jobs
-    from reft_math.training.arguments import save_once
     from reft_math.training.card import notes_beside
     from reft_math.training.regression import fit
 
@@ -57,7 +57,7 @@ def main(options: RegressionOptions) -> None:
     if options.dry_run:
         show_regression(options, regressor, splits)
         return
-    folder = claim(options)
+    folder = claim(options, jobs.fingerprints(splits))
     writing = Writing(options.samples, options.temperature, options.default, options.seed)
 
     def evaluate(name: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def main(options: RegressionOptions) -> None:
     else:
         trainer = fit(regressor, splits.train, splits.validation, options, folder / "checkpoints")
         if trainer.is_world_process_zero():
-            save_once(saved, trainer.save_regressor)
+            write_folder(saved, trainer.save_regressor)
     evaluation["tuned"] = evaluate("tuned")
     part_ways()
     jobs.report(options, regressor.regressor_config, splits, saved, evaluation)

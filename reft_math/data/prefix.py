@@ -25,8 +25,8 @@ from reft_math.errors import UserError
 IGNORE_INDEX = -100
 
 
-class PrefixDataset(Dataset[dict[str, list[int]]]):
-    """Rows ``{"prompt_ids": [...], "target_ids": [...]}``.
+class PrefixDataset(Dataset[dict[str, Any]]):
+    """Rows ``{"id": …, "prompt_ids": [...], "target_ids": [...]}``.
 
     Args:
         problems: With solutions.
@@ -54,7 +54,7 @@ class PrefixDataset(Dataset[dict[str, list[int]]]):
             raise UserError(f"full_fraction must lie in [0, 1]; got {full_fraction}")
         rng = random.Random(seed)
         is_full = [k is None or rng.random() < full_fraction for _ in problems]
-        self.rows: list[dict[str, list[int]]] = []
+        self.rows: list[dict[str, Any]] = []
         for problem, full in zip(problems, is_full, strict=True):
             if not problem.solution:
                 raise UserError(
@@ -63,6 +63,7 @@ class PrefixDataset(Dataset[dict[str, list[int]]]):
             target_ids = encode_target(template, problem.question, problem.solution, tokenizer)
             self.rows.append(
                 {
+                    "id": problem.id,
                     "prompt_ids": encode_prompt(template, problem.question, tokenizer),
                     "target_ids": target_ids if full else target_ids[:k],
                 }
@@ -71,7 +72,7 @@ class PrefixDataset(Dataset[dict[str, list[int]]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index]
 
 
@@ -100,13 +101,13 @@ class PrefixCollator:
     pack: bool = True
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        lengths = [len(row["prompt_ids"]) + len(row["target_ids"]) - 1 for row in rows]
+        lengths = [len(row["prompt_ids"]) + len(row["target_ids"][:-1]) for row in rows]
         lines = pack_lines(lengths) if self.pack else [[row] for row in range(len(rows))]
         width = _width(lines, lengths)
         input_ids = torch.full((len(lines), width), self.pad_token_id)
         position_ids = torch.zeros_like(input_ids)
         generated = torch.zeros_like(input_ids, dtype=torch.bool)
-        targets = [torch.tensor(row["target_ids"]) for row in rows]
+        targets = [torch.tensor(row["target_ids"], dtype=torch.int64) for row in rows]
         logits_at = [torch.empty(0)] * len(rows)
         for line, members in enumerate(lines):
             column = 0
@@ -136,8 +137,8 @@ def pack_lines(lengths: Sequence[int]) -> list[list[int]]:
     For each number of lines the longest row first, each on the line that is shortest so far. Fewer, longer lines would
     waste less and attend to more: what attention costs grows with the square of a line.
     """
-    fewest = math.ceil(sum(lengths) / (2 * max(lengths)))
-    choices = [_share_out(lengths, number) for number in range(len(lengths), fewest - 1, -1)]
+    fewest = math.ceil(sum(lengths) / (2 * max(1, *lengths)))
+    choices = [_share_out(lengths, number) for number in range(len(lengths), max(1, fewest) - 1, -1)]
     return min(choices, key=lambda lines: len(lines) * _width(lines, lengths))
 
 
@@ -152,7 +153,8 @@ def _share_out(lengths: Sequence[int], number: int) -> list[list[int]]:
 
 
 def _width(lines: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
-    return max(sum(lengths[row] for row in line) for line in lines)
+    """Of the longest line; a model reads at least one token."""
+    return max(1, *(sum(lengths[row] for row in line) for line in lines))
 
 
 def pad_left(rows: Sequence[torch.Tensor], value: int | bool) -> torch.Tensor:

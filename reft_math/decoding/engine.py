@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from reft_math.errors import UserError
+from reft_math.errors import Unfinished, UserError
 
 TIMEOUT_S = 600.0
-MAX_RETRIES = 6  # waits double from half a second to 8 s: about 24 s in all
+CONNECT_S = 10.0
+MAX_RETRIES = 6  # about 22 s of waiting in all, where the server does not say how long
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0  # as the client's own
+
+_WAYS_OUT = {
+    401: "; is its key in OPENAI_API_KEY?",
+    403: "; is its key in OPENAI_API_KEY?",
+    404: "; are --engine and --engine-model right?",
+}
 
 
 @dataclass(frozen=True)
@@ -39,24 +50,42 @@ class Engine:
         tokenizer: The base's.
         model: The base's name on the server; may be left out where it serves only one.
         concurrency: Requests at once.
+        timeout: Seconds of silence after which an answer is not waited for any longer.
 
-    The key, where the server wants one, is the environment variable ``OPENAI_API_KEY``.
+    What fails (no connection, no answer in time, status 408, 409, 429 or 5xx, an answer that is no completion) is tried
+    again up to `MAX_RETRIES` times, after waits that double and are shortened at random, or as long as the server says
+    (up to two minutes). What is refused is not.
+
+    The key, where the server wants one, is the environment variable ``OPENAI_API_KEY``. It goes to the server and
+    nowhere else: where the server repeats it, errors do not.
 
     Raises:
         UserError: The server cannot be reached, or has not the one model.
     """
 
     def __init__(
-        self, url: str, tokenizer: PreTrainedTokenizerBase, model: str | None = None, concurrency: int = 32
+        self,
+        url: str,
+        tokenizer: PreTrainedTokenizerBase,
+        model: str | None = None,
+        concurrency: int = 32,
+        timeout: float = TIMEOUT_S,
     ) -> None:
         try:
             import openai
         except ImportError:
             raise UserError("--engine needs the package openai: uv sync --extra engine") from None
         self._openai = openai
-        self._url, self._tokenizer, self._concurrency = url, tokenizer, concurrency
-        key = os.environ.get("OPENAI_API_KEY", "none")
-        self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=MAX_RETRIES, timeout=TIMEOUT_S)
+        self._url, self._tokenizer, self._concurrency, self._timeout = url, tokenizer, concurrency, timeout
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError("OPENAI_API_KEY must be one line of ASCII, for it is sent in a header; set it again")
+        self._client = openai.OpenAI(
+            base_url=url,
+            api_key=self._key or "none",
+            max_retries=MAX_RETRIES,
+            timeout=openai.Timeout(timeout, connect=CONNECT_S),
+        )
         self._takes_ids: bool | None = None  # unknown as yet
         self._model = model or self._only_model()
 
@@ -78,25 +107,19 @@ class Engine:
             seed: Of the samples; the server's own business how it is used.
 
         Raises:
-            UserError: The server keeps failing, or answers what is no completion.
+            Unfinished: The server refuses, keeps failing, or keeps answering what is no completion. What was begun is
+                waited for, and what came of it is in the error, a `Continuation` by the place of its prompt.
         """
-        jobs = list(zip(prompts, max_tokens, strict=True))
-        if not jobs:
-            return []
-        same = (list(end_token_ids), sampling)
-        done: list[Continuation] = []
-        if self._takes_ids is None:  # a request alone finds it out
-            done = [self._continue(*jobs[0], *same, seed)]
-        with ThreadPoolExecutor(self._concurrency) as pool:
-            rest = [
-                pool.submit(self._continue, *job, *same, seed + index)
-                for index, job in enumerate(jobs[len(done) :], start=len(done))
-            ]
-            try:
-                return [*done, *(future.result() for future in rest)]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        jobs = [
+            partial(self._continue, prompt, limit, list(end_token_ids), sampling, seed + index)
+            for index, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True))
+        ]
+        done: dict[int, Continuation] = {}
+        places = list(range(len(jobs)))
+        alone = 1 if self._takes_ids is None else 0  # a request alone finds it out
+        for group in (places[:alone], places[alone:]):
+            _do({place: jobs[place] for place in group}, self._concurrency, done)
+        return [done[place] for place in places]
 
     def _continue(
         self, prompt: list[int], max_tokens: int, end_token_ids: list[int], sampling: dict[str, Any], seed: int
@@ -113,32 +136,31 @@ class Engine:
             if self._takes_ids is not False:
                 try:
                     extra = {"stop_token_ids": end_token_ids, **beyond_openai}
-                    answer = self._client.completions.create(prompt=prompt, extra_body=extra, **settings)
+                    found = self._ask(prompt=prompt, extra_body=extra, **settings)
                     self._takes_ids = True
-                    return self._read(answer)
+                    return found
                 except (self._openai.BadRequestError, self._openai.UnprocessableEntityError):
                     if self._takes_ids:
                         raise
                     self._takes_ids = False
-            text = self._as_text(prompt)
             extra = {"generation_config": _generation_config(end_token_ids, sampling)}
-            return self._read(self._client.completions.create(prompt=text, extra_body=extra, **settings))
-        except UserError:
-            raise
-        except (self._openai.OpenAIError, ValueError) as error:
+            return self._ask(prompt=self._as_text(prompt), extra_body=extra, **settings)
+        except self._openai.OpenAIError as error:
             raise self._failed(error) from None
 
-    def _read(self, answer: Any) -> Continuation:
-        choices = getattr(answer, "choices", None)
-        choice = choices[0] if choices else None
-        if choice is None or not isinstance(choice.text, str) or choice.finish_reason not in ("stop", "length"):
-            raise UserError(f"engine {self._url} answered what is no completion: {str(answer)[:200]}")
-        finished = choice.finish_reason == "stop"
-        if answer.usage is not None:
-            num_tokens = int(answer.usage.completion_tokens)
-        else:
-            num_tokens = len(self._tokenizer.encode(choice.text, add_special_tokens=False)) + finished
-        return Continuation(choice.text, num_tokens, finished)
+    def _ask(self, **request: Any) -> Continuation:
+        """One completion. The client tries again what failed; what is no completion is asked for again here."""
+        for retry in range(MAX_RETRIES + 1):
+            if retry > 0:
+                time.sleep(_wait(retry))
+            body = self._client.completions.with_raw_response.create(**request).http_response.content
+            if (found := _completion(body)) is not None:
+                text, num_tokens, finished = found
+                if num_tokens is None:
+                    num_tokens = len(self._tokenizer.encode(text, add_special_tokens=False)) + finished
+                return Continuation(text, num_tokens, finished)
+        said = self._line(body.decode(errors="replace"))
+        raise self._stopped(f"answered what is no completion, {MAX_RETRIES + 1} times in all ({said})")
 
     def _as_text(self, prompt: list[int]) -> str:
         """Text from which the tokenizer reads ``prompt``, its own special tokens added as the server's will be."""
@@ -153,39 +175,110 @@ class Engine:
 
     def _only_model(self) -> str:
         try:
-            names = [model.id for model in self._client.models.list()]
+            body = self._client.models.with_raw_response.list().http_response.content
+            names = [self._line(str(model["id"])) for model in json.loads(body)["data"]]
         except self._openai.APIStatusError as error:
-            raise UserError(
-                f"engine {self._url} does not list its models ({_reason(error)});"
-                " say with --engine-model which is the base"
-            ) from None
-        except (self._openai.OpenAIError, ValueError) as error:
+            if error.status_code in (401, 403, 429):  # about us, not about what the server can do
+                raise self._failed(error) from None
+            raise self._lists_nothing(self._reason(error)) from None
+        except self._openai.OpenAIError as error:
             raise self._failed(error) from None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise self._lists_nothing(self._line(body.decode(errors="replace"))) from None
         if len(names) != 1:
             raise UserError(
                 f"engine {self._url} serves {', '.join(names) or 'no model'}; say with --engine-model which is the base"
             )
         return names[0]
 
+    def _lists_nothing(self, said: str) -> UserError:
+        return UserError(
+            f"engine {self._url} does not list its models ({said}); say with --engine-model which is the base"
+        )
+
     def _failed(self, error: Exception) -> UserError:
-        """One line; what a server refuses is not tried again, what it fails at is."""
+        """What a server refuses is not tried again, what it fails at is, unless it says for how long it will."""
         status = getattr(error, "status_code", None)
         is_refusal = status is not None and status < 500 and status not in (408, 409, 429)
-        happened = "refused" if is_refusal else f"failed after {MAX_RETRIES} retries"
+        happened = "refused" if is_refusal else f"failed, tried again up to {MAX_RETRIES} times"
+        is_late = isinstance(error, self._openai.APITimeoutError)
+        way_out = f"; --engine-timeout is {self._timeout:g} s" if is_late else _WAYS_OUT.get(status or 0, "")
+        return self._stopped(f"{happened} ({self._reason(error)}){way_out}")
+
+    def _stopped(self, why: str) -> UserError:
         return UserError(
-            f"engine {self._url} {happened} ({_reason(error)}); what is recorded is kept,"
-            " and --resume goes on from there"
+            f"engine {self._url} {why}; what is recorded is kept, and the same command goes on with --resume"
         )
+
+    def _reason(self, error: Exception) -> str:
+        """What the server said, or what became of the connection."""
+        response = getattr(error, "response", None)
+        if response is None:  # the client says no more than that it failed
+            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+            return self._line(str(error) or type(error).__name__)
+        return self._line(str(error) if response.text in str(error) else f"{error} {response.text}")
+
+    def _line(self, text: str) -> str:
+        """What others said, on one line, shortened, and without our key."""
+        if self._key:
+            text = text.replace(self._key, "***")
+        return " ".join(text.split())[:200]
+
+
+def _do(jobs: Mapping[int, Callable[[], Continuation]], concurrency: int, done: dict[int, Continuation]) -> None:
+    """Does jobs, ``concurrency`` at once, into ``done``. After a failure no job is begun.
+
+    The threads are no executor's: for those, an interrupted process would wait until the server has answered.
+
+    Raises:
+        Unfinished: A job raised a `UserError`.
+    """
+    waiting = iter(list(jobs.items()))  # shared: each thread takes the next
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        for place, job in waiting:
+            try:
+                done[place] = job()
+            except BaseException as error:
+                failures.append(error)
+            if failures:
+                return
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(jobs)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for failure in failures:
+        if not isinstance(failure, UserError):
+            raise failure
+    if failures:
+        raise Unfinished(str(failures[0]), done)
+
+
+def _wait(retry: int) -> float:
+    """Seconds before the first, second, … retry: doubled each time up to a bound, and up to a quarter less at random,
+    so that requests that failed together do not come again together."""
+    return min(FIRST_WAIT_S * 2.0 ** (retry - 1), LONGEST_WAIT_S) * random.uniform(0.75, 1.0)
+
+
+def _completion(body: bytes) -> tuple[str, int | None, bool] | None:
+    """Text, its tokens where they are counted, and whether it ended by itself; None where that is no completion."""
+    try:
+        answer = json.loads(body)
+        choice = answer["choices"][0]
+        text, reason = choice["text"], choice["finish_reason"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    if not isinstance(text, str) or reason not in ("stop", "length"):
+        return None
+    usage = answer.get("usage")
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return text, count if type(count) is int and count >= 0 else None, reason == "stop"
 
 
 def _generation_config(end_token_ids: list[int], sampling: dict[str, Any]) -> str:
     """What ``transformers serve`` takes in place of the checkpoint's habits, as JSON."""
     how = {"do_sample": True, **sampling} if sampling else {"do_sample": False}
     return json.dumps({"eos_token_id": end_token_ids, **how})
-
-
-def _reason(error: Exception) -> str:
-    """What the server said, or what became of the connection."""
-    response = getattr(error, "response", None)
-    said = f"{error} {response.text}" if response is not None and response.text not in str(error) else str(error)
-    return " ".join(said.split())[:200] or type(error).__name__

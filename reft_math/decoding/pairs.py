@@ -166,6 +166,11 @@ class Pairs:
             base, mod = companions, survivors[self.open_rows]
         direction = self.gate.direction if isinstance(self.gate, KLGate) else "mod||base"
         kl = kl_divergence(mod, base, direction)
+        if kl.isnan().any():  # infinite where a token is impossible to one of the two
+            raise UserError(
+                f"a gate needs finite logits; token {self.step}'s are NaN or infinite: check the weights, or try"
+                " --dtype float32"
+            )
         if self.cumulative_kl is None:
             self.cumulative_kl = torch.zeros(len(survivors), dtype=kl.dtype, device=kl.device)
         self.cumulative_kl[self.open_rows] += kl

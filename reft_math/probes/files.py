@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from reft_math.files import written
 from reft_math.probes.number import Probe
 
 Probes = dict[tuple[str, str], Probe]
@@ -22,9 +22,8 @@ def save_probes(path: Path, probes: Mapping[tuple[str, str], Probe]) -> None:
         for name, value in vars(probe).items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+    with written(path) as aside:
+        save_file(tensors, aside)
 
 
 def load_probes(path: Path) -> Probes:

@@ -14,6 +14,7 @@ from reft_math.data.prefix import pad_left
 from reft_math.decoding.gate import Gate, KLGate, kl_divergence
 from reft_math.decoding.generation import acting_positions
 from reft_math.decoding.pairs import Handoff, Interventions
+from reft_math.finite import check_logits
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class _Passes:
     ) -> None:
         self.model, self.interventions, self.gate, self.handoff = model, interventions, gate, handoff
         self.inputs, is_generated = _teacher_forced(texts, pad_token, model.device)
+        self.ids = [text.id for text in texts]
         self.lengths = [len(text.token_ids) for text in texts]
         self.width = int((~is_generated).sum())
         self.may_act = intervention_mask(is_generated, acting_positions(gate, interventions))
@@ -159,6 +161,7 @@ class _Passes:
     def _logits(self, acts: torch.Tensor) -> torch.Tensor:
         with self.interventions.intervening(acts):
             found: torch.Tensor = self.model(**self.inputs, use_cache=False, logits_to_keep=max(self.lengths)).logits
+        check_logits(found, self.ids)
         return found
 
 

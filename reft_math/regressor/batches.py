@@ -16,8 +16,10 @@ from reft_math.data.templates import PromptTemplate, encode_prompt
 def encode_rows(
     rows: Sequence[RegressionRow], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
 ) -> list[dict[str, Any]]:
-    """``{"prompt_ids": [...], "target": y*}`` for every row."""
-    return [{"prompt_ids": encode_prompt(template, row.text, tokenizer), "target": row.target} for row in rows]
+    """``{"id": …, "prompt_ids": [...], "target": y*}`` for every row."""
+    return [
+        {"id": row.id, "prompt_ids": encode_prompt(template, row.text, tokenizer), "target": row.target} for row in rows
+    ]
 
 
 @dataclass(frozen=True)

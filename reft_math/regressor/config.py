@@ -12,9 +12,9 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reft_math.command import write_json
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
+from reft_math.files import write_json
 from reft_math.json_text import read_object
 from reft_math.regression.grid import Grid, make_grid, number_texts, parse_numbers
 from reft_math.regression.heads import HEADS, HeadName

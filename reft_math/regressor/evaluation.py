@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from reft_math.data.regression import RegressionRow
+from reft_math.errors import UserError
 from reft_math.models import end_token_ids
 from reft_math.recording import Record, record_rows
 from reft_math.regression.metrics import regression_metrics
@@ -86,6 +87,11 @@ def evaluate_regressor(
 
 
 def _record(row: RegressionRow, numbers: dict[str, float]) -> Record:
+    if not all(map(math.isfinite, numbers.values())):
+        raise UserError(
+            f"predictions must be finite; those for row {row.id} are NaN or infinite: check the weights, or try"
+            " --dtype float32"
+        )
     entropy = numbers.pop("entropy", None)
     return {"text": row.text, "target": row.target, "predictions": numbers, "entropy": entropy}
 

@@ -18,6 +18,7 @@ from reft_math.card import CARD_NAME
 from reft_math.data.regression import RegressionRow
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.errors import UserError
+from reft_math.files import write_files, written
 from reft_math.hub import push
 from reft_math.progress import progress
 from reft_math.regression import losses, predictors
@@ -252,15 +253,19 @@ class Regressor(nn.Module):
         self.regressor_config.save_pretrained(folder)
         if self.head is not None:
             tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.head.state_dict().items()}
-            save_file(tensors, folder / HEAD_NAME, metadata={"format": "pt"})
+            with written(folder / HEAD_NAME) as aside:
+                save_file(tensors, aside, metadata={"format": "pt"})
         if self.adapter is not None:
-            # Rows of added tokens are made again from their start, so peft need not save whole embeddings.
-            self.adapter.save_pretrained(folder / ADAPTER_FOLDER, save_embedding_layers=False)  # type: ignore[operator]
-            (folder / ADAPTER_FOLDER / CARD_NAME).unlink(missing_ok=True)  # the regressor's is the one for both
+            write_files(folder / ADAPTER_FOLDER, self._save_adapter)
         elif self.regressor_config.tune == "full":
-            self.model.save_pretrained(folder / MODEL_FOLDER)
-            self.tokenizer.save_pretrained(folder / MODEL_FOLDER)
+            write_files(folder / MODEL_FOLDER, self.model.save_pretrained)
+            write_files(folder / MODEL_FOLDER, self.tokenizer.save_pretrained)
         write_regressor_card(folder, self.card)
+
+    def _save_adapter(self, folder: Path) -> None:
+        # Rows of added tokens are made again from their start, so peft need not save whole embeddings.
+        self.adapter.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator, union-attr]
+        (folder / CARD_NAME).unlink(missing_ok=True)  # the regressor's is the one for both
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Saves to the hub; keyword arguments as in `reft_math.hub.push`."""
@@ -270,7 +275,7 @@ class Regressor(nn.Module):
         """Reads the head's weights, if the config has a head.
 
         Raises:
-            UserError: The file is missing or damaged, or its names or shapes are not the head's.
+            UserError: The file is missing or damaged, its names or shapes are not the head's, or it holds a NaN.
         """
         if self.head is None:
             return

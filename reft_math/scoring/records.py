@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.errors import UserError
+from reft_math.files import named, sync
 from reft_math.json_text import parse_json
 
 
@@ -58,13 +59,15 @@ class RecordFile:
 
     def _write(self, lines: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        with named(self.path), self.path.open("ab") as file:
             if self._is_torn:
                 file.truncate(self._whole)
             self._is_torn = True  # a write that fails half-way, as on a full disk, is cut off by the next
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
+            if self._whole == 0:
+                sync(self.path.parent)
             self._whole = file.tell()
             self._is_torn = False
 

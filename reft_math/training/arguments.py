@@ -1,8 +1,7 @@
-"""What goes to `transformers.Trainer`, and what it left behind."""
+"""What goes to `transformers.Trainer`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ def training_arguments(options: FittingOptions, folder: Path, **settings: Any) -
         seed=options.seed,
         save_total_limit=2,
         logging_steps=20,
+        logging_nan_inf_filter=False,  # would put another loss in its place; RowTrainer stops there
         report_to=options.report_to,
         remove_unused_columns=False,
         # Renamed in transformers 5.23, which warns of the old name: passed only where asked for.
@@ -44,17 +44,3 @@ def training_arguments(options: FittingOptions, folder: Path, **settings: Any) -
     # The option's to say, and recorded as such; accelerate's launcher names one in the environment.
     arguments.mixed_precision = options.mixed_precision
     return arguments
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint: the trainer writes ``trainer_state.json`` last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)
-
-
-def save_once(folder: Path, save: Callable[[Path], None]) -> None:
-    """Saves into ``folder`` whole or not at all: its presence says that training is done."""
-    partial = folder.with_name(folder.name + ".partial")
-    save(partial)
-    partial.rename(folder)

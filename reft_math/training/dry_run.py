@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from reft_math.command import print_table
 from reft_math.data.prefix import PrefixDataset
+from reft_math.files import is_used
 from reft_math.processes import process_state
-from reft_math.training.arguments import last_checkpoint
+from reft_math.training.checkpoints import newest_whole
 from reft_math.training.job import Job
 from reft_math.training.memory import (
     Batch,
@@ -221,7 +222,7 @@ def device_text() -> str:
 def folder_text(options: FittingOptions, finished: str) -> str:
     """What the run would find in its output folder, and do with it."""
     folder = Path(options.output_dir)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not is_used(folder):
         return "nothing yet"
     if options.overwrite:
         return "a run that would be deleted"
@@ -229,5 +230,5 @@ def folder_text(options: FittingOptions, finished: str) -> str:
         return "something already"
     if (folder / finished).is_dir():
         return "a trained run that would be evaluated"
-    checkpoint = last_checkpoint(folder / "checkpoints")
-    return f"a run that would go on from {'its start' if checkpoint is None else Path(checkpoint).name}"
+    checkpoint = newest_whole(folder / "checkpoints")
+    return f"a run that would go on from {'its start' if checkpoint is None else checkpoint.name}"

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from reft_math.arithmetic.problems import OPENERS
 from reft_math.calibration import KL_GATES, evaluate_gates
-from reft_math.command import RESULTS_NAME, print_table, provenance, write_json
+from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete
+from reft_math.data.fingerprint import about_problems
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
 from reft_math.data.registry import held_out_problems, load_problems
@@ -29,8 +30,10 @@ from reft_math.evaluation import (
     is_numeric,
     summarise,
 )
-from reft_math.models import end_token_ids, load_model, load_skeleton, load_tokenizer
-from reft_math.training.arguments import last_checkpoint, training_arguments
+from reft_math.files import write_json
+from reft_math.models import check_vocabulary, end_token_ids, load_model, load_skeleton, load_tokenizer
+from reft_math.training.arguments import training_arguments
+from reft_math.training.checkpoints import Checksums, last_checkpoint
 from reft_math.training.options import TrainingOptions
 from reft_math.training.progress import show_progress
 from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
@@ -53,8 +56,16 @@ class Job:
     @property
     def rows(self) -> dict[str, int]:
         """Problems by split."""
-        splits = {"train": self.train_problems, "validation": self.validation_problems, "test": self.test_problems}
-        return {name: len(problems) for name, problems in splits.items()}
+        return {name: len(problems) for name, problems in self._splits.items()}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For the head of results: data set, what its rows say by split, and prompt template."""
+        return {**about_problems(self.options.dataset, **self._splits), "template": str(self.template)}
+
+    @property
+    def _splits(self) -> dict[str, list[Problem]]:
+        return {"train": self.train_problems, "validation": self.validation_problems, "test": self.test_problems}
 
     @property
     def base_revision(self) -> str | None:
@@ -98,6 +109,7 @@ def prepare(options: TrainingOptions, model: PreTrainedModel | None = None, to_b
         model = load_skeleton(options.model, options.revision, options)
     elif model is None:
         model = load_model(options.model, options.revision, options, to_be_sharded=to_be_sharded)
+    check_vocabulary(model, tokenizer, template)
     check_thoughts(template, (problem.solution for problem in train))
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
     return Job(options, model, tokenizer, template, train, validation, test[: options.eval_size])
@@ -120,9 +132,10 @@ def train(
         data_collator=collator,
         norm_control=control,
         number_loss=number_loss,
+        callbacks=[Checksums()],
     )
-    show_progress(trainer, control)
-    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
+    with show_progress(trainer, control):
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
     return trainer
 
 
@@ -189,8 +202,7 @@ def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str,
     head = provenance(options)
     settings = {
         "model": {"name": options.model, "revision": job.base_revision, "parameters": job.model.num_parameters()},
-        "dataset": options.dataset,
-        "template": str(job.template),
+        **job.about,
     }
     write_json(folder / RESULTS_NAME, {**head, **settings, **results, "evaluation": evaluation})
     if evaluation is None:

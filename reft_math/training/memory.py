@@ -1,11 +1,12 @@
 """What training needs of memory: the arithmetic of it, for a decoder of attention and gated MLPs.
 
-Notation: B rows of L tokens with n targets each; N layers of hidden size d, with q and k the widths of all queries and
-of all keys, and f the MLP's; V tokens in the vocabulary; e bytes a number of the dtype that is computed in.
+Notation: B rows of L tokens with n targets each; N layers of hidden size d and h heads, with q and k the widths of all
+queries and of all keys, and f the MLP's; V tokens in the vocabulary; e bytes a number of the dtype computed in.
 
 The weights of the base are frozen, so that a linear layer keeps nothing of its input. What is kept for the backward
-pass is what is between them: each of the two norms its input in float32, attention its queries, keys, values, output
-and additive mask, and the MLP both factors of its product and what went into its activation.
+pass is what is between them: each of the two norms its input and scale in float32; attention its queries, keys and
+values (both once a head, however few there are), output, additive mask and a sum a head; the MLP both factors of its
+product and what went into its activation.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ class Decoder:
     """Widths of a decoder, and the bytes of the dtype that it computes in.
 
     Attributes:
-        layers, hidden, queries, keys, inner, vocabulary: N, d, q, k, f, V.
+        layers, hidden, heads, queries, keys, inner, vocabulary: N, d, h, q, k, f, V.
         element: e.
     """
 
     layers: int
     hidden: int
+    heads: int
     queries: int
     keys: int
     inner: int
@@ -53,6 +55,7 @@ def decoder_of(config: Any, element: int) -> Decoder:
     return Decoder(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
+        heads=heads,
         queries=heads * head,
         keys=key_heads * head,
         inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
@@ -62,9 +65,10 @@ def decoder_of(config: Any, element: int) -> Decoder:
 
 
 def layer_bytes(decoder: Decoder, batch: Batch) -> int:
-    """``B·L·(2·4·d + e·(2q + 2k + 3f + L))``: what one layer keeps for the backward pass."""
-    widths = 2 * decoder.queries + 2 * decoder.keys + 3 * decoder.inner + batch.length
-    return batch.rows * batch.length * (8 * decoder.hidden + decoder.element * widths)
+    """``B·L·(8·d + 8 + 4·h + e·(4q + 3f + L))``: what one layer keeps for the backward pass."""
+    in_float32 = 8 * decoder.hidden + 8 + 4 * decoder.heads
+    widths = 4 * decoder.queries + 3 * decoder.inner + batch.length
+    return batch.rows * batch.length * (in_float32 + decoder.element * widths)
 
 
 def activation_bytes(decoder: Decoder, batch: Batch, layers: int, adapter: int, checkpointing: bool) -> int:

@@ -20,16 +20,17 @@ from transformers import (
     TrainingArguments,
 )
 
-from reft_math.command import write_json
 from reft_math.data.regression import RegressionRow
 from reft_math.errors import UserError
+from reft_math.files import write_json, written
 from reft_math.regression.metrics import rmse
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.model import Regressor
-from reft_math.training.arguments import last_checkpoint, training_arguments
+from reft_math.training.arguments import training_arguments
+from reft_math.training.checkpoints import Checksums, last_checkpoint
 from reft_math.training.progress import show_progress
 from reft_math.training.regression_options import RegressionOptions
-from reft_math.training.trainer import RowTrainer
+from reft_math.training.row_trainer import RowTrainer
 
 WEIGHTS_NAME, TRACE_NAME = "trainable.safetensors", "training.json"
 
@@ -48,7 +49,7 @@ class RegressionTrainer(RowTrainer):
     model: Regressor
 
     def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, compute_metrics=_rmse)
+        super().__init__(*args, **kwargs, compute_metrics=self._rmse)
         self.head_learning_rate = head_learning_rate
         self.start_rmse = math.nan
 
@@ -70,10 +71,21 @@ class RegressionTrainer(RowTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        inputs.pop("ids")
         outputs = model(**inputs)
         rows = outputs["loss"]
         loss = rows.mean() if num_items_in_batch is None else rows.sum() * self.share(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _rmse(self, found: EvalPrediction) -> dict[str, float]:
+        errors = np.asarray(found.predictions, dtype=np.float64) - np.asarray(found.label_ids, dtype=np.float64)
+        if len(bad := np.flatnonzero(~np.isfinite(errors))):
+            raise UserError(
+                f"predictions must be finite; after step {self.state.global_step} that of validation row"
+                f" {self.eval_dataset[int(bad[0])]['id']} is NaN or infinite: start anew with a lower --learning-rate"
+                " or --dtype float32, and --overwrite"
+            )
+        return {"rmse": float(np.sqrt(np.mean(errors**2)))}
 
     def save_regressor(self, folder: Path) -> None:
         """Writes the regressor, and beside it how training went."""
@@ -97,7 +109,8 @@ class RegressionTrainer(RowTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             parameters = self.model.trainable_parameters()
             tensors = {name: value.detach().contiguous().cpu() for name, value in parameters.items()}
-            save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+            with written(folder / WEIGHTS_NAME) as aside:
+                save_file(tensors, aside, metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         tensors = load_file(Path(resume_from_checkpoint) / WEIGHTS_NAME)
@@ -148,6 +161,7 @@ def fit(
         # A head that does not read the model's logits leaves its output embedding without a gradient.
         ddp_find_unused_parameters=regressor.head is not None and regressor.head.needs_hidden,
     )
+    early = [] if options.patience is None else [EarlyStoppingCallback(options.patience)]
     trainer = RegressionTrainer(
         model=regressor,
         args=arguments,
@@ -155,16 +169,11 @@ def fit(
         eval_dataset=encode_rows(validation, tokenizer, template),
         data_collator=RegressionCollator(int(tokenizer.pad_token_id)),
         head_learning_rate=options.head_learning_rate,
-        callbacks=[_BestCheckpoint(), *([] if options.patience is None else [EarlyStoppingCallback(options.patience)])],
+        callbacks=[_BestCheckpoint(), Checksums(), *early],
     )
-    show_progress(trainer)
     # Not by trainer.evaluate: accelerate would take the model for prepared, and leave it out of DDP in training.
     start = regressor.predict([row.text for row in validation], options.eval_batch_size)
     trainer.start_rmse = rmse(start, [row.target for row in validation])
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder) if options.resume else None)
+    with show_progress(trainer):
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if options.resume else None)
     return trainer
-
-
-def _rmse(found: EvalPrediction) -> dict[str, float]:
-    errors = np.asarray(found.predictions, dtype=np.float64) - np.asarray(found.label_ids, dtype=np.float64)
-    return {"rmse": float(np.sqrt(np.mean(errors**2)))}

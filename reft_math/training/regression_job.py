@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.card import digest
-from reft_math.command import RESULTS_NAME, print_table, provenance, versions, write_json
+from reft_math.command import RESULTS_NAME, print_table, provenance, versions
+from reft_math.data.fingerprint import regression_fingerprint
 from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits, check_split
 from reft_math.errors import UserError
+from reft_math.files import write_json
 from reft_math.models import EMBEDDED_MODEL, lasting_name
 from reft_math.regression.metrics import rmse
 from reft_math.regressor.config import RegressorConfig
@@ -117,6 +119,11 @@ def cut(splits: RegressionSplits, options: RegressionOptions) -> RegressionSplit
     )
 
 
+def fingerprints(splits: RegressionSplits) -> dict[str, Any]:
+    """What the rows say, by split."""
+    return {name: regression_fingerprint(rows) for name, rows in vars(splits).items()}
+
+
 def check_reach(regressor: Regressor, rows: Sequence[RegressionRow]) -> None:
     """Warns of targets that no probabilities over the grid can be averaged to.
 
@@ -164,6 +171,7 @@ def report(
         **provenance(options),
         "regressor": dataclasses.asdict(config),
         "rows": {name: len(rows) for name, rows in vars(splits).items()},
+        "fingerprints": fingerprints(splits),
         "training": trace,
         "rmse_of_training_mean": constant,
         "predictor": config.predictor,

@@ -11,12 +11,14 @@ from typing import Any, Protocol
 import torch
 from accelerate.utils import reduce
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from reft_math.files import write_json
 from reft_math.regression.losses import number_token_loss
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import NormController, mean_norm, project_mean_norm, remove_directions
 from reft_math.training.packing import logits_at
+from reft_math.training.row_trainer import RowTrainer
 
 NORM_CONTROL_NAME = "norm_control.json"
 
@@ -108,7 +110,7 @@ class NormControl(TrainerCallback):
 
     def save(self, folder: str | Path) -> None:
         state = {"controller": self.controller.name, "state": self.controller.state_dict(), "trace": self.trace}
-        (Path(folder) / NORM_CONTROL_NAME).write_text(json.dumps(state), encoding="utf-8")
+        write_json(Path(folder) / NORM_CONTROL_NAME, state)
 
     def load(self, folder: str | Path) -> None:
         state = json.loads((Path(folder) / NORM_CONTROL_NAME).read_text(encoding="utf-8"))
@@ -128,31 +130,6 @@ class NumberLoss:
     weight: float
     ids: torch.Tensor
     values: torch.Tensor
-
-
-class RowTrainer(Trainer):
-    """A trainer whose loss is a mean over the rows of an optimiser step.
-
-    The rows of all its accumulated batches and processes are counted, so any split of a batch gives the same gradient.
-    (Over several processes accelerate fills the epoch's last batch up with rows seen before.)
-    """
-
-    # Losses are divided by the number of rows of the whole step already. Said twice: transformers 5.17 asks the model.
-    loss_is_scaled_for_ga = True
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True
-
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        num_rows = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
-        return batches, self.accelerator.gather(num_rows).sum()
-
-    def share(self, num_rows: torch.Tensor | int) -> torch.Tensor | float:
-        """A row's weight: gradients are averaged over processes, each of which holds its own share of the rows."""
-        share: torch.Tensor | float = self.accelerator.num_processes / num_rows
-        return share
 
 
 class PrefixTrainer(RowTrainer):
@@ -180,6 +157,7 @@ class PrefixTrainer(RowTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        inputs.pop("ids")
         targets = inputs.pop("targets")
         with logits_at(self.accelerator.unwrap_model(model), inputs.pop("logits_at")):
             outputs = model(**inputs, use_cache=False)

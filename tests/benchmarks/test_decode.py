@@ -33,7 +33,7 @@ def test_ratios_are_taken_within_rounds(benchmark: ModuleType) -> None:
 
 
 def test_a_small_run_writes_every_ratio(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(benchmark.SHAPES, "small", TINY)
+    monkeypatch.setitem(benchmark.SHAPES, "medium", TINY)
     path = tmp_path / "new" / "decode.json"
     benchmark.main(benchmark.DecodeOptions(batch_size=3, prompt_length=6, new_tokens=40, rounds=2, json=str(path)))
     report = json.loads(path.read_text())
@@ -43,13 +43,28 @@ def test_a_small_run_writes_every_ratio(benchmark: ModuleType, tmp_path: Path, m
     assert report["gate"].endswith(",max=16")
     assert 1 < report["cache_while_open_vs_base"] <= 2
     assert report["cache_after_closing_vs_base"] == 1
+    assert report["after_closing_vs_floor"] > 1
+
+
+def test_the_floor_reads_or_multiplies_every_weight_but_the_embeddings(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand, for a machine of 100 bytes and 10 operations a second, then of 1 byte."""
+    monkeypatch.setitem(benchmark.SHAPES, "medium", TINY)
+    monkeypatch.setattr(benchmark, "matrix_peak", lambda dtype: 10.0)
+    monkeypatch.setattr(benchmark, "read_peak", lambda: 100.0)
+    contenders = benchmark.Contenders(benchmark.DecodeOptions(batch_size=4, prompt_length=6))
+    weights = 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32 + 32 * 64
+    assert contenders.floor() == pytest.approx(2 * 4 * weights / 10)
+    monkeypatch.setattr(benchmark, "read_peak", lambda: 1.0)
+    assert contenders.floor() == pytest.approx(4 * weights)
 
 
 def test_contenders_draw_the_same_tokens_where_they_should(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The uncached loop is the definition; ours must draw its tokens for the comparison to mean anything."""
-    monkeypatch.setitem(benchmark.SHAPES, "small", {**TINY, "initializer_range": 0.3})
+    monkeypatch.setitem(benchmark.SHAPES, "medium", {**TINY, "initializer_range": 0.3})
     contenders = benchmark.Contenders(benchmark.DecodeOptions(batch_size=4, prompt_length=6, new_tokens=40))
     ours = contenders.ours.generate(**contenders.prompt, gate=contenders.gate, max_new_tokens=benchmark.END_OF_OPEN)
     assert ours.tolist() == contenders.uncached().tolist()

@@ -10,12 +10,21 @@ from types import ModuleType
 import pytest
 import torch
 
-TINY = {"dataset": "arithmetic", "hidden_size": 64, "num_layers": 2, "vocabulary": 400, "k": 4}
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 170,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "vocab_size": 400,
+}
+TINY = {"dataset": "arithmetic", "k": 4}
 
 
 @pytest.fixture
-def benchmark(command: Callable[[str], ModuleType]) -> ModuleType:
-    return command("benchmarks/train.py")
+def benchmark(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = command("benchmarks/train.py")
+    monkeypatch.setitem(module.SHAPES, "small", SHAPE)
+    return module
 
 
 def test_ratios_are_taken_within_rounds(benchmark: ModuleType) -> None:
@@ -25,15 +34,19 @@ def test_ratios_are_taken_within_rounds(benchmark: ModuleType) -> None:
         assert ratio == {"median": 3.0, "lower_quartile": 3.0, "upper_quartile": 3.0}
 
 
-def test_a_small_run_writes_every_ratio(benchmark: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("intervention", ["red", "loreft"])
+def test_a_small_run_writes_every_ratio(benchmark: ModuleType, tmp_path: Path, intervention: str) -> None:
     path = tmp_path / "new" / "train.json"
-    options = benchmark.TrainBenchmarkOptions(**TINY, batch_size=4, steps=2, rounds=1, json=str(path))
+    options = benchmark.TrainBenchmarkOptions(
+        **TINY, intervention=intervention, batch_size=4, steps=2, rounds=1, json=str(path)
+    )
     benchmark.main(options)
     report = json.loads(path.read_text())
     for name in benchmark.PEERS:
         assert report[f"vs_{name}"] == report["ratios"][name]["median"] > 0
         assert report[f"memory_vs_{name}"] == report["peak_bytes"]["ours"] / report["peak_bytes"][name]
     assert report["mean_solution_tokens"] > TINY["k"]
+    assert 0 < report["share_of_matrix_peak"] < 1
 
 
 def test_contenders_train_what_they_say(benchmark: ModuleType) -> None:

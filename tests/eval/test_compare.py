@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from reft_math.data.fingerprint import digest
 from reft_math.data.problem import Problem
 from reft_math.evaluation import Scorer, evaluate
 from reft_math.scoring.records import RecordFile
@@ -164,6 +165,62 @@ def test_completions_made_elsewhere_are_compared_without_a_run_of_ours(
     assert list(rows_by_name) == [f"{tmp_path}/{name}/made.jsonl:elsewhere" for name in ("x", "y")]
     assert [row["correct"] for row in rows_by_name.values()] == ["4", "3"]
     assert [row["strict"] for row in rows_by_name.values()] == ["0", "0"]  # no answer is stated
+
+
+def with_template(template: str, total: int) -> dict[str, Any]:
+    """Results as this version writes them: of the problems that `write_run` makes."""
+    rows = digest((f"q{index}?", "1") for index in range(total))
+    return {**TRAINING, "template": template, "fingerprints": {"test": {"rows": total, "sha256": rows}}}
+
+
+def test_different_prompts_are_compared_only_if_that_is_meant(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = write_run(tmp_path / "one", {"base": "+-"}, with_template("chat/1", 2))
+    two = write_run(tmp_path / "two", {"base": "++"}, with_template("plain/1", 2))
+    line = f"eval/compare.py --runs {one} {two} --output-dir {tmp_path}/out"
+    with pytest.raises(SystemExit) as stopped:
+        call(line)
+    assert stopped.value.code == 2
+    assert capfd.readouterr().err == (
+        "error: a paired test needs the same prompt template; one:base has chat/1, two:base has plain/1:"
+        " pass --any-template to compare them all the same\n"
+    )
+    assert not (tmp_path / "out").exists()
+    call(f"{line} --any-template")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["templates"] == {"one": "chat/1", "two": "plain/1"}
+    assert results["fingerprints"] == with_template("", 2)["fingerprints"]
+    assert "note" not in capfd.readouterr().out
+
+
+def test_what_an_old_run_does_not_say_is_said(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    new = write_run(tmp_path / "new", {"base": "+-"}, with_template("chat/1", 2))
+    old = write_run(tmp_path / "old", {"base": "++", "prefix": "++"})
+    made = write_generations(
+        tmp_path / "made.jsonl", [{"question": f"q{index}?", "gold": 1, "completion": "1"} for index in range(2)]
+    )
+    call(f"eval/compare.py --runs {new} {old} {made} --output-dir {tmp_path}/out")
+    notes = [line for line in capfd.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: old, made.jsonl: the prompt template is not known, and not compared",
+        "note: old: made by a version that kept no digest of the problems; paired by their questions",
+    ]
+
+
+def test_records_of_other_problems_than_the_results_are_refused(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", {"base": "+-"}, with_template("chat/1", 2))
+    path = run / "records" / "base.jsonl"
+    path.write_text(path.read_text().replace("q1?", "q2?"))
+    with pytest.raises(SystemExit):
+        call(f"eval/compare.py --runs {run} --output-dir {tmp_path}/out")
+    error = capfd.readouterr().err
+    assert f"their results.json was made of; {run} (base) holds others: evaluate again" in error
+    assert error.count("\n") == 1
 
 
 def test_shared_only_leaves_out_what_one_of_them_lacks(

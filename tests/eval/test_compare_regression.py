@@ -17,7 +17,7 @@ TARGETS = [1.0, 2.0, 4.0, 5.0]
 def write_run(folder: Path, predictions: list[float], loss: str = "raft", **regressor: Any) -> Path:
     """A run of train/raft.py, as far as this command reads it."""
     RecordFile(folder / "records" / "tuned.jsonl").append(
-        {"id": f"r{index}", "target": target, "predictions": {"rail": prediction}}
+        {"id": f"r{index}", "text": f"t{index}", "target": target, "predictions": {"rail": prediction}}
         for index, (target, prediction) in enumerate(zip(TARGETS, predictions, strict=True))
     )
     rmse = float(np.sqrt(np.mean(np.square(np.subtract(predictions, TARGETS)))))
@@ -59,13 +59,41 @@ def test_runs_over_different_rows_are_not_compared(
     call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first, second = (write_run(tmp_path / name, TARGETS) for name in ("first", "second"))
-    RecordFile(second / "records" / "tuned.jsonl").append([{"id": "more", "target": 1, "predictions": {"rail": 1}}])
+    RecordFile(second / "records" / "tuned.jsonl").append(
+        [{"id": "more", "text": "t", "target": 1, "predictions": {"rail": 1}}]
+    )
     with pytest.raises(SystemExit) as stopped:
         call(f"eval/compare_regression.py --runs {first} {second} --output-dir {tmp_path}/out")
     assert stopped.value.code == 2
     assert "has 5, " in (error := capfd.readouterr().err)
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("old", "new"), [('"t2"', '"t9"'), ('"target": 4.0', '"target": 4.5')])
+def test_rows_that_say_something_else_are_other_rows_whatever_their_names(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str], old: str, new: str
+) -> None:
+    first, second = (write_run(tmp_path / name, TARGETS) for name in ("first", "second"))
+    path = second / "records" / "tuned.jsonl"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(SystemExit):
+        call(f"eval/compare_regression.py --runs {first} {second} --output-dir {tmp_path}/out")
+    error = capfd.readouterr().err
+    assert f"{second} and {first} differ in r2's text or target" in error
+    assert error.count("\n") == 1
+
+
+def test_different_prompts_are_compared_only_if_that_is_meant(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / name, TARGETS, template=name) for name in ("chat", "plain")]
+    line = f"eval/compare_regression.py --runs {runs[0]} {runs[1]} --output-dir {tmp_path}/out"
+    with pytest.raises(SystemExit):
+        call(line)
+    assert f"{runs[0]} has chat, {runs[1]} has plain: pass --any-template" in capfd.readouterr().err
+    call(f"{line} --any-template")
+    assert (tmp_path / "out" / "table.csv").exists()
 
 
 def test_a_run_of_another_command_is_refused(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,6 +116,26 @@ def test_an_adapter_for_more_layers_is_refused(tiny_model: Callable[..., PreTrai
         PrefixReftModel.from_pretrained(tmp_path, tiny_model(num_hidden_layers=2))
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_parameters_that_are_not_finite_are_neither_loaded_nor_saved(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, number: float
+) -> None:
+    reft_model = randomised(tiny_model())
+    reft_model.save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "reft_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.startswith("layer_1_") and name.endswith(".bias"))
+    tensors[name][3] = number
+    save_file(tensors, path)
+    message = re.escape(f"{name} is NaN or infinite")
+    with pytest.raises(UserError, match=message):
+        PrefixReftModel.from_pretrained(tmp_path / "adapter", tiny_model())
+    reft_model.biases()[1].data[3] = number
+    with pytest.raises(UserError, match=message):
+        reft_model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 def test_missing_parameters_are_refused(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     randomised(tiny_model()).save_pretrained(tmp_path)
     path = tmp_path / "reft_model.safetensors"
@@ -158,7 +179,7 @@ def test_a_hub_id_out_of_reach_is_refused(
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (torch.full((48,), torch.nan), "must be finite"),
+        (torch.full((48,), torch.nan), "is NaN or infinite"),
         (torch.ones(48, dtype=torch.int64), "must be of floating numbers"),
         (torch.ones(47), "size mismatch"),
     ],

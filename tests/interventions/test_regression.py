@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from interventions import PrefixReftConfig, get_prefix_reft_model
 from interventions.regression import load_base, load_regressor, make_regressor
@@ -178,9 +178,23 @@ def saying(**values: object) -> Callable[[Path], object]:
     return harm
 
 
+def spoiling(name: str) -> Callable[[Path], object]:
+    """A NaN in the last tensor of a file."""
+
+    def harm(folder: Path) -> None:
+        tensors = load_file(folder / name)
+        tensors[max(tensors)].view(-1)[-1] = torch.nan
+        save_file(tensors, folder / name)
+
+    return harm
+
+
 @pytest.mark.parametrize(
     ("tune", "harm", "message"),
     [
+        ("red", spoiling("head.safetensors"), "linear.weight is NaN or infinite"),
+        ("red", spoiling("adapter/reft_model.safetensors"), ".scale is NaN or infinite"),
+        ("lora", spoiling("adapter/adapter_model.safetensors"), "lora_B.weight is NaN or infinite"),
         ("red", without("."), "there is no folder"),
         ("red", without(CONFIG_NAME), "holds no regressor_config.json; was it saved by save_pretrained?"),
         ("red", holding(CONFIG_NAME, "{"), "is not a readable regressor config"),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,17 +11,9 @@ from typing import Any, Literal
 
 import pytest
 
-from reft_math.command import (
-    CONFIG_NAME,
-    claim_output_dir,
-    parse,
-    print_table,
-    provenance,
-    run,
-    versions,
-    write_json,
-)
+from reft_math.command import CONFIG_NAME, claim_output_dir, parse, print_table, provenance, run, versions
 from reft_math.errors import UserError, require
+from reft_math.files import write_json
 
 
 @dataclass(frozen=True)
@@ -165,7 +159,8 @@ def test_run_calls_main_with_the_parsed_options(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_runs_settings_are_a_config_of_its_command(tmp_path: Path) -> None:
-    folder = claim_output_dir(parsed("--batch-size", "4", "--limit", "7", "--output-dir", str(tmp_path / "run")))
+    settings = parsed("--batch-size", "4", "--limit", "7", "--output-dir", str(tmp_path / "run"))
+    folder = claim_output_dir(settings, {"test": {"rows": 7, "sha256": "a"}})
     file = folder / CONFIG_NAME
     written = json.loads(file.read_text())
     del written["layers"]  # no option
@@ -200,6 +195,28 @@ def check_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert err.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "way"),
+    [
+        ([], "run the same command with --resume"),
+        (["--resume"], "run the same command again"),
+        (["--overwrite"], "run the same command with --resume in place of --overwrite"),
+    ],
+)
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(
+    arguments: list[str], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: Options) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x/results.json")
+
+    monkeypatch.setattr(sys, "argv", ["it.py", "--output-dir", str(tmp_path / "run"), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        run(fail, Options, None)
+    assert stop.value.code == 2
+    line = f"error: x/results.json: No space left on device; mend that; to go on, {way}\n"
+    assert capsys.readouterr().err == line
 
 
 def test_a_defect_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +302,23 @@ def test_resume_of_a_run_with_fewer_or_more_settings_names_them(used: Path) -> N
         claim_output_dir(options_for(used, resume=True))
 
 
+def test_resume_over_other_rows_is_refused_and_names_the_split(tmp_path: Path) -> None:
+    rows = {"train": {"sha256": "a"}, "test": {"sha256": "b"}}
+    folder = claim_output_dir(options_for(tmp_path / "run"), rows)
+    before = content(folder)
+    assert claim_output_dir(options_for(folder, resume=True), rows) == folder
+    with pytest.raises(UserError, match="those of test have changed since: put them back") as caught:
+        claim_output_dir(options_for(folder, resume=True), {**rows, "test": {"sha256": "c"}})
+    assert "train" not in str(caught.value)
+    assert content(folder) == before
+
+
+def test_a_run_that_did_not_note_its_rows_is_gone_on_with(used: Path) -> None:
+    claim_output_dir(options_for(used, resume=True), {"test": {"sha256": "b"}})
+    with pytest.raises(UserError, match="have changed since"):
+        claim_output_dir(options_for(used, resume=True), {"test": {"sha256": "c"}})
+
+
 @pytest.mark.parametrize("broken", [None, "{"])
 def test_resume_where_there_is_no_run_is_refused(used: Path, broken: str | None) -> None:
     if broken is None:
@@ -336,37 +370,18 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         claim_output_dir(options_for(tmp_path / "file" / "run"))
 
 
-# --- files and tables --------------------------------------------------------------------------------------------
+def test_a_claim_killed_at_any_call_can_be_repeated(used: Path, killed_at_every_call: Any) -> None:
+    """With --overwrite as with --resume, whichever the user takes."""
+    shutil.copytree(used, before := used.with_name("before"))
+    for again in ({"resume": True}, {"overwrite": True}):
+        for _ in killed_at_every_call(lambda: claim_output_dir(options_for(used, overwrite=True))):
+            claim_output_dir(options_for(used, **again))
+            assert json.loads((used / CONFIG_NAME).read_text())["command"] == "Options"
+            shutil.rmtree(used)
+            shutil.copytree(before, used)
 
 
-def test_write_json_writes_the_value_and_leaves_nothing_else(tmp_path: Path) -> None:
-    write_json(tmp_path / "results.json", {"accuracy": 0.5, "text": "é"})
-    write_json(tmp_path / "results.json", {"accuracy": 0.75, "text": "é"})
-    assert os.listdir(tmp_path) == ["results.json"]
-    assert json.loads((tmp_path / "results.json").read_text()) == {"accuracy": 0.75, "text": "é"}
-
-
-def test_a_write_that_fails_or_is_stopped_leaves_the_old_file_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "results.json"
-    write_json(path, {"accuracy": 0.5})
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        write_json(path, {"accuracy": 0.75, "model": object()})
-    assert path.read_bytes() == before
-
-    def stopped(source: Path, target: Path) -> None:
-        assert json.loads(Path(source).read_text()) == {"accuracy": 1.0}, (
-            "the new file is whole before it takes the name"
-        )
-        assert Path(target) == path
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        write_json(path, {"accuracy": 1.0})
-    assert path.read_bytes() == before
+# --- provenance and tables --------------------------------------------------------------------------------------------
 
 
 def test_provenance_is_json_with_the_command_and_the_resolved_settings(monkeypatch: pytest.MonkeyPatch) -> None:

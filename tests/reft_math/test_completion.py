@@ -1,20 +1,24 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from interventions import PrefixReftConfig, get_prefix_reft_model
 from reft_math.arithmetic.problems import OPENERS
 from reft_math.arithmetic.tokenizer import build_tokenizer
 from reft_math.completion import Decoding, complete, complete_by_engine
 from reft_math.data.templates import TEMPLATES
 from reft_math.decoding.engine import Continuation
 from reft_math.decoding.generation import GatedOutput
+from reft_math.errors import UserError
 
 CPU = torch.device("cpu")
 EOS = 2
@@ -102,12 +106,9 @@ def test_prompts_and_settings_reach_generate(tokenizer: PreTrainedTokenizerFast,
     generate = Scripted(tokenizer, RIGHT)
     ask(QUESTIONS[:3], generate, decoding)
     assert generate.prompts == [f"<bos>{question}\n" for question in QUESTIONS[:3]]
-    assert generate.settings == {
-        "max_new_tokens": 20,
-        "eos_token_id": [EOS],
-        "pad_token_id": 0,
-        "return_dict_in_generate": True,
-    }
+    expected = {"max_new_tokens": 20, "eos_token_id": [EOS], "pad_token_id": 0, "return_dict_in_generate": True}
+    assert {name: generate.settings[name] for name in expected} == expected
+    assert generate.settings.keys() - expected == {"logits_processor"}
 
 
 @pytest.mark.parametrize("opener", OPENERS.values())
@@ -201,3 +202,27 @@ def test_an_engine_goes_on_after_each_rows_prefix_and_leaves_finished_rows_alone
         ("+", 1, False),
     ]
     assert [{name: result[name] for name in GATE_RECORDS[0]} for result in results] == GATE_RECORDS
+
+
+@pytest.mark.parametrize("gate", [None, "always", "tokens:2"])
+def test_a_question_whose_logits_are_nan_is_named_and_nothing_is_drawn(
+    tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast, decoding: Decoding, gate: str | None
+) -> None:
+    """One row of a batch, from the second token on."""
+    model = tiny_model(vocab_size=len(tokenizer))
+    spoilt = model.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: output.masked_fill(
+            (torch.arange(len(output)) % len(QUESTIONS) == 3)[:, None, None] & (model.steps > 1), torch.nan
+        )
+    )
+    model.steps = 0
+    model.register_forward_pre_hook(lambda module, args: setattr(model, "steps", model.steps + 1))
+    generate = model.generate
+    if gate is not None:
+        generate = partial(get_prefix_reft_model(model, PrefixReftConfig()).generate, gate=gate)
+    message = "a gate needs finite logits; token 1's" if gate == "tokens:2" else f"those for '{QUESTIONS[3]}' are NaN"
+    with pytest.raises(UserError, match=re.escape(message)):
+        complete(QUESTIONS, None, generate=generate, decoding=decoding, device=CPU)
+    assert model.steps == 2
+    spoilt.remove()
+    assert len(complete(QUESTIONS, None, generate=generate, decoding=decoding, device=CPU)) == len(QUESTIONS)

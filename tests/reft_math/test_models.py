@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
+from reft_math.arithmetic.tokenizer import build_tokenizer
+from reft_math.completion import Decoding, complete
+from reft_math.data.templates import get_template
 from reft_math.errors import UserError
 from reft_math.loading import LoadingOptions
-from reft_math.models import load_model, load_skeleton, load_tokenizer, running_device
+from reft_math.models import check_vocabulary, load_model, load_skeleton, load_tokenizer, running_device
 
+TinyModel = Callable[..., PreTrainedModel]
 TOKENS = torch.arange(4, 12)[None]
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 SMALL = "--train-size 16 --batch-size 4 --epochs 1 --eval-size 2 --eval-batch-size 2 --max-new-tokens 8 --gate tokens:3"
@@ -259,3 +265,59 @@ def test_a_checkpoints_own_code_is_neither_run_nor_asked_about(
         with pytest.raises(UserError, match="custom code"):
             load(str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_peft_adapter_whose_weights_are_not_finite_is_refused(tmp_path: Path) -> None:
+    model = get_peft_model(load_model("arithmetic"), LoraConfig(target_modules=["q_proj"]))
+    model.peft_config["default"].base_model_name_or_path = "arithmetic"
+    next(value for value in model.parameters() if value.requires_grad).data[0, 0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"peft adapter .* must hold finite parameters; .*lora_A.* is NaN or infinite"):
+        load_model(str(tmp_path))
+
+
+# --- vocabulary and tokenizer ------------------------------------------------------------------------------------
+
+
+def test_embeddings_may_be_more_than_tokens_and_lack_added_ones_that_no_text_has(tiny_model: TinyModel) -> None:
+    """Qwen pads its embeddings; Gemma 3's tokenizer has a token for images that its text models do not."""
+    tokenizer = build_tokenizer()
+    template, size = get_template("chat", tokenizer), len(tokenizer)
+    check_vocabulary(tiny_model(vocab_size=size + 20), tokenizer, template)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    check_vocabulary(tiny_model(vocab_size=size), tokenizer, template)
+    tokenizer.pad_token = "<image>"
+    with pytest.raises(UserError, match=rf"it has {size}, and the tokenizer uses token {size}"):
+        check_vocabulary(tiny_model(vocab_size=size), tokenizer, template)
+
+
+@pytest.mark.parametrize("line", ["train/prefix_reft.py", "train/lora.py", "train/raft.py", "eval/arithmetic.py"])
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused_before_anything_is_written(
+    call: Callable[[str], None],
+    tiny_model: TinyModel,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    line: str,
+) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "base")
+    tiny_model(vocab_size=len(tokenizer) - 10).save_pretrained(tmp_path / "base")
+    with pytest.raises(SystemExit):
+        call(f"{line} --model {tmp_path}/base --output-dir {tmp_path}/run")
+    assert "error: the model must have an embedding for each token of its tokenizer" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_embeddings_beyond_the_tokenizer_count_as_tokens_that_say_nothing(tiny_model: TinyModel) -> None:
+    """The divergence is over all of them; one that is drawn adds no text."""
+    tokenizer = build_tokenizer()
+    size = len(tokenizer)
+    model = tiny_model(vocab_size=size + 20)
+    with torch.no_grad():  # the logits of what lies beyond are larger by far
+        model.lm_head.weight[size:] *= 20
+    reft_model = moved(model)
+    decoding = Decoding(tokenizer, get_template("chat", tokenizer), [2], max_new_tokens=6)
+    generate = partial(reft_model.generate, gate="kl:inf")
+    rows = complete(["1+1?", "2+2?"], None, generate=generate, decoding=decoding, device=model.device)
+    assert all(math.isfinite(row["cumulative_kl"]) and row["cumulative_kl"] > 0.1 for row in rows)
+    assert all((row["completion"], row["num_tokens"]) == ("", 6) for row in rows)

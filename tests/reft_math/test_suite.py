@@ -1,12 +1,7 @@
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -135,33 +130,6 @@ def test_an_unreadable_list_of_what_is_finished_is_one_line(root: Path, results:
     (results / "finished.json").write_text("{")
     with pytest.raises(UserError, match=r"finished\.json cannot be read"):
         run_suite(TWO, root, results)
-
-
-def test_ctrl_c_stops_the_experiment_at_work(root: Path, results: Path) -> None:
-    pid = root / "pid"
-    script = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(f'{{os.getpid()}}.')\ntime.sleep(600)"
-    (root / "eval" / "script.py").write_text(script)
-    code = f"""if True:
-        from pathlib import Path
-        from reft_math.suite import Experiment, run_suite
-        run_suite([Experiment("slow", "eval/script.py")], Path({str(root)!r}), Path({str(results)!r}))
-    """
-    suite = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        # A shell starts what it puts in the background deaf to Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 60
-    while not (pid.exists() and pid.read_text().endswith(".")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    suite.send_signal(signal.SIGINT)
-    output, _ = suite.communicate(timeout=60)
-    assert suite.returncode == 130
-    assert output == "[1/1] slow … stopped; the same command goes on from here\n"
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text().rstrip(".")), 0)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from reft_math import calibration, models, sharding
 from reft_math.arithmetic.tokenizer import build_tokenizer
 from reft_math.models import load_model
 from reft_math.training import job
+from reft_math.training.checkpoints import newest_whole
 from reft_math.training.norm_control import mean_norm
 
 SMALL = "--train-size 64 --eval-size 8 --epochs 2 --save-steps 3 --calibration-size 4"
@@ -179,7 +180,9 @@ def test_a_run_stopped_in_training_goes_on_from_its_last_checkpoint(
     monkeypatch.setattr(job.PrefixTrainer, "compute_loss", compute)
     checkpoints = tmp_path / "stopped" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-6"]
-    (checkpoints / "checkpoint-6" / "trainer_state.json").unlink()
+    assert newest_whole(checkpoints) == checkpoints / "checkpoint-6"
+    with (checkpoints / "checkpoint-6" / "optimizer.pt").open("r+b") as file:
+        file.truncate(1000)
     steps: list[int] = []
     step = job.PrefixTrainer.training_step
     monkeypatch.setattr(
@@ -189,6 +192,36 @@ def test_a_run_stopped_in_training_goes_on_from_its_last_checkpoint(
     assert len(steps) == 8 - 3
     whole, resumed = (tmp_path / name / "adapter" / "reft_model.safetensors" for name in ("whole", "stopped"))
     assert whole.read_bytes() == resumed.read_bytes()
+
+
+def test_a_disk_that_fills_up_in_a_checkpoint_is_one_line_and_the_run_goes_on_from_the_one_before(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --output-dir {tmp_path}/run"
+    checkpoints = tmp_path / "run" / "checkpoints"
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    step = job.PrefixTrainer.training_step
+
+    def fill_up(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        if trainer.state.global_step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        return step(trainer, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job.PrefixTrainer, "training_step", fill_up)
+        try:
+            with pytest.raises(SystemExit) as stop:
+                call(line)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "error: File too large; mend that; to go on, run the same command with --resume"
+    assert newest_whole(checkpoints) == checkpoints / "checkpoint-3"
+    call(f"{line} --resume")
+    assert f"{checkpoints}/checkpoint-6 is damaged" in capsys.readouterr().err
+    assert (tmp_path / "run" / "results.json").exists()
 
 
 def test_a_weight_of_zero_on_numbers_changes_no_bit_and_any_other_has_a_curve(

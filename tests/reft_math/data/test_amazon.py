@@ -34,7 +34,7 @@ def written(folder: Path, lines: list[str], file: str = WIRELESS, header: str = 
     path = folder / "amazon" / file
     path.parent.mkdir(parents=True, exist_ok=True)
     content = "".join(f"{text}\n" for text in (header, *lines)).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return str(folder)
 
 

@@ -122,6 +122,23 @@ def test_a_batch_of_a_line_a_row_by_hand() -> None:
     }
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_row_without_a_target_is_its_prompt_and_an_empty_one_padding(pack: bool) -> None:
+    rows = [*ROWS, {"prompt_ids": [71, 72], "target_ids": []}, {"prompt_ids": [], "target_ids": []}]
+    batch = PrefixCollator(pad_token_id=9, positions="generated", pack=pack)(rows)
+    assert batch["targets"].tolist()[3:] == [[-100] * 3] * 2
+    assert batch["targets"].dtype == torch.int64
+    places = batch["logits_at"][:3][batch["targets"][:3] != -100]
+    assert batch["input_ids"].flatten()[places].tolist() == [14, 21, 32, 41, 42, 51], "what comes before each target"
+    tokens = batch["input_ids"][batch["input_ids"] != 9]
+    assert sorted(tokens.tolist()) == [11, 12, 13, 14, 21, 31, 32, 41, 42, 51, 71, 72]
+    assert batch["intervention_mask"].sum() == 3
+    alone = PrefixCollator(pad_token_id=9, positions=None, pack=pack)(rows[4:])
+    assert alone["targets"].shape == (1, 0)
+    assert (alone["input_ids"] == 9).all()
+    assert alone["input_ids"].numel() > 0, "a model reads at least one token"
+
+
 @pytest.mark.parametrize(
     ("positions", "expected"),
     [("generated", [[0, 0, 0, 0, 1], [0, 0, 1, 1, 0]]), ("prompt", [[1, 1, 1, 1, 0], [1, 1, 0, 0, 1]])],

@@ -57,7 +57,7 @@ def test_a_lists_rows_keep_their_index(tmp_path: Path) -> None:
         ("a.jsonl", b'\xef\xbb\xbf{"q": 1}\n{"q": "\xfe"}\n', "a.jsonl, line 2: must be UTF-8 text, got byte 0xfe"),
         ("a.json", b'\xef\xbb\xbf[{"q": 1},\n{"q": "\xfe"}]', "a.json, line 2: must be UTF-8 text, got byte 0xfe"),
         ("a.jsonl", b"\xff\xfe{\x00}\x00", "a.jsonl, line 1: must be UTF-8 text, got byte 0xff"),
-        ("a.jsonl", gzip.compress(b'{"q": 1}\n'), "a.jsonl is packed by gzip; unpack it first (gunzip)"),
+        ("a.jsonl", gzip.compress(b'{"q": 1}\n', mtime=0), "a.jsonl is packed by gzip; unpack it first (gunzip)"),
         ("a.jsonl", '{"q": 1}\n{"q": 1, "q": 2}\n', "a.jsonl, line 2: must be plain JSON, got: 'q' stands twice"),
         ("a.json", '[{"q": 1},\n{"q": 1, "q": 2}]', "a.json: must be plain JSON, got: 'q' stands twice"),
         ("a.jsonl", '{"q": 1}\n' + "[" * 10**5 + "\n", "a.jsonl, line 2: must be plain JSON, got: lists or objects"),

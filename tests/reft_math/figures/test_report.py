@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from reft_math.command import write_csv
 from reft_math.errors import UserError
 from reft_math.figures.report import LARGE_SVG, report_page, round_number
+from reft_math.files import write_csv
 from reft_math.result_folders import find_result_folders
 
 HOSTILE = "</td></style><script>document.title='taken'</script><img src=http://example.invalid/x>\"'&amp;\ud800\x00"

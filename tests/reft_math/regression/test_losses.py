@@ -112,6 +112,19 @@ def test_normalised_losses_see_the_grids_own_distribution(loss: GridLoss) -> Non
     assert abs(normalised - loss(log_probs, VALUES, TARGETS)) > 0.1
 
 
+@pytest.mark.parametrize("loss", GRID_LOSSES)
+def test_a_grid_may_have_one_number(loss: GridLoss) -> None:
+    found = loss(torch.tensor([[-2.0]]), torch.tensor([5.0]), torch.tensor([4.0]))
+    p = math.exp(-2)
+    expected = {raft: (5 * p - 4) ** 2, mbr: p, string_cross_entropy: 2.0}[loss]
+    assert found.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", GRID_LOSSES)
+def test_values_and_targets_follow_the_log_probabilities_to_their_device(loss: GridLoss) -> None:
+    assert loss(random_rows().to("meta"), VALUES, TARGETS).device.type == "meta"
+
+
 def test_string_cross_entropy_of_single_tokens_is_torchs() -> None:
     logits, numbers = random_logits(4, 10), torch.tensor([3, 0, 9, 3])
     loss = string_cross_entropy(logits.log_softmax(dim=-1), torch.arange(10), numbers)
@@ -142,9 +155,17 @@ def test_log_loss_and_its_gradient_are_finite_at_both_ends(log_p: float, target:
     assert argument.grad.isfinite().all()
 
 
+def test_an_impossible_token_costs_nothing_where_the_target_is_zero() -> None:
+    argument = torch.tensor([-math.inf], requires_grad=True)
+    loss = log_loss(argument, torch.zeros(1))
+    loss.backward()
+    assert argument.grad is not None
+    assert (loss.item(), argument.grad.item()) == (0, 0)
+
+
 def test_log_loss_refuses_targets_that_were_not_rescaled() -> None:
-    with pytest.raises(UserError, match=r"between 0 and 1; got 0.5 to 3: rescale"):
-        log_loss(torch.tensor([-1.0, -1.0]), torch.tensor([0.5, 3.0]))
+    with pytest.raises(UserError, match=r"between 0 and 1; got 0.5 to 1.5: rescale"):
+        log_loss(torch.tensor([-1.0, -1.0]), torch.tensor([0.5, 1.5]))
 
 
 @pytest.mark.parametrize("loss", GRID_LOSSES)

@@ -54,6 +54,25 @@ def test_each_metric_has_its_value_and_an_interval_around_it() -> None:
         assert low < estimate["value"] < high
 
 
+def test_an_interval_is_percentiles_of_resamples_as_numpy_draws_them() -> None:
+    errors = np.sin(np.arange(20.0))
+    found = regression_metrics(errors, np.zeros(20), seed=3)["rmse"]
+    rng = np.random.default_rng(3)
+    drawn = [np.sqrt(np.mean(errors[rng.integers(20, size=20)] ** 2)) for _ in range(2000)]
+    assert found["interval_95"] == pytest.approx(list(np.percentile(drawn, [2.5, 97.5])))
+
+
+def test_two_rows_are_enough_and_float32_does_not_overflow() -> None:
+    assert rmse(np.full(2, 1e25, dtype=np.float32), np.zeros(2, dtype=np.float32)) == pytest.approx(1e25)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_correlations_know_no_scale_and_no_origin(scale: float) -> None:
+    x, y = np.array([-1.0, 0.0, 1.0]), np.array([2.0, 1.0, 4.0])
+    for metric in (pearson, spearman):
+        assert metric(scale * x, y) == pytest.approx(metric(x + 5, y))
+
+
 def test_intervals_are_as_wide_as_theory_has_them() -> None:
     """RMSE of normal errors: ±1.96 σ/√(2n); Pearson: the Fisher transform's ±1.96/√(n − 3)."""
     predictions, targets = normal_pairs(800, 0.6, seed=1)
@@ -128,4 +147,6 @@ def test_the_difference_of_two_predictors_is_taken_on_the_same_resamples() -> No
     drawn = [np.sqrt(np.mean(errors[rng.integers(30, size=30)] ** 2)) for _ in range(2000)]
     assert found["value"] == pytest.approx(np.sqrt(np.mean(errors**2)))
     assert found["interval_95"] == pytest.approx(list(np.percentile(drawn, [2.5, 97.5])))
+    other = rmse_difference(targets + 2 * errors, targets + errors, targets)
+    assert other == rmse_difference(targets + 2 * errors, targets + errors, targets, seed=0) != found
     assert rmse_difference(targets, targets + 1, targets)["interval_95"] == pytest.approx([-1, -1])

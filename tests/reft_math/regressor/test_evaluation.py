@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from reft_math.data.regression import RegressionRow
+from reft_math.errors import UserError
 from reft_math.regressor.evaluation import COLUMNS, Writing, evaluate_regressor, summarise, table_rows
 from reft_math.regressor.model import Regressor
 
@@ -82,6 +83,17 @@ def test_every_row_has_its_predictions_and_what_was_written(writer: Regressor, t
         assert list(record["predictions"]) == list(expected)
     answers = [text for record in records for text in [record["written"], *record["samples"]]]
     assert {number_or(text, -1) == -1 for text in answers} == {True, False}  # both kinds were met
+
+
+def test_a_row_whose_predictions_are_nan_is_named_and_not_recorded(writer: Regressor, tmp_path: Path) -> None:
+    """The first row that has the word, in the order in which rows are read, and those read before it stay."""
+    token = writer.tokenizer.convert_tokens_to_ids("?")
+    writer.model.get_input_embeddings().weight.data[token] = torch.nan
+    rows = [*ROWS, RegressionRow("r/bad", "?", 1.0)]
+    with pytest.raises(UserError, match=r"predictions must be finite; those for row r/bad are NaN or infinite"):
+        evaluate_regressor(writer, rows, tmp_path / "r.jsonl", "test", 1, Writing())
+    assert '"r/0"' in (tmp_path / "r.jsonl").read_text()
+    assert "r/bad" not in (tmp_path / "r.jsonl").read_text()
 
 
 def test_nothing_is_sampled_that_was_not_asked_for(writer: Regressor, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -24,7 +25,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "records.jsonl"
+    path = tmp_path / "new" / "folder" / "records.jsonl"
     records = RecordFile(path)
     records.append([])
     assert records.done == {}
@@ -71,17 +72,39 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_write_that_failed_half_way_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         os.ftruncate(descriptor, os.fstat(descriptor).st_size - 5)
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     records = RecordFile(tmp_path / "records.jsonl")
     records.append([row(0)])
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match=r"No space left on device: .*records\.jsonl"):
             records.append([row(1)])
     assert list(records.done.values()) == [row(0)]
     records.append([row(1)])
     assert read(records.path) == [row(0), row(1)]
+
+
+def test_wherever_an_append_is_killed_or_fails_the_rows_before_it_stay(
+    tmp_path: Path, killed_at_every_call: Any, failing_at_every_call: Any
+) -> None:
+    path = tmp_path / "records.jsonl"
+
+    def add() -> None:
+        RecordFile(path).append([row(1), row(2)])
+
+    for faults in (killed_at_every_call, failing_at_every_call):
+        path.unlink(missing_ok=True)
+        RecordFile(path).append([row(0)])
+        torn = path.read_bytes() + b'{"id": "gsm8k/te'
+        path.write_bytes(torn)
+        found = []
+        for _ in faults(add):
+            found.append(list(RecordFile(path).done.values()))
+            path.write_bytes(torn)
+        assert len(found) >= 4, "open, truncate, write and sync"
+        assert [rows for rows in found if rows not in ([row(0)], [row(0), row(1), row(2)])] == []
+        assert read(path) == [row(0), row(1), row(2)]
 
 
 @pytest.mark.parametrize("bad", [b"", b'{"id": "b"', b"[1]", b'{"id": 3}', b'{"name": "b"}', b'{"id": "\xff"}'])
@@ -89,6 +112,13 @@ def test_a_malformed_line_is_named(tmp_path: Path, bad: bytes) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"id": "a"}\n' + bad + b'\n{"id": "c"}\n')
     with pytest.raises(UserError, match=r"records\.jsonl, line 2"):
+        RecordFile(path)
+
+
+def test_of_a_long_malformed_line_the_beginning_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"x" * 1000 + b"\n")
+    with pytest.raises(UserError, match=f"got '{'x' * 60}'; delete"):
         RecordFile(path)
 
 
@@ -130,6 +160,22 @@ def test_shards_are_gathered_once_and_deleted(tmp_path: Path) -> None:
         gather_shards(path)
         assert list(RecordFile(path).done) == ["a", "b", "c", "d"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["other.shard-0.jsonl", "run.jsonl"]
+
+
+def test_a_gathering_killed_at_any_call_is_completed_by_the_next(tmp_path: Path, killed_at_every_call: Any) -> None:
+    path = tmp_path / "run.jsonl"
+
+    def scatter() -> None:
+        path.unlink(missing_ok=True)
+        for process in range(2):
+            RecordFile(shard_path(path, process)).append([row(process)])
+
+    scatter()
+    for _ in killed_at_every_call(lambda: gather_shards(path)):
+        gather_shards(path)
+        assert read(path) == [row(0), row(1)]
+        scatter()
+    assert read(path) == [row(0), row(1)]
 
 
 @pytest.mark.parametrize("kept", range(0, 45, 4))

@@ -26,7 +26,10 @@ def test_wilson_interval_of_newcombe() -> None:
     assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
 
 
-@pytest.mark.parametrize(("correct", "total", "confidence"), [(0, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0)])
+@pytest.mark.parametrize(
+    ("correct", "total", "confidence"),
+    [(0, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0), (1, 5, 0.0)],
+)
 def test_impossible_counts_are_refused(correct: int, total: int, confidence: float) -> None:
     with pytest.raises(ValueError, match="got"):
         wilson_interval(correct, total, confidence)
@@ -55,6 +58,7 @@ def test_crossed_interval_draws_seeds_and_problems() -> None:
     values = (rng.random((4, 60)) < np.array([[0.2], [0.4], [0.6], [0.8]])).astype(float)
     drawn = [values[np.ix_(rng.integers(4, size=4), rng.integers(60, size=60))].mean() for _ in range(20_000)]
     found = crossed_interval(values)
+    assert found == crossed_interval(values)
     assert found == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.015)
     alone = crossed_interval(values.mean(axis=0)[None])
     assert alone is not None

@@ -28,6 +28,11 @@ def test_mean_norm_is_the_mean_over_layers() -> None:
     assert mean_norm([]).item() == 0.0
 
 
+def test_mean_norm_takes_layers_of_several_devices() -> None:
+    vectors = [torch.ones(3, device="meta"), torch.ones(3)]
+    assert mean_norm(vectors).device.type == "meta"
+
+
 def test_mean_norm_has_a_gradient_at_zero() -> None:
     vector = torch.zeros(3, requires_grad=True)
     mean_norm([vector]).backward()
@@ -64,6 +69,14 @@ def test_what_is_left_of_a_vector_is_orthogonal_to_its_direction_and_the_rest_is
     assert torch.equal(vectors[2].double(), before[2])
 
 
+def test_directions_come_one_for_each_vector_in_any_precision() -> None:
+    vectors = [torch.tensor([3.0, 4.0])]
+    remove_directions(vectors, [torch.tensor([0.0, 1.0], dtype=torch.float64)])
+    assert vectors[0].tolist() == [3.0, 0.0]
+    with pytest.raises(ValueError, match="shorter"):
+        remove_directions(vectors, [])
+
+
 def test_pid_is_the_formula() -> None:
     """Against the sum written out for three errors, far from the bounds."""
     pid, errors = Pid(1.0, (1e-9, 1e9)), (0.3, -0.2, 0.5)
@@ -91,6 +104,23 @@ def test_pid_does_not_wind_up_at_a_bound(error: float, bound: float) -> None:
     assert after[0] == after[1] != bound
 
 
+@pytest.mark.parametrize("error", [0.4, -0.4])
+def test_a_bound_that_is_just_reached_holds_nothing_back(error: float) -> None:
+    wanted = Pid(1.0, (0.0, 10.0)).update(error)
+    pid = Pid(1.0, (min(wanted, 1.0), max(wanted, 1.0)))
+    assert pid.update(error) == wanted
+    assert pid.integral == error
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_error_that_falls_fast_still_counts_at_the_bound_it_leads_away_from(sign: int) -> None:
+    """The derivative drives the value to the one bound while the error asks for the other."""
+    pid = Pid(1.0, (0.99, 1.01))
+    pid.update(sign * 1.0)
+    assert pid.update(sign * 0.05) == (0.99 if sign > 0 else 1.01)
+    assert pid.integral == sign * 0.05
+
+
 def test_loss_weight_starts_at_500_over_the_rows_within_its_bounds() -> None:
     assert make_controller("loss-weight", 0.54, num_rows=10_000).loss_weight == pytest.approx(0.05)
     assert make_controller("loss-weight", 0.54, num_rows=100).loss_weight == 0.1
@@ -109,6 +139,16 @@ def test_pid_controllers_act_every_fourth_step_and_against_the_error(name: str) 
     assert start > values[3] == values[6] > values[7]
 
 
+@pytest.mark.parametrize(("name", "least", "most"), [("loss-weight", 1e-5, 0.1), ("step-size", 1e-4, 1.0)])
+def test_pid_controllers_go_to_a_bound_and_no_further(name: str, least: float, most: float) -> None:
+    for norm, bound in ((0.0, most), (2.0, least)):
+        controller = make_controller(name, 0.5, num_rows=10_000)
+        vectors = biases(norm)
+        for _ in range(60):
+            controller.after_step(vectors)
+        assert controller.loss_weight * controller.step_scale == bound
+
+
 def test_penalty_is_the_square_of_the_error_and_pulls_towards_the_target() -> None:
     controller = make_controller("penalty", 0.5, num_rows=1)
     vector = biases(2.0)[0].requires_grad_()
@@ -124,6 +164,21 @@ def test_projection_acts_after_every_step() -> None:
     vectors = biases(2.0, 4.0)
     make_controller("projection", 0.54, num_rows=1).after_step(vectors)
     assert mean_norm(vectors).item() == pytest.approx(0.54, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_a_controller_acts_through_its_own_hook_alone(name: str) -> None:
+    controller = make_controller(name, 0.5, num_rows=10_000)
+    vectors = biases(2.0)
+    for _ in range(4):
+        controller.after_step(vectors)
+    acts = {
+        "projection": mean_norm(vectors).item() < 1.9,
+        "penalty": float(controller.penalty(biases(2.0))) != 0.0,
+        "step-size": controller.step_scale != 1.0,
+        "loss-weight": controller.loss_weight != 1.0,
+    }
+    assert [hook for hook, does in acts.items() if does] == ([] if name == "none" else [name])
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)

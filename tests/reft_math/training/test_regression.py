@@ -23,7 +23,7 @@ from reft_math.models import load_model, load_tokenizer
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.config import RegressorConfig
 from reft_math.regressor.model import Regressor
-from reft_math.training.regression import RegressionTrainer, fit
+from reft_math.training.regression import WEIGHTS_NAME, RegressionTrainer, fit
 from reft_math.training.regression_options import RegressionOptions
 
 
@@ -170,6 +170,44 @@ def test_checkpointed_activations_give_the_same_weights(tmp_path: Path, tune: st
         passes.append(sum(calls))
     assert passes == [2, 4]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+# --- numbers that are not finite ------------------------------------------------------------------------------------
+
+
+class SpoilAt(TrainerCallback):
+    """A NaN among the weights, before a step or after it."""
+
+    def __init__(self, parameter: torch.Tensor, step: int, after: bool) -> None:
+        self.parameter, self.step, self.after = parameter, step, after
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step and not self.after:
+            self.parameter.data[0] = torch.nan
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step and self.after:
+            self.parameter.data[0] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (False, r"at step 4 the weight adapter\..*layer_2.*bias is NaN or infinite \(batch: (\d+, ){3}\d+\)"),
+        (True, r"after step 4 that of validation row 0 is NaN or infinite"),
+    ],
+)
+def test_a_nan_stops_the_run_and_the_last_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool, message: str
+) -> None:
+    regressor = regressor_of("red")
+    name = next(name for name in regressor.trainable_parameters() if "layer_2" in name and name.endswith("bias"))
+    callback = SpoilAt(regressor.trainable_parameters()[name], 4, after)
+    monkeypatch.setattr("reft_math.training.regression._BestCheckpoint", lambda: callback)
+    with pytest.raises(UserError, match=message):
+        fitted(regressor, tmp_path)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "checkpoint-2" / WEIGHTS_NAME).values())
 
 
 # --- the step that is kept ------------------------------------------------------------------------------------------

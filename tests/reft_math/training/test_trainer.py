@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
 from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator
+from reft_math.errors import UserError
 from reft_math.models import load_model
 from reft_math.regression.losses import number_token_loss
 from reft_math.sharding import shard
@@ -23,7 +25,7 @@ from reft_math.training.norm_control import CONTROLLERS, make_controller
 from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
 
 
-def rows(count: int) -> list[dict[str, list[int]]]:
+def rows(count: int) -> list[dict[str, Any]]:
     """Prompts of 2-6 tokens, targets of 1-5, so that no two batches are alike."""
     generator = torch.Generator().manual_seed(0)
 
@@ -31,7 +33,7 @@ def rows(count: int) -> list[dict[str, list[int]]]:
         length = int(torch.randint(low, high, (), generator=generator))
         return torch.randint(3, 64, (length,), generator=generator).tolist()
 
-    return [{"prompt_ids": draw(2, 7), "target_ids": draw(1, 6)} for _ in range(count)]
+    return [{"id": f"row/{row}", "prompt_ids": draw(2, 7), "target_ids": draw(1, 6)} for row in range(count)]
 
 
 def make_trainer(
@@ -259,6 +261,60 @@ def test_trains_under_bfloat16_autocast_with_float32_interventions(
     assert torch.cosine_similarity(ends[True], ends[False], dim=0) > 0.9
 
 
+@pytest.mark.parametrize("intervention", ["red", "loreft"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_in_half_precision_trains_as_its_float32_copy_does(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, dtype: torch.dtype, intervention: str
+) -> None:
+    """The same rounded weights; interventions, their norm and the loss are float32 over either."""
+    half, copy = tiny_model().to(dtype), tiny_model()
+    copy.load_state_dict(half.state_dict())
+    ends, traces = [], []
+    for name, model in (("half", half), ("copy", copy)):
+        trainer, reft_model = make_trainer(
+            model, tmp_path / name, intervention=intervention, max_steps=8, save_strategy="no"
+        )
+        trainer.train()
+        ends.append(torch.cat(list(reft_model.biases().values())))
+        traces.append(trainer.norm_control.trace)
+        assert {parameter.dtype for parameter in reft_model.parameters()} == {torch.float32}
+    assert half.dtype == dtype
+    assert torch.cosine_similarity(*ends, dim=0) > 0.95
+    assert traces[0]["cross_entropy"] == pytest.approx(traces[1]["cross_entropy"], rel=0.02)
+    assert traces[0]["norm"] == pytest.approx(traces[1]["norm"], rel=0.05)
+    if intervention == "red":
+        assert traces[0]["norm"][-1] == pytest.approx(0.3, rel=1e-5), "held where bfloat16 would be 0.2 % off"
+
+
+def test_rows_without_a_target_add_nothing_and_a_step_of_them_moves_nothing(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    """One SGD step: a row without a target counts as a row, so with as many of them the step is half as long."""
+    empty = [{"id": f"empty/{row}", "prompt_ids": [5, 6 + row], "target_ids": []} for row in range(3)]
+    empty.append({"id": "padding", "prompt_ids": [], "target_ids": []})
+    moves = []
+    for name, data in (("some", rows(4)), ("half", rows(4) + empty), ("none", empty)):
+        trainer, reft_model = make_trainer(
+            tiny_model(),
+            tmp_path / name,
+            "none",
+            per_device_train_batch_size=8,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            save_strategy="no",
+            number_loss=NumberLoss(0.3, *NUMBERS),
+        )
+        trainer.train_dataset = data
+        trainer.train()
+        moves.append(torch.cat(list(reft_model.biases().values())).detach())
+    torch.testing.assert_close(moves[1], moves[0] / 2, rtol=1e-5, atol=1e-7)
+    assert moves[0].abs().max() > 1e-3
+    assert moves[2].eq(0).all()
+
+
 def test_tensorboard_gets_the_curves(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,16 +369,30 @@ def finish(base: str, folder: Path, sequences: int, shards: bool = False) -> dic
     return ends
 
 
+def stop(base: str, folder: Path, shards: bool) -> str:
+    """What a run says of one row, whose embeddings are infinite."""
+    model = load_model(base, to_be_sharded=shards)
+    trainer, _ = make_trainer(model, folder, shards=shards, gradient_accumulation_steps=2)
+    trainer.train_dataset[9]["prompt_ids"] = [2]  # a token of no other row
+    model.model.embed_tokens.register_forward_hook(
+        lambda module, args, output: output.masked_fill((args[0] == 2)[..., None], torch.inf)
+    )
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    return str(caught.value)
+
+
 TWO_PROCESSES = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from reft_math.processes import part_ways, process_state
 from reft_math.sharding import is_asked_for
-from test_trainer import finish
+from test_trainer import finish, stop
 assert is_asked_for()
 folder = Path({folder!r})
 ends = {{shards: finish({base!r}, folder / f"sharded {{shards}}", 2, shards) for shards in (True, False)}}
+ends["stops"] = [stop({base!r}, folder / f"stops {{shards}}", shards) for shards in (True, False)]
 torch.save(ends, folder / f"{{process_state().process_index}}.pt")
 part_ways()
 """
@@ -348,8 +418,16 @@ def test_two_processes_give_the_single_process_result(
     )
     assert done.returncode == 0, done.stderr[-2000:]
     expected = finish(base, tmp_path / "alone", 4)
-    for process in range(2):
-        for shards, ends in torch.load(tmp_path / f"{process}.pt").items():
+    processes = [torch.load(tmp_path / f"{process}.pt") for process in range(2)]
+    stops = [found.pop("stops") for found in processes]
+    assert stops[0] == stops[1], "one process has the row, and both stop there"
+    for line in stops[0]:
+        place, ids = re.findall(r"the output of (\S+) is NaN or infinite \(batch: (.*?)\)", line)[0]
+        assert place == "model.model.layers.0.input_layernorm"
+        assert "row/9" in ids.split(", ")
+        assert len(ids.split(", ")) == 4
+    for found in processes:
+        for shards, ends in found.items():
             assert ends["share"] == (1 / 2 if shards else 1)
             for run in ("red", "loreft"):
                 for name, parameter in ends[run].items():

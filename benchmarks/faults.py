@@ -1,0 +1,241 @@
+"""Kills commands at random moments, resumes them, and compares what comes out with a run in peace.
+
+    uv run benchmarks/faults.py --kills 5 --processes 1 2 --json results/faults.json
+
+Every command is run in peace first, by as many processes; then started, killed by SIGKILL with all its processes (of
+two, now and then one before the other) and started again with ``--resume``, until it has been killed ``--kills`` times;
+a run is let through after at most four kills, and then the next begins. Moments are drawn from the whole length of the
+run in peace, by ``--seed``. Training writes a checkpoint at every second step, so that many a kill falls into one.
+
+Equal means: the same files, and in each the same content; records in any order; without dates, command lines, figures
+(PNG, SVG) and checkpoints. A lost row is one that was on the disk whole after a kill, and is not in the final records
+as it was. Commands run on the embedded model; ``gsm8k`` and ``math500`` need their files in ``--data-dir``.
+
+Imports take longer than these runs: they are done once, and each process is a fork of this one, with the environment
+that ``torchrun`` would give it. So kills during imports, when nothing is written yet, are not part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import runpy
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from reft_math.command import run
+from reft_math.errors import UserError, require
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = "--train-size 48 --eval-size 8 --epochs 2 --batch-size 8 --save-steps 2 --max-new-tokens 24 --eval-batch-size 2"
+LIMITS = "--limit 24 --max-new-tokens 24 --batch-size 2"
+ADAPTER = "--adapter {work}/train/peace-1/adapter"
+COMMANDS = {
+    "train": f"train/prefix_reft.py --calibration-size 4 {TRAIN}",
+    "lora": f"train/lora.py {TRAIN}",
+    "raft": "train/raft.py --train-size 48 --validation-size 8 --test-size 8 --epochs 2 --eval-steps 2",
+    "arithmetic": f"eval/arithmetic.py {ADAPTER} {LIMITS} --samples 2 --temperature 0.8 --seed 5",
+    "gsm8k": f"eval/gsm8k.py {ADAPTER} {LIMITS} --data-dir {{data}}",
+    "math500": f"eval/math500.py {ADAPTER} {LIMITS} --data-dir {{data}}",
+    "calibrate_gate": f"eval/calibrate_gate.py {ADAPTER} {LIMITS}",
+    "kl_profile": f"eval/kl_profile.py {ADAPTER} {LIMITS}",
+    "handoff": f"eval/handoff.py {ADAPTER} --reft {{work}}/train/peace-1/adapter {LIMITS}",
+    "trajectory": f"eval/trajectory.py {ADAPTER} {LIMITS}",
+    "regression": "eval/regression.py --regressor {work}/raft/peace-1/regressor --limit 8 --batch-size 2",
+    "norm_sweep": f"eval/norm_sweep.py --target-norms 0.2 0.5 --seeds 1 --calibration-size 4 {TRAIN}",
+    "compare": "eval/compare.py --runs {work}/train/peace-1 {work}/lora/peace-1",
+    "norm_trace": "eval/norm_trace.py --runs {work}/train/peace-1",
+}
+NEEDED = ("train", "lora", "raft")  # the others read what these have made
+ALONE = ("norm_sweep", "compare", "norm_trace")  # of one process
+KILLS_OF_A_RUN = 4
+
+
+@dataclass(frozen=True)
+class FaultOptions:
+    command: list[str] = field(
+        default_factory=lambda: list(COMMANDS), metadata={"help": f"Among {', '.join(COMMANDS)} (all)."}
+    )
+    kills: int = field(default=5, metadata={"help": "Of each command, for each number of processes."})
+    processes: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Processes a run."})
+    seed: int = field(default=0, metadata={"help": "Draws the moments."})
+    data_dir: str = field(default="../shared/data", metadata={"help": "Folder of gsm8k's and math500's files."})
+    output_dir: str = field(default="results/faults", metadata={"help": "Runs and their logs go here."})
+    json: str | None = field(default=None, metadata={"help": "File for the figures."})
+    resume: bool = field(default=False, metadata={"help": "Not for this command."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's runs and start anew."})
+
+    def __post_init__(self) -> None:
+        require(self, "command", lambda value: not set(value) - set(COMMANDS), f"among {', '.join(COMMANDS)}")
+        require(self, "kills", lambda value: value >= 1, "at least 1")
+        if self.resume:
+            raise UserError("--resume is what this command tests; take --overwrite, or another --output-dir")
+
+
+def main(options: FaultOptions) -> None:
+    import torch
+
+    from reft_math.command import claim_output_dir, print_table, provenance
+    from reft_math.files import write_json
+
+    _import_all()
+    torch.set_num_threads(1)
+    folder, rng = claim_output_dir(options).resolve(), random.Random(options.seed)
+    lines = {name: line.format(work=folder, data=options.data_dir) for name, line in COMMANDS.items()}
+    names = [name for name in COMMANDS if name in options.command]
+    for name in NEEDED:
+        if name not in names or 1 not in options.processes:
+            Run(lines[name], folder / name / "peace-1", 1).finish()
+    found = []
+    for name in names:
+        for processes in options.processes if name not in ALONE else [1]:
+            counts = torment(lines[name], folder / name, processes, options.kills, rng)
+            found.append({"command": name, "processes": processes, **counts})
+            print(found[-1], file=sys.stderr, flush=True)
+    if options.json is not None:
+        write_json(Path(options.json), {**provenance(options), "found": found})
+    print_table("killed and resumed", list(found[0]), [list(map(str, row.values())) for row in found])
+
+
+def torment(line: str, folder: Path, processes: int, kills: int, rng: random.Random) -> dict[str, int]:
+    """Kills runs of a command until there have been enough kills; counts what became of them."""
+    start, in_peace = time.monotonic(), folder / f"peace-{processes}"
+    Run(line, in_peace, processes).finish()
+    seconds, peace = time.monotonic() - start, contents(in_peace)
+    counts = {"kills": 0, "runs": 0, "equal": 0, "rows_at_kills": 0, "lost_rows": 0}
+    while counts["kills"] < kills:
+        place = folder / f"killed-{processes}-{counts['runs']}"
+        seen: set[tuple[str, str]] = set()
+        for _ in range(min(KILLS_OF_A_RUN, kills - counts["kills"])):
+            if not Run(line, place, processes).kill_after(rng.uniform(0, seconds), rng):
+                break
+            counts["kills"] += 1
+            seen |= set(rows(place))
+        else:
+            Run(line, place, processes).finish()
+        counts["runs"] += 1
+        counts["rows_at_kills"] += len(seen)
+        counts["lost_rows"] += len(seen - set(rows(place)))
+        differing = sorted(name for name, _ in set(peace.items()) ^ set(contents(place).items()))
+        counts["equal"] += not differing
+        if differing:
+            print(f"{place} differs from {in_peace}: {', '.join(dict.fromkeys(differing))}", file=sys.stderr)
+    return counts
+
+
+class Run:
+    """A command at work in a folder, resumed where it is there."""
+
+    def __init__(self, line: str, folder: Path, processes: int) -> None:
+        self.folder = folder
+        arguments = [*line.split(), "--output-dir", str(folder), "--resume"]
+        world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        self.pids = []
+        for rank in range(processes):
+            pid = os.fork()
+            if pid == 0:
+                place = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+                _become(arguments, place, folder.with_name(f"{folder.name}.log"))
+            self.pids.append(pid)
+
+    def finish(self) -> None:
+        for code in [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]:
+            self._check(code)
+
+    def kill_after(self, seconds: float, rng: random.Random) -> bool:
+        """Whether there was still something to kill."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            done, status = os.waitpid(self.pids[0], os.WNOHANG)
+            if done:
+                self._check(os.waitstatus_to_exitcode(status))
+                del self.pids[0]
+                self.finish()
+                return False
+            time.sleep(0.002)
+        rng.shuffle(self.pids)
+        for pid, pause in zip(self.pids, (rng.choice((0, 0.2)), 0), strict=False):
+            os.killpg(pid, signal.SIGKILL)
+            time.sleep(pause)
+        for pid in self.pids:
+            os.waitpid(pid, 0)
+        return True
+
+    def _check(self, code: int) -> None:
+        if code != 0:
+            raise UserError(f"{self.folder} failed with exit code {code}; its log is beside it")
+
+
+def _become(arguments: list[str], environment: dict[str, str], log: Path) -> NoReturn:
+    """In a fork: the command, with a process group of its own."""
+    os.setpgid(0, 0)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.environ.update(environment)
+    sys.argv = arguments
+    code = 1
+    try:
+        runpy.run_path(str(ROOT / arguments[0]), run_name="__main__")
+        code = 0
+    except SystemExit as error:
+        code = int(error.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.excepthook(*sys.exc_info()) if code == 1 else None
+        os._exit(code)
+
+
+def _import_all() -> None:
+    import peft  # noqa: F401
+
+    import reft_math.generations
+    import reft_math.training.regression  # noqa: F401
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def rows(folder: Path) -> Iterator[tuple[str, str]]:
+    """Whole lines of all record files, by the file that they are in or will be gathered in."""
+    for path in folder.rglob("*.jsonl"):
+        name = f"{path.parent.relative_to(folder)}/{path.name.partition('.shard-')[0].removesuffix('.jsonl')}"
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")
+        yield from ((name, line) for line in lines)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """What of a run's files has to be the same in another's."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and path.suffix not in (".png", ".svg") and "checkpoints" not in path.parts:
+            text = path.read_bytes().decode("latin-1").replace(str(folder), "")
+            if path.suffix == ".json":
+                text = json.dumps(_lasting(json.loads(text)))
+            found[name] = "\n".join(sorted(text.split("\n"))) if path.suffix == ".jsonl" else text
+    return found
+
+
+def _lasting(value: Any) -> Any:
+    """Without what differs from one run in peace to the next."""
+    if isinstance(value, dict):
+        passing = ("date", "command", "resume", "seconds")
+        return {name: _lasting(item) for name, item in value.items() if name not in passing}
+    return [_lasting(item) for item in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    run(main, FaultOptions, __doc__)

@@ -1,0 +1,36 @@
+"""What rows say, as a digest: results and output folders hold it, so that the same name with other rows is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from reft_math.data.problem import Problem
+from reft_math.data.regression import RegressionRow
+
+
+def digest(rows: Iterable[Sequence[str | float]]) -> str:
+    """SHA-256 of the rows as sorted lines of JSON: of what they say, wherever they were read and in whichever order."""
+    lines = sorted(json.dumps(list(row)) for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def fingerprint(problems: Sequence[Problem]) -> dict[str, Any]:
+    """How many problems, the `digest` of question and answer, and that of question, answer and solution."""
+    return {
+        "rows": len(problems),
+        "sha256": digest((problem.question, problem.answer) for problem in problems),
+        "with_solutions": digest((problem.question, problem.answer, problem.solution) for problem in problems),
+    }
+
+
+def about_problems(dataset: str, **splits: Sequence[Problem]) -> dict[str, Any]:
+    """For the head of results: the data set's name, and what the rows of each split say."""
+    return {"dataset": dataset, "fingerprints": {name: fingerprint(problems) for name, problems in splits.items()}}
+
+
+def regression_fingerprint(rows: Sequence[RegressionRow]) -> dict[str, Any]:
+    """How many rows, and the `digest` of text and target."""
+    return {"rows": len(rows), "sha256": digest((row.text, row.target) for row in rows)}

@@ -1,0 +1,159 @@
+"""Files that are whole or not there: written aside in the same folder, synced to the disk, then given their name.
+
+A process killed at any moment, and a disk that fills up, leave what was there before. What they leave aside ends in
+`SUFFIX`, is never read, and gives way to the next write.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SUFFIX = ".tmp"
+_FAULTS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),  # full, or broken
+    *(errno.EROFS, errno.EACCES, errno.EPERM),  # not to be written
+)
+# What says so in words only: safetensors' errors, sqlite's, and those of torch.save, which does not say why.
+_RUST = re.compile(rf"\(os error ({'|'.join(map(str, _FAULTS))})\)")
+_WORDS = re.compile(r"database or disk is full|disk I/O error|readonly database")
+_TORCH_SAVE = re.compile(r"inline_container\.cc|PytorchStreamWriter")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Gives the path to write to; what is there in the end takes the name ``path``.
+
+    Raises:
+        OSError: Of any step, with a file's name; then ``path`` is as it was.
+    """
+    aside = _aside(path)
+    try:
+        with named(path):
+            yield aside
+            sync(aside)
+            os.replace(aside, path)
+            sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Gives an `OSError` that names no file, as of a write to a full disk, this one's name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    with written(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows under the names of the first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_figure(folder: Path, name: str, figure: Figure) -> None:
+    """As ``NAME.png`` and ``NAME.svg``, the same files for the same figure: no date, no names drawn at random."""
+    from matplotlib import rc_context
+
+    for ending, metadata in (("png", None), ("svg", {"Date": None})):
+        with written(folder / f"{name}.{ending}") as aside, rc_context({"svg.hashsalt": name}):
+            figure.savefig(aside, format=ending, dpi=150, metadata=metadata)
+
+
+def write_files(folder: Path, save: Callable[[Path], object]) -> None:
+    """Puts the files that ``save`` writes into a folder, each of them whole; others in it stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _folder_aside(folder / "files") as aside:
+        save(aside)
+        for path in sorted(aside.iterdir()):
+            sync(path)
+            os.replace(path, folder / path.name)
+        sync(folder)
+
+
+def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
+    """Makes a folder of what ``save`` writes, whole or not at all: that it is there says that it is done."""
+    with _folder_aside(folder) as aside:
+        save(aside)
+        for path in aside.rglob("*"):
+            sync(path)
+        sync(aside)
+        os.rename(aside, folder)
+        sync(folder.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Deletes a folder that at no moment is there in part."""
+    with _folder_aside(folder) as aside:
+        os.rename(folder, aside)
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a folder holds more than what a stopped process left aside."""
+    return folder.is_dir() and any(path.suffix != SUFFIX for path in folder.iterdir())
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_fault(error: Exception) -> str | None:
+    """What the disk had against a write, where that is what an error is about; else None."""
+    if isinstance(error, OSError) and error.errno in _FAULTS:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = str(error)
+    if found := _RUST.search(text):
+        return os.strerror(int(found[1]))
+    if _WORDS.search(text):
+        return text
+    if _TORCH_SAVE.search(text):
+        return "torch.save could not write a file; is the disk full?"
+    return None
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + SUFFIX)
+
+
+@contextmanager
+def _folder_aside(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder``, which goes when the work is done or has failed."""
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

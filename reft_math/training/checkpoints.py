@@ -1,0 +1,87 @@
+"""The trainer's checkpoints, each with checksums that are written last: only what they cover is gone on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from reft_math.files import SUFFIX, sync, write_json
+from reft_math.processes import process_state
+
+CHECKSUMS_NAME = "checksums.json"
+
+
+class Checksums(TrainerCallback):
+    """Writes a checkpoint's checksums when every process has written its part of it."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        process_state().wait_for_everyone()
+        if state.is_world_process_zero:
+            write_checksums(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+
+def write_checksums(checkpoint: Path) -> None:
+    """Lists the checkpoint's files by size and SHA-256, all of them on the disk before the list is."""
+    others = {CHECKSUMS_NAME, CHECKSUMS_NAME + SUFFIX}
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name not in others)
+    for path in files:
+        sync(path)
+    write_json(checkpoint / CHECKSUMS_NAME, {str(path.relative_to(checkpoint)): _seal(path) for path in files})
+    sync(checkpoint.parent)
+
+
+def flaw(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None with a whole one."""
+    try:
+        seals = json.loads((checkpoint / CHECKSUMS_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"it has no {CHECKSUMS_NAME}, which is written last"
+    except ValueError:
+        return f"{CHECKSUMS_NAME} cannot be read"
+    for name, seal in seals.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if os.path.getsize(path) != seal["bytes"] or _seal(path) != seal:
+            return f"{name} is not as it was written"
+    return None
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The last checkpoint without a `flaw`."""
+    return next((path for path in _newest_first(folder) if flaw(path) is None), None)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The checkpoint to go on from, the same in every process. Damaged ones are deleted, with a line for each.
+
+    They would count among those that the trainer keeps, and push out a whole one.
+    """
+    state = process_state()
+    found: list[str | None] = [None]
+    if state.is_main_process:
+        for path in _newest_first(folder):
+            if reason := flaw(path):
+                print(f"{path} is damaged ({reason}): left out and deleted", file=sys.stderr)
+                shutil.rmtree(path)
+        newest = newest_whole(folder)
+        found = [None if newest is None else str(newest)]
+    last: str | None = broadcast_object_list(found)[0]
+    return last
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": os.path.getsize(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+from reft_math.data.fingerprint import about_problems, digest, fingerprint, regression_fingerprint
+from reft_math.data.problem import Problem
+from reft_math.data.regression import RegressionRow
+
+PROBLEMS = [Problem("a", "How many?", "3", "1+2=3"), Problem("b", "Wie viele, Jörg?", "4", "2+2=4")]
+
+
+def test_the_digest_is_that_of_sorted_lines_of_json() -> None:
+    lines = '["How many?", "3"]\n["Wie viele, J\\u00f6rg?", "4"]'
+    assert (
+        digest((problem.question, problem.answer) for problem in PROBLEMS) == hashlib.sha256(lines.encode()).hexdigest()
+    )
+
+
+def test_names_and_order_do_not_count_and_every_word_does() -> None:
+    whole = fingerprint(PROBLEMS)
+    assert fingerprint([replace(PROBLEMS[1], id="x", metadata={"level": 5}), PROBLEMS[0]]) == whole
+    assert whole["rows"] == 2
+    for changed in ({"question": "How many? "}, {"answer": "3.0"}):
+        other = fingerprint([replace(PROBLEMS[0], **changed), PROBLEMS[1]])
+        assert other["sha256"] != whole["sha256"]
+        assert other["with_solutions"] != whole["with_solutions"]
+    other = fingerprint([replace(PROBLEMS[0], solution="3"), PROBLEMS[1]])
+    assert other["sha256"] == whole["sha256"]
+    assert other["with_solutions"] != whole["with_solutions"]
+    assert fingerprint([*PROBLEMS, PROBLEMS[0]])["sha256"] != whole["sha256"]
+
+
+def test_no_two_rows_run_into_one() -> None:
+    assert digest([("a", "b")]) != digest([("ab", "")])
+    assert digest([("a",), ("b",)]) != digest([('a"]\n["b',)])
+
+
+def test_every_split_has_its_own() -> None:
+    about = about_problems("gsm8k", train=PROBLEMS, test=PROBLEMS[:1])
+    assert about["dataset"] == "gsm8k"
+    assert {name: found["rows"] for name, found in about["fingerprints"].items()} == {"train": 2, "test": 1}
+
+
+def test_a_target_is_part_of_a_row() -> None:
+    rows = [RegressionRow("a", "text", 1.0)]
+    assert regression_fingerprint(rows) == regression_fingerprint([RegressionRow("b", "text", 1.0)])
+    assert regression_fingerprint(rows) != regression_fingerprint([RegressionRow("a", "text", 1.5)])

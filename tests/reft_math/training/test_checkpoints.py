@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reft_math.training.checkpoints import CHECKSUMS_NAME, flaw, last_checkpoint, newest_whole, write_checksums
+
+
+def make(folder: Path, step: int) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / "model").mkdir(parents=True)
+    (checkpoint / "optimizer.pt").write_bytes(b"moments")
+    (checkpoint / "model" / "weights").write_bytes(b"biases")
+    write_checksums(checkpoint)
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda path: (path / CHECKSUMS_NAME).unlink(), "it has no checksums.json, which is written last"),
+        (lambda path: (path / CHECKSUMS_NAME).write_text("{"), "checksums.json cannot be read"),
+        (lambda path: (path / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+        (lambda path: (path / "optimizer.pt").write_bytes(b"mome"), "optimizer.pt is not as it was written"),
+        (
+            lambda path: (path / "model" / "weights").write_bytes(b"biaseS"),
+            "model/weights is not as it was written",
+        ),
+    ],
+)
+def test_the_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    harm: Callable[[Path], Any], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, damaged = make(tmp_path, 9), make(tmp_path, 10)
+    assert newest_whole(tmp_path) == damaged
+    harm(damaged)
+    assert newest_whole(tmp_path) == whole
+    assert flaw(damaged) == reason
+    assert last_checkpoint(tmp_path) == str(whole)
+    assert capsys.readouterr().err == f"{damaged} is damaged ({reason}): left out and deleted\n"
+    assert not damaged.exists()
+
+
+def test_without_checkpoints_a_run_starts_at_the_start(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_checksums_killed_at_any_call_leave_a_whole_checkpoint_or_none(
+    tmp_path: Path, killed_at_every_call: Any
+) -> None:
+    checkpoint = make(tmp_path, 3)
+    seals = json.loads((checkpoint / CHECKSUMS_NAME).read_text())
+    assert sorted(seals) == ["model/weights", "optimizer.pt"]
+    (checkpoint / CHECKSUMS_NAME).unlink()
+    for _ in killed_at_every_call(lambda: write_checksums(checkpoint)):
+        assert (flaw(checkpoint) is None) == (checkpoint / CHECKSUMS_NAME).exists()
+        (checkpoint / CHECKSUMS_NAME).unlink(missing_ok=True)
+    assert flaw(checkpoint) is None

@@ -1,0 +1,73 @@
+"""The same command on the same machine writes the same bytes, but for the date of the run and what timings are kept.
+
+Run twice in one process: the second finds random generators, caches and models as the first has left them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from interventions import PrefixReftConfig, get_prefix_reft_model
+from reft_math.models import load_model
+
+_TRAINING = "--train-size 24 --eval-size 4 --epochs 1 --batch-size 8 --max-new-tokens 30"
+_PREFIX = f"train/prefix_reft.py --k 6 --target-norm 0.54 {_TRAINING}"
+_ADAPTER = "--adapter {adapter} --max-new-tokens 30"
+COMMANDS = {
+    "prefix training, gate calibrated": f"{_PREFIX} --calibration-size 4",
+    "ReFT by LoReFT, checkpoints": f"{_PREFIX} --intervention loreft --full-fraction 1 --gate always --save-steps 2",
+    "LoRA": f"train/lora.py --rank 2 {_TRAINING}",
+    "RAFT": "train/raft.py --train-size 8 --validation-size 4 --test-size 4 --epochs 1 --eval-steps 1 --samples 2",
+    "gated and sampled": f"eval/arithmetic.py {_ADAPTER} --limit 6 --batch-size 4 --temperature 1 --samples 2",
+    "divergence profile": f"eval/kl_profile.py {_ADAPTER} --limit 6 --gates tokens:4 kl:1",
+    "hand-off": f"eval/handoff.py {_ADAPTER} --limit 4",
+    "trajectories": f"eval/trajectory.py {_ADAPTER} --limit 4",
+}
+_TIMINGS = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random interventions: strong enough that gates close all along the completions."""
+    reft_model = get_prefix_reft_model(load_model("arithmetic"), PrefixReftConfig(template="chat/1", gate="kl:1"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in reft_model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.6)
+    folder = tmp_path_factory.mktemp("adapter")
+    reft_model.save_pretrained(folder)
+    return str(folder)
+
+
+def timeless(path: Path) -> bytes:
+    """A file but for the date of the run, and how long a trainer's evaluations took."""
+    if path.name == "results.json":
+        return json.dumps({**json.loads(path.read_text()), "date": None}).encode()
+    if path.name == "trainer_state.json":
+        state = json.loads(path.read_text())
+        state["log_history"] = [{**entry, **dict.fromkeys(_TIMINGS)} for entry in state["log_history"]]
+        return json.dumps(state).encode()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_same_command_writes_the_same_bytes(
+    call: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = []
+    for turn in ("first", "second"):
+        call(f"{COMMANDS[name].format(adapter=adapter)} --output-dir run")
+        os.rename("run", turn)
+        files = [path for path in Path(turn).rglob("*") if path.is_file()]
+        written.append({str(path.relative_to(turn)): timeless(path) for path in files})
+    first, second = written
+    assert len(first) >= 3
+    assert first.keys() == second.keys()
+    assert [path for path in first if first[path] != second[path]] == []
