@@ -113,6 +113,21 @@ def test_numbers_equal(answer: str, gold: str, expected: bool) -> None:
     assert numbers_equal(answer, gold) is expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("0.333", "0.333333", False),  # six decimals may be an answer written out
+        ("0.3333", "0.3333333", True),
+        ("0.9990000999", "1.0000001", True),  # gold less a thousandth of it, and the next number
+        ("0.9990000998", "1.0000001", False),
+        ("1.0010001001", "1.0000001", True),
+        ("1.0010001002", "1.0000001", False),
+    ],
+)
+def test_the_tolerance_begins_at_seven_decimals_and_has_both_ends(answer: str, gold: str, expected: bool) -> None:
+    assert numbers_equal(answer, gold) is expected
+
+
 def test_tolerance_agrees_with_fractions() -> None:
     gold = Fraction(11, 6)
     for thousandths in range(1700, 2000):
