@@ -113,6 +113,21 @@ def test_numbers_equal(answer: str, gold: str, expected: bool) -> None:
     assert numbers_equal(answer, gold) is expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("0.333", "0.333333", False),  # six decimals may be an answer written out
+        ("0.3333", "0.3333333", True),
+        ("0.9990000999", "1.0000001", True),  # gold less a thousandth of it, and the next number
+        ("0.9990000998", "1.0000001", False),
+        ("1.0010001001", "1.0000001", True),
+        ("1.0010001002", "1.0000001", False),
+    ],
+)
+def test_the_tolerance_begins_at_seven_decimals_and_has_both_ends(answer: str, gold: str, expected: bool) -> None:
+    assert numbers_equal(answer, gold) is expected
+
+
 def test_tolerance_agrees_with_fractions() -> None:
     gold = Fraction(11, 6)
     for thousandths in range(1700, 2000):
@@ -123,7 +138,7 @@ def test_tolerance_agrees_with_fractions() -> None:
 
 @pytest.mark.parametrize("gold", ["", "1/2", r"\frac{1}{2}", "nan", "inf", "18 eggs"])
 def test_gold_must_be_a_number(gold: str) -> None:
-    with pytest.raises(UserError, match="expected one such as"):
+    with pytest.raises(UserError, match="expected one such as .*; score other answers with math-verify$"):
         score_numeric("no number", gold)
 
 
