@@ -202,7 +202,7 @@ class Engine:
         is_refusal = 0 < status < 500 and status not in (408, 409, 429)
         happened = "refused" if is_refusal else f"failed, tried again up to {MAX_RETRIES} times"
         is_late = isinstance(error, self._openai.APITimeoutError)
-        way_out = f"; --engine-timeout is {self._timeout:g} s" if is_late else _WAYS_OUT.get(status or 0, "")
+        way_out = f"; --engine-timeout is {self._timeout:g} s" if is_late else _WAYS_OUT.get(status, "")
         return self._stopped(f"{happened} ({self._reason(error)}){way_out}")
 
     def _stopped(self, why: str) -> UserError:
