@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -37,7 +37,14 @@ def load_module(name: str, path: Path) -> ModuleType:
 FakeHub = load_module("fake_hub", Path(__file__).with_name("fake_hub.py")).FakeHub
 FakeEngine = load_module("fake_engine", Path(__file__).with_name("fake_engine.py")).FakeEngine
 fault_injection = load_module("fault_injection", Path(__file__).with_name("fault_injection.py"))
+make_hostile_answers = load_module("hostile_answers", Path(__file__).with_name("hostile_answers.py")).hostile_answers
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
+
+
+@pytest.fixture
+def hostile_answers() -> Callable[..., list[Any]]:
+    """Hostile completions by seed, none of them right for its gold."""
+    return make_hostile_answers
 
 
 @pytest.fixture
