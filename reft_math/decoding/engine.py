@@ -273,6 +273,7 @@ def _completion(body: bytes) -> tuple[str, int | None, bool] | None:
         return None
     if not isinstance(text, str) or reason not in ("stop", "length"):
         return None
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no half characters
     usage = answer.get("usage")
     count = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return text, count if type(count) is int and count >= 0 else None, reason == "stop"

@@ -211,6 +211,15 @@ def test_a_fault_of_ours_in_a_thread_is_not_taken_for_the_servers(
         ask(engine)
 
 
+def test_half_a_character_is_replaced_and_a_whole_one_of_two_halves_stays(engine_server: FakeEngine) -> None:
+    """As a server may cut an answer where its tokens end."""
+    answer = completion([1])
+    answer["choices"][0]["text"] = "\U0001f600 \ud83d"
+    engine_server.replies = [Reply(body=answer)]
+    (found,) = Engine(engine_server.url, TOKENIZER).complete(PROMPTS[:1], [10], [2], {}, 0)
+    assert found.text == "\U0001f600 \ufffd"
+
+
 def test_tokens_that_the_server_does_not_count_are_counted_here(engine_server: FakeEngine) -> None:
     """The text's, and the end token; and what is no count is none."""
     answer = completion([1])
