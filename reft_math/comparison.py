@@ -84,7 +84,10 @@ class Run:
 
     def _records(self, decoder: str) -> list[dict[str, Any]]:
         path = self.folder / "records" / f"{decoder}.jsonl"
-        records = list(RecordFile(path).done.values())
+        try:
+            records = list(RecordFile(path).done.values())
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from None
         if not records or any(not {"question", "gold", "correct"} <= record.keys() for record in records):
             raise UserError(
                 f"a comparison needs scored completions; {path} holds none: is it there, and of a command that solves"

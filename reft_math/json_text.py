@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
-
-_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: str | bytes) -> Any:
     """The value, if the text is UTF-8 and says it once.
 
-    Python's own reader takes the last of two values for one name, keeps halves of characters that no file can be
-    written with, and leaves a deep nest by a `RecursionError`.
+    Python's own reader takes the last of two values for one name, and leaves a deep nest by a `RecursionError`.
 
     Raises:
         ValueError: Anything else, in one line; a `json.JSONDecodeError` or `UnicodeDecodeError` where it has a place.
     """
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
     try:
-        value = json.loads(text, object_pairs_hook=_named_once)
-        if _HALF_CHARACTER.search(text):  # most are one of two halves that make a whole
-            json.dumps(value, ensure_ascii=False).encode()
+        return json.loads(text, object_pairs_hook=_named_once)
     except RecursionError:
         raise ValueError("lists or objects within one another, too deep to read") from None
-    return value
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -41,6 +34,11 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"must hold a JSON object; it holds {type(value).__name__}")
     return value
+
+
+def is_whole(text: str) -> bool:
+    """Whether a file can hold the text: JSON can name halves of characters, which tokenizers and files refuse."""
+    return not any("\ud800" <= mark <= "\udfff" for mark in text)
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

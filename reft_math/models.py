@@ -56,7 +56,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     with _naming(name):  # settings that mean nothing show at their first use
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.decode(tokenizer.encode("1"))
+        tokenizer.decode([*tokenizer.encode("1"), *tokenizer.all_special_ids])
     return tokenizer
 
 

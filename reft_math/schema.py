@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from reft_math.errors import UserError
+from reft_math.json_text import is_whole
 
 T = TypeVar("T")
 
@@ -46,6 +47,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and len(value) == len(hints) and all(map(_fits, value, hints))
     if isinstance(value, bool):
         return hint is bool
+    if hint is str:
+        return isinstance(value, str) and is_whole(value)
     if hint is float:
         return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # false for NaN, too
     return isinstance(value, hint)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from reft_math.data.problem import Problem
 from reft_math.errors import UserError
-from reft_math.json_text import parse_json
+from reft_math.json_text import is_whole, parse_json
 
 Split = Literal["train", "validation", "test"]
 T = TypeVar("T", str, int)
@@ -103,7 +103,10 @@ class Row:
         if name not in self.fields:
             found = ", ".join(map(str, self.fields))
             raise self.error(f'field "{name}" is missing; the row has {found[:200] or "no fields"}')
-        return self.fields[name]
+        value = self.fields[name]
+        if isinstance(value, str) and not is_whole(value):
+            raise self.error(f'field "{name}" must be text, got {_shown(value)} with half a character')
+        return value
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ def test_a_question_that_a_data_set_asks_twice_is_two_problems_whatever_the_orde
     ("decoder", "change", "message"),
     [
         ("../../secret", {}, r"must name files of its own folder; got decoder '\.\./\.\./secret'"),
+        ("a" * 300, {}, "cannot be read"),
         ("prefix", {"train_rows": [64]}, "has not the form that its command writes"),
         ("prefix", {"train_rows": 64, "config": {**TRAINED["config"], "k": {}}}, "not the form"),
         ("prefix", {"adapter": 3}, "has not the form that its command writes"),

@@ -147,6 +147,13 @@ def test_what_is_refused_is_not_tried_again(engine_server: FakeEngine, status: i
     assert len(engine_server.requests) == 1
 
 
+def test_a_server_that_wants_a_long_wait_is_not_pressed(engine_server: FakeEngine) -> None:
+    engine_server.replies = [Reply(429, {"error": "quota"}, {"retry-after": "300"})]
+    with pytest.raises(UserError, match=r"failed, .*quota"):
+        ask(Engine(engine_server.url, TOKENIZER))
+    assert len(engine_server.requests) == 1
+
+
 def test_waits_double_up_to_a_bound_and_differ_by_up_to_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "FIRST_WAIT_S", 0.5)
     for retry, longest in ((1, 0.5), (2, 1.0), (3, 2.0), (5, 8.0), (6, 8.0), (1000, 8.0)):
@@ -185,9 +192,13 @@ def test_an_interrupted_wait_ends_though_the_server_says_nothing(engine_server: 
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        ask(engine)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            ask(engine)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [thread for thread in threading.enumerate() if not thread.daemon] == [threading.main_thread()]
 
 
