@@ -263,7 +263,8 @@ def test_checkpoints_hold_what_is_trained_and_nothing_else(tmp_path: Path, tune:
         name: value.shape for name, value in weights(regressor).items()
     }
     names = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
-    assert names == {"trainable.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    states = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    assert names == {"trainable.safetensors", *states, "checksums.json"}
 
 
 @pytest.mark.parametrize(
