@@ -851,7 +851,9 @@ def test_a_dictionary_has_scores_and_logits_of_every_token(tiny_model: TinyModel
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_scores_and_logits_are_float32_whatever_the_model_computes_in(tiny_model: TinyModel, dtype: torch.dtype) -> None:
+def test_scores_and_logits_are_float32_whatever_the_model_computes_in(
+    tiny_model: TinyModel, dtype: torch.dtype
+) -> None:
     """As stock ``generate`` has them: what is drawn must not depend on who draws it."""
     asked = {"output_scores": True, "output_logits": True}
     output = watched(randomised(tiny_model().to(dtype)), "kl:inf", **asked)
