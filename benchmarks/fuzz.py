@@ -27,14 +27,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from reft_math.command import print_table, run, write_json
+from reft_math.command import print_table, run
 from reft_math.errors import UserError, require
+from reft_math.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 HANG = 20  # seconds
 LIBRARIES = "site-packages"  # an environment may lie within the checkout
 KINDS = ("read", "refused", "found")
-ODD_VALUES = (
+ODD_VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 3, 1.5, 10**30, -(2**70), 1e308, float("nan"), float("inf"), [], {}, [None], {"a": 1}, [1, 2]),
     *(
         "",
@@ -302,7 +303,7 @@ def _make_results(folder: Path) -> None:
         "rmse_of_training_mean": 2.0,
         "evaluation": {"tuned": {"predictors": {"rail": estimate}}},
     }
-    rows = [{"id": str(row), "predictions": {"rail": row + 0.5}, "target": row} for row in range(6)]
+    rows = [{"id": str(row), "text": f"t {row}", "predictions": {"rail": row + 0.5}, "target": row} for row in range(6)]
     _make_run(folder / "regression-run", regression, "tuned", rows)
 
 
@@ -338,11 +339,15 @@ def outcome(read: Callable[[Path], object], path: Path) -> BaseException | None:
 
 def where(error: BaseException) -> str:
     """The last of our lines that an error came through."""
-    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    path, line = [(path, line) for path, line in frames if path.is_relative_to(ROOT) and LIBRARIES not in path.parts][
-        -1
+    ours = [
+        (path.relative_to(ROOT), frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if (path := Path(frame.filename)).is_relative_to(ROOT)
+        and LIBRARIES not in path.parts
+        and frame.name != _stop.__name__
     ]
-    return f"{path.relative_to(ROOT)}:{line}, {type(error).__name__}"
+    path, line = ours[-1]
+    return f"{path}:{line}, {type(error).__name__}"
 
 
 @contextlib.contextmanager

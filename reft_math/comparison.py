@@ -87,7 +87,7 @@ class Run:
         try:
             records = list(RecordFile(path).done.values())
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror})") from None
+            raise UserError(f"a decoder's records cannot be read ({error.strerror}): {path}") from None
         if not records or any(not {"question", "gold", "correct"} <= record.keys() for record in records):
             raise UserError(
                 f"a comparison needs scored completions; {path} holds none: is it there, and of a command that solves"

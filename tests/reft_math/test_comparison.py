@@ -67,7 +67,6 @@ def test_a_question_that_a_data_set_asks_twice_is_two_problems_whatever_the_orde
     ("decoder", "change", "message"),
     [
         ("../../secret", {}, r"must name files of its own folder; got decoder '\.\./\.\./secret'"),
-        ("a" * 300, {}, "cannot be read"),
         ("prefix", {"train_rows": [64]}, "has not the form that its command writes"),
         ("prefix", {"train_rows": 64, "config": {**TRAINED["config"], "k": {}}}, "not the form"),
         ("prefix", {"adapter": 3}, "has not the form that its command writes"),
@@ -92,4 +91,10 @@ def test_a_score_is_true_or_false_and_never_a_text(tmp_path: Path, name: str, va
     RecordFile(tmp_path / "records" / "base.jsonl").append([record])
     (tmp_path / "results.json").write_text('{"evaluation": {"base": {}}}')
     with pytest.raises(UserError, match=rf"base\.jsonl: a record's {name} must be (str|bool); was the file edited"):
+        Run.read(str(tmp_path)).entries("name")
+
+
+def test_a_decoder_that_no_file_can_be_named_after_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"evaluation": {"a" * 5000: {}}}))
+    with pytest.raises(UserError, match="cannot be read"):
         Run.read(str(tmp_path)).entries("name")
