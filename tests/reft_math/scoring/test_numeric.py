@@ -138,7 +138,7 @@ def test_tolerance_agrees_with_fractions() -> None:
 
 @pytest.mark.parametrize("gold", ["", "1/2", r"\frac{1}{2}", "nan", "inf", "18 eggs"])
 def test_gold_must_be_a_number(gold: str) -> None:
-    with pytest.raises(UserError, match="expected one such as .*; score other answers with math-verify$"):
+    with pytest.raises(UserError, match=r"expected one such as .*; score other answers with math-verify$"):
         score_numeric("no number", gold)
 
 
