@@ -817,6 +817,25 @@ def test_scores_and_logits_are_float32_whatever_the_model_is_in(tiny_model: Tiny
     assert {step.dtype for step in (*output.scores, *output.logits)} == {torch.float32}
 
 
+@pytest.mark.parametrize("output_scores", [False, True])
+def test_stopping_criteria_see_the_scores_that_stock_generate_shows_them(
+    tiny_model: TinyModel, output_scores: bool
+) -> None:
+    model = tiny_model()
+    seen: list[list[int]] = []
+
+    def never(ids: torch.Tensor, scores: tuple[torch.Tensor, ...] | None, **kwargs: Any) -> torch.Tensor:
+        seen[-1].append(len(scores or ()))
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    options = {"stopping_criteria": [never], "return_dict_in_generate": True, "output_scores": output_scores}
+    for generate in (model.generate, partial(randomised(model).generate, gate="kl:inf")):
+        seen.append([])
+        generate(**batch(), **options, **ENDLESS)
+    assert seen[0] == seen[1]
+    assert (BUDGET in seen[0]) is output_scores
+
+
 # --- stop strings ------------------------------------------------------------------------------------------------
 
 
