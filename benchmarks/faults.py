@@ -60,9 +60,7 @@ KILLS_OF_A_RUN = 4
 
 @dataclass(frozen=True)
 class FaultOptions:
-    command: list[str] = field(
-        default_factory=lambda: list(COMMANDS), metadata={"help": f"Among {', '.join(COMMANDS)} (all)."}
-    )
+    only: list[str] = field(default_factory=list, metadata={"help": f"Among {', '.join(COMMANDS)} (all)."})
     kills: int = field(default=5, metadata={"help": "Of each command, for each number of processes."})
     processes: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Processes a run."})
     seed: int = field(default=0, metadata={"help": "Draws the moments."})
@@ -73,7 +71,7 @@ class FaultOptions:
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's runs and start anew."})
 
     def __post_init__(self) -> None:
-        require(self, "command", lambda value: not set(value) - set(COMMANDS), f"among {', '.join(COMMANDS)}")
+        require(self, "only", lambda value: not set(value) - set(COMMANDS), f"among {', '.join(COMMANDS)}")
         require(self, "kills", lambda value: value >= 1, "at least 1")
         if self.resume:
             raise UserError("--resume is what this command tests; take --overwrite, or another --output-dir")
@@ -89,7 +87,7 @@ def main(options: FaultOptions) -> None:
     torch.set_num_threads(1)
     folder, rng = claim_output_dir(options).resolve(), random.Random(options.seed)
     lines = {name: line.format(work=folder, data=options.data_dir) for name, line in COMMANDS.items()}
-    names = [name for name in COMMANDS if name in options.command]
+    names = [name for name in COMMANDS if not options.only or name in options.only]
     for name in NEEDED:
         if name not in names or 1 not in options.processes:
             Run(lines[name], folder / name / "peace-1", 1).finish()

@@ -114,7 +114,9 @@ class Setting:
         trainer = PrefixTrainer(
             model=self._model,
             args=training_arguments(steps, self.batch_size),
-            train_dataset=[{"prompt_ids": row[:split], "target_ids": row[split:]} for row in tokens],
+            train_dataset=[
+                {"id": str(i), "prompt_ids": row[:split], "target_ids": row[split:]} for i, row in enumerate(tokens)
+            ],
             data_collator=PrefixCollator(0, "all"),
             norm_control=NormControl(self._model, ProjectionController(0.54), target_scale_norm=None),
             callbacks=[clock],

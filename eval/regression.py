@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from reft_math.command import run
 from reft_math.errors import UserError, require
@@ -94,7 +94,7 @@ def main(options: RegressionEvaluationOptions) -> None:
             raise UserError(f"{options.regressor} does not say what it was trained on; pass --data")
     config = regressor.regressor_config
     rows = getattr(load_splits(str(options.data), options.data_dir), options.split)[: options.limit]
-    fingerprints: dict[str, Any] = {options.split: regression_fingerprint(rows)}
+    fingerprints = {str(options.split): regression_fingerprint(rows)}
     folder = claim(options, fingerprints)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)
     evaluation = {}

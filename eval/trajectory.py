@@ -72,8 +72,8 @@ def main(options: TrajectoryOptions) -> None:
         "always_on": setting.generate("always"),
         "prefix": setting.generate(str(gate)),
     }
-    about = about_problems(options.dataset, test=problems)
-    folder = claim(setting.options, about["fingerprints"])
+    head = about_problems(options.dataset, test=problems)
+    folder = claim(setting.options, head["fingerprints"])
     records = folder / "records"
     model, decoding, batch_size = setting.model, setting.decoding, options.batch_size
     with Scorer(is_numeric(options.dataset, problems)) as score:
@@ -96,7 +96,7 @@ def main(options: TrajectoryOptions) -> None:
     }
     write_text(folder / "trajectory.md", markdown(tables))
     evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}
-    results = {**about, "evaluation": evaluation, "totals": totals, "fates": fates}
+    results = {**head, "evaluation": evaluation, "totals": totals, "fates": fates}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     figure = trajectory_figure(positions, partings)
     write_figure(folder, "trajectory", figure)

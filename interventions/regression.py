@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def make_regressor(
     if config.tune == "full" and model.dtype == torch.float16:
         raise UserError(
             "steps of the whole model underflow in float16; load it with --dtype float32, and --mixed-precision fp16"
+        )
+    if config.tune == "full" and model.dtype == torch.bfloat16:
+        warnings.warn(
+            "most steps of the whole model are lost to rounding in bfloat16; --dtype float32 with"
+            " --mixed-precision bf16 keeps them",
+            stacklevel=2,
         )
     if config.tune == "full" and getattr(model, "is_quantized", False):
         raise UserError(

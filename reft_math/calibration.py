@@ -11,7 +11,7 @@ import numpy as np
 
 from reft_math.completion import Complete
 from reft_math.data.problem import Problem
-from reft_math.evaluation import Score, evaluate, summarise
+from reft_math.evaluation import Score, accuracy_cell, evaluate, summarise
 
 # In nats. The interventions always draw the first token, which decides the path: under the base it often costs more
 # than all that follows, and without ``min=1`` a prompt on which it costs more than the threshold gets none of them.
@@ -74,6 +74,6 @@ def gate_rows(summaries: Mapping[str, Mapping[str, Any]], best: str | None = Non
         low, high = summary["interval_95"]
         closings = (summary["median_closing_position"], summary["never_closed"])
         row = [f"{gate} *" if gate == best else gate, str(summary["correct"]), str(summary["total"])]
-        row += [f"{summary['accuracy']:.1%}", f"{low:.1%} - {high:.1%}", f"{summary['mean_tokens']:.0f}"]
+        row += [accuracy_cell(summary), f"{low:.1%} - {high:.1%}", f"{summary['mean_tokens']:.0f}"]
         rows.append([*row, *("-" if count is None else str(count) for count in closings)])
     return rows

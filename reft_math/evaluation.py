@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -120,8 +121,8 @@ class Scorer(AbstractContextManager["Scorer"]):
     """``(gold, completion)`` pairs to scores: by numbers, or by math-verify in worker processes for other answers.
 
     Numeric scores hold ``strict`` (the stated answer) and ``flexible`` (the last number); ``correct`` is the latter,
-    for a base model has not been told how to state an answer. math-verify's hold ``timed_out`` and ``prediction``.
-    Thoughts before an answer count for nothing.
+    for a base model has not been told how to state an answer. math-verify's hold ``unscored``, ``timed_out`` and
+    ``prediction``. Thoughts before an answer count for nothing.
     """
 
     def __init__(self, is_numeric: bool) -> None:
@@ -137,7 +138,12 @@ class Scorer(AbstractContextManager["Scorer"]):
         if self._verifier is None:
             self._verifier = self._stack.enter_context(MathVerifier())
         return [
-            {"correct": result.is_correct, "timed_out": result.timed_out, "prediction": result.prediction}
+            {
+                "correct": result.is_correct,
+                "unscored": result.unscored,
+                "timed_out": result.timed_out,
+                "prediction": result.prediction,
+            }
             for result in self._verifier.score(pairs)
         ]
 
@@ -149,7 +155,8 @@ def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
     """Counts, accuracy, 95 % interval, mean length, and the exact McNemar test against ``base``'s records.
 
     With one completion a problem the interval is Wilson's. With several, accuracy is pass@1, its interval is
-    bootstrapped over problems, ``pass_at_k`` and ``majority`` are added, and there is no test.
+    bootstrapped over problems, ``pass_at_k`` and ``majority`` are added, and there is no test. ``unscored`` completions
+    count as wrong. ``mean_absolute_error`` is None where there is no number, or one that no float holds.
     """
     is_sampled = "problem" in records[0]
     correct, total = sum(record["correct"] for record in records), len(records)
@@ -161,16 +168,17 @@ def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
         "mean_tokens": sum(record["num_tokens"] for record in records) / total,
         "unfinished": sum(not record["finished"] for record in records),
     }
-    for name in ("strict", "flexible", "timed_out"):
+    for name in ("strict", "flexible", "unscored", "timed_out"):
         if name in records[0]:
             summary[name] = sum(record[name] for record in records)
     if "last_number" in records[0]:
         errors = [
             abs(float(row["last_number"]) - float(row["gold"])) for row in records if row["last_number"] is not None
         ]
+        mean_error = sum(errors) / len(errors) if errors else math.nan
         summary |= {
             "unanswered": total - len(errors),
-            "mean_absolute_error": sum(errors) / len(errors) if errors else None,
+            "mean_absolute_error": mean_error if math.isfinite(mean_error) else None,
         }
     if is_sampled:
         summary |= _summarise_samples(records)
@@ -234,11 +242,17 @@ def evaluation_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str
 
 def _row(name: str, summary: Mapping[str, Any]) -> Iterable[str]:
     test = summary.get("mcnemar_vs_base")
-    yield from (name, str(summary["correct"]), str(summary["total"]), f"{summary['accuracy']:.1%}")
+    yield from (name, str(summary["correct"]), str(summary["total"]), accuracy_cell(summary))
     yield _interval(summary)
     yield str(summary.get("strict", "-"))
     yield f"{summary['mean_tokens']:.0f}"
     yield "-" if test is None else f"{test['p_value']:.2g}"
+
+
+def accuracy_cell(summary: Mapping[str, Any]) -> str:
+    """Such as ``12.5%``, or ``12.5% (2 unscored)`` where some could not be judged and so count as wrong."""
+    unscored = summary.get("unscored", 0)
+    return f"{summary['accuracy']:.1%}" + (f" ({unscored} unscored)" if unscored else "")
 
 
 def sampling_rows(summary: Mapping[str, Any]) -> list[list[str]]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -35,9 +35,16 @@ def load_module(name: str, path: Path) -> ModuleType:
 
 
 FakeHub = load_module("fake_hub", Path(__file__).with_name("fake_hub.py")).FakeHub
-faults = load_module("faults", Path(__file__).with_name("faults.py"))
 FakeEngine = load_module("fake_engine", Path(__file__).with_name("fake_engine.py")).FakeEngine
+fault_injection = load_module("fault_injection", Path(__file__).with_name("fault_injection.py"))
+make_hostile_answers = load_module("hostile_answers", Path(__file__).with_name("hostile_answers.py")).hostile_answers
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
+
+
+@pytest.fixture
+def hostile_answers() -> Callable[..., list[Any]]:
+    """Hostile completions by seed, none of them right for its gold."""
+    return make_hostile_answers
 
 
 @pytest.fixture
@@ -130,14 +137,14 @@ def call(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def killed_at_every_call() -> Callable[[Callable[[], object]], Iterator[None]]:
-    """As in `faults`."""
-    return faults.killed_at_every_call
+    """As in `fault_injection`."""
+    return fault_injection.killed_at_every_call
 
 
 @pytest.fixture
 def failing_at_every_call() -> Callable[[Callable[[], object]], Iterator[OSError | None]]:
-    """As in `faults`."""
-    return faults.failing_at_every_call
+    """As in `fault_injection`."""
+    return fault_injection.failing_at_every_call
 
 
 @pytest.fixture

@@ -69,8 +69,8 @@ def main(options: PretrainingOptions) -> None:
         callbacks=[Checksums()],
     )
     resumed = last_checkpoint(folder / "checkpoints") if options.resume else None
-    with show_progress(trainer):
-        output = trainer.train(resume_from_checkpoint=resumed)
+    show_progress(trainer)
+    output = trainer.train(resume_from_checkpoint=resumed)
     write_files(folder, model.save_pretrained)
     write_files(folder, tokenizer.save_pretrained)
     write_json(folder / RESULTS_NAME, {**provenance(options), "training": output.metrics})

@@ -198,11 +198,11 @@ class Engine:
 
     def _failed(self, error: Exception) -> UserError:
         """What a server refuses is not tried again, what it fails at is, unless it says for how long it will."""
-        status = getattr(error, "status_code", None)
-        is_refusal = status is not None and status < 500 and status not in (408, 409, 429)
+        status = int(getattr(error, "status_code", 0))  # none where there was no answer
+        is_refusal = 0 < status < 500 and status not in (408, 409, 429)
         happened = "refused" if is_refusal else f"failed, tried again up to {MAX_RETRIES} times"
         is_late = isinstance(error, self._openai.APITimeoutError)
-        way_out = f"; --engine-timeout is {self._timeout:g} s" if is_late else _WAYS_OUT.get(status or 0, "")
+        way_out = f"; --engine-timeout is {self._timeout:g} s" if is_late else _WAYS_OUT.get(status, "")
         return self._stopped(f"{happened} ({self._reason(error)}){way_out}")
 
     def _stopped(self, why: str) -> UserError:
@@ -273,6 +273,7 @@ def _completion(body: bytes) -> tuple[str, int | None, bool] | None:
         return None
     if not isinstance(text, str) or reason not in ("stop", "length"):
         return None
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no half characters
     usage = answer.get("usage")
     count = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return text, count if type(count) is int and count >= 0 else None, reason == "stop"

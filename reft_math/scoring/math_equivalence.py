@@ -1,9 +1,10 @@
-"""MATH answers by math-verify, in worker processes that a hard time limit holds.
+"""MATH answers by math-verify, in worker processes that hard limits of time and memory hold.
 
 math-verify limits its time by SIGALRM, which raises in any thread but the main one and waits until a call into C
 returns. Here its limits are off; the parent process watches the clock, kills a worker that is late and goes on.
 Workers are spawned: they import the main script again, so that one keeps its heavy imports inside functions and its
-start under ``if __name__ == "__main__":``. Nothing is imported here that would bring torch into a worker.
+start under ``if __name__ == "__main__":``. Nothing is imported here that would bring torch into a worker. A worker that
+dies is replaced, and its pair is given to another one: a completion is not wrong since a machine was short of memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import math
 import multiprocessing
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -23,8 +25,11 @@ from types import TracebackType
 from typing import Self
 
 from reft_math.errors import UserError
+from reft_math.scoring.notation import plain_numbers
 
 logger = logging.getLogger(__name__)
+
+MEMORY_LIMIT = 2**30  # a worker that has loaded everything has 0.1 GB
 
 
 @dataclass(frozen=True)
@@ -33,19 +38,27 @@ class Equivalence:
 
     Attributes:
         is_correct: Whether the completion's answer is equivalent to gold.
-        timed_out: Whether the pair was given up at the time limit, and counts as not equivalent for that reason alone.
+        unscored: Whether the pair was given up, and counts as not equivalent for that reason alone: at the time limit,
+            or when two workers had died over it.
+        timed_out: Whether it was the time limit.
         prediction: The answer's text as math-verify found it, ``None`` where it found none or the pair was given up.
     """
 
     is_correct: bool
+    unscored: bool
     timed_out: bool
     prediction: str | None
 
 
+_TIMED_OUT = Equivalence(is_correct=False, unscored=True, timed_out=True, prediction=None)
+_DIED = Equivalence(is_correct=False, unscored=True, timed_out=False, prediction=None)
+
+
 def compare(gold: str, completion: str) -> Equivalence:
-    """``verify(parse("$" + gold + "$"), parse(completion))``, in this process and without a time limit.
+    """``verify(parse("$" + gold + "$"), parse(completion))``, in this process and without limits.
 
     Bare golds are read as plain expressions: only 392 of the 500 reference solutions of MATH500 pass; wrapped all do.
+    Numbers are read by `plain_numbers` first: math-verify reads 1 in ``1e999999`` and in ``1'234``, 3 in ``3½``.
 
     Args:
         gold: The reference answer in LaTeX, without dollar signs.
@@ -53,18 +66,19 @@ def compare(gold: str, completion: str) -> Equivalence:
     """
     from math_verify import parse, verify  # 2 s of sympy that only workers need
 
-    answer = parse(completion, parsing_timeout=0)
-    is_correct = verify(parse(f"${gold}$", parsing_timeout=0), answer, timeout_seconds=0)
+    answer = parse(plain_numbers(completion), parsing_timeout=0)
+    is_correct = verify(parse(f"${plain_numbers(gold)}$", parsing_timeout=0), answer, timeout_seconds=0)
     # Not str() of the sympy expression: it can take for ever.
     prediction = next((part for part in answer if isinstance(part, str)), None)
-    return Equivalence(is_correct=is_correct, timed_out=False, prediction=prediction)
+    return Equivalence(is_correct=is_correct, unscored=False, timed_out=False, prediction=prediction)
 
 
 class MathVerifier:
     """Scores pairs of gold and completion in `num_workers` processes, each pair within `time_limit` seconds.
 
     Use as a context manager. Workers start with the first pairs and stay for later calls; the time a worker takes to
-    start does not count.
+    start does not count. No worker has more than `MEMORY_LIMIT` bytes of address space (on Linux; elsewhere there is no
+    such limit): what cannot be computed in it is not equivalent.
 
     Args:
         num_workers: Processes at most.
@@ -82,6 +96,7 @@ class MathVerifier:
         self.num_workers = num_workers
         self.time_limit = time_limit
         self._workers: list[_Worker] = []
+        self._failed_starts = 0
 
     def __enter__(self) -> Self:
         return self
@@ -103,14 +118,20 @@ class MathVerifier:
             pairs: Gold without dollar signs, and what the model wrote.
 
         Raises:
-            RuntimeError: If a worker dies before it has started, e.g. since math-verify cannot be imported.
+            RuntimeError: If two workers die before they have started, e.g. since math-verify cannot be imported.
         """
         waiting = deque(enumerate(pairs))
         verdicts: dict[int, Equivalence] = {}
+        tried: set[int] = set()
         try:
             while len(verdicts) < len(pairs):
                 self._hand_out(waiting)
-                verdicts.update(self._collect())
+                for index, verdict in self._collect().items():
+                    if verdict is _DIED and index not in tried:
+                        tried.add(index)
+                        waiting.appendleft((index, pairs[index]))
+                    else:
+                        verdicts[index] = verdict
         except BaseException:
             self.close()  # or a pair under way would answer into the next call
             raise
@@ -146,20 +167,23 @@ class MathVerifier:
             if time.monotonic() < worker.deadline:
                 return None
             self._discard(worker)
-            return Equivalence(is_correct=False, timed_out=True, prediction=None)
+            return _TIMED_OUT
         try:
             verdict: Equivalence | None = worker.connection.recv()
         except (EOFError, OSError):
             self._discard(worker)
-            if worker.deadline == math.inf:
-                raise RuntimeError("a math-verify worker died before it started; its error is above") from None
-            logger.warning(
-                "a math-verify worker died (exit code %s); its pair is scored wrong", worker.process.exitcode
-            )
-            return Equivalence(is_correct=False, timed_out=False, prediction=None)
+            self._count_death(worker)
+            return _DIED
         if verdict is None:
+            worker.has_started = True
             worker.deadline = time.monotonic() + self.time_limit
         return verdict
+
+    def _count_death(self, worker: _Worker) -> None:
+        self._failed_starts = 0 if worker.has_started else self._failed_starts + 1
+        if self._failed_starts > 1:
+            raise RuntimeError("two math-verify workers died before they started; their errors are above")
+        logger.warning("a math-verify worker died (exit code %s) and is replaced", worker.process.exitcode)
 
     def _discard(self, worker: _Worker) -> None:
         self._workers.remove(worker)
@@ -174,6 +198,7 @@ class _Worker:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, time_limit), daemon=True)
         self.process.start()
+        self.has_started = False
         theirs.close()  # so that its death is the end of the pipe
         self.rest()
 
@@ -187,7 +212,8 @@ class _Worker:
 
     def give(self, index: int, pair: tuple[str, str]) -> None:
         self.index = index
-        self.connection.send(pair)
+        with suppress(OSError):  # it is dead; so says the end of the pipe
+            self.connection.send(pair)
 
     def kill(self) -> None:
         self.process.kill()
@@ -199,7 +225,8 @@ def _serve(connection: Connection, time_limit: float) -> None:
     """A worker's life: for each pair ``None`` as it begins, then the verdict."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
-    compare("1", "$1$")  # imports and grammars load outside the time limit
+    compare("1", "$1$")  # imports and grammars load outside the limits
+    _limit_memory()
     with suppress(EOFError, ConnectionError):
         while True:
             gold, completion = connection.recv()
@@ -209,3 +236,13 @@ def _serve(connection: Connection, time_limit: float) -> None:
             verdict = compare(gold, completion)
             faulthandler.cancel_dump_traceback_later()
             connection.send(verdict)
+
+
+def _limit_memory() -> None:
+    if sys.platform != "linux":  # Windows has no resource, macOS refuses such a limit
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(MEMORY_LIMIT, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -7,17 +7,32 @@ from decimal import Decimal, InvalidOperation
 from typing import TypedDict
 
 from reft_math.errors import UserError
+from reft_math.scoring.notation import plain_numbers
 
-# A minus, also the typographic U+2212, is a sign unless it directly follows a digit, a letter or a closing bracket:
-# "-3" and "= -3" against "5-3", "$5-$3", "(a)-3" and "step-2". The group is atomic, so that a look-ahead behind it
-# refuses the whole number and never backs off to its first digits. Commas count only between groups of three, also in
-# LaTeX's "1{,}234" and "1,\!234".
+# A minus is a sign unless it directly follows a digit, a letter or a closing bracket: "-3" and "= -3" against "5-3",
+# "$5-$3", "(a)-3" and "step-2". The group is atomic, so that a look-ahead behind it refuses the whole number and never
+# backs off to its first digits. Commas count only between groups of three, also in LaTeX's "1{,}234" and "1,\!234". The
+# 2 of "m^2" and "x_2" is none.
 _NUMBER = (
-    r"(?>(?:(?<![\w)\]}%])[-\u2212]\\?\$?)?"
+    r"(?>(?<![0-9])(?<![A-Za-z][\^_])(?<![A-Za-z][\^_]\{)(?:(?<![\w)\]}%])-\\?\$?)?"
     r"(?:[0-9]{1,3}(?:(?:,|\{,\}|,\\!)[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+))"
 )
+# What makes a number a part of another: "12,5", "1.2.3", "10:30", "5^n", "3 1/2", "1,234e5", the denominator of "5/8".
+_GLUE = r"[.,:'\u2019_]"
+_GOES_ON = re.compile(
+    rf"{_GLUE}\{{?[0-9]|\^\{{?[ \t]*[-+(]*\w|\*\*[0-9(]|[eE][-+]?[0-9]|[ \t]*/[ \t]*\\?\$?[0-9(]"
+    r"|[ \t]+[0-9]+[ \t]*/[ \t]*[0-9]|[ \t]*\\[dtc]?frac"
+)
+_WENT_BEFORE = re.compile(
+    rf"(?:[0-9]\}}?{_GLUE}\{{?|[0-9)}}\]][ \t]*(?:/|\^|\*\*)[ \t]*[{{(]?[-+]?|[0-9][eE][-+]?|√"
+    r"|\\[dtc]?frac(?:[0-9]|\{[^{}]*\})?\{?|\\sqrt(?:\[[^\[\]]*\])?\{?)\Z"
+)
+_LOOK_BACK = 40
+
 _LEAD = r"[\s:*(\\$£€]*"  # "**18**", "\(18\)", "\$18", ": 18"
-_NOT_AN_EXPRESSION = r"(?!\\?%?[ \t]*[-+*/=^\u00d7\u00f7\u2212][ \t]*[0-9])"  # "5/8" does not state 5
+_NOT_AN_EXPRESSION = (  # "5/8" does not state 5, nor do "5 * 8" and "5 800"
+    rf"(?!{_GOES_ON.pattern}|\\?%?[ \t]*(?:[-+*/=^\u00d7\u00f7]|\\(?:times|cdot|div))[ \t]*[0-9]|[ \t]+[0-9])"
+)
 _STATED = f"{_LEAD}({_NUMBER}){_NOT_AN_EXPRESSION}"
 
 _ANY_NUMBER = re.compile(_NUMBER)
@@ -51,6 +66,7 @@ def stated_answer(completion: str) -> str | None:
     Returns:
         The number without currency, percent sign and thousands commas, or ``None`` where nothing is stated.
     """
+    completion = plain_numbers(completion)
     if hashes := _AFTER_HASHES.search(completion):
         return _plain(hashes[1])
     for pattern in (_BOXED, _ANSWER_IS):
@@ -62,14 +78,22 @@ def stated_answer(completion: str) -> str | None:
 def last_number(completion: str) -> str | None:
     """The last number in the text, in the form of `stated_answer`: ``"cost $1,234.50."`` gives ``"1234.50"``.
 
+    Where it is but a part of a number (``5/8``, ``2^{10}``, ``12,5``), there is none: 8 is not what was answered.
+
     Args:
         completion: What the model wrote.
 
     Returns:
         The number, or ``None`` where the text holds none.
     """
-    numbers = _ANY_NUMBER.findall(completion)
-    return _plain(numbers[-1]) if numbers else None
+    completion = plain_numbers(completion)
+    numbers = list(_ANY_NUMBER.finditer(completion))
+    if not numbers:
+        return None
+    number = numbers[-1]
+    before = completion[max(0, number.start() - _LOOK_BACK) : number.start()]
+    is_part = _WENT_BEFORE.search(before) or _GOES_ON.match(completion, number.end())
+    return None if is_part else _plain(number[0])
 
 
 def numbers_equal(answer: str, gold: str) -> bool:
@@ -88,7 +112,9 @@ def numbers_equal(answer: str, gold: str) -> bool:
     answer_value, gold_value = _decimal(answer), _decimal(gold)
     if _decimals(gold_value) <= _LONG_EXPANSION:
         return answer_value == gold_value
-    return abs(answer_value - gold_value) <= _RELATIVE_TOLERANCE * abs(gold_value)
+    margin = _RELATIVE_TOLERANCE * abs(gold_value)
+    # Not their difference, which overflows where the answer has a million digits.
+    return gold_value - margin <= answer_value <= gold_value + margin
 
 
 def score_numeric(completion: str, gold: str) -> NumericScore:
@@ -113,7 +139,7 @@ def score_numeric(completion: str, gold: str) -> NumericScore:
 
 def _plain(number: str) -> str:
     """The matched text as `Decimal` reads it."""
-    return re.sub(r"[^0-9.-]", "", number.replace("\u2212", "-"))
+    return re.sub(r"[^0-9.-]", "", number)
 
 
 def _decimal(text: str) -> Decimal:

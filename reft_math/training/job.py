@@ -134,8 +134,8 @@ def train(
         number_loss=number_loss,
         callbacks=[Checksums()],
     )
-    with show_progress(trainer, control):
-        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
+    show_progress(trainer, control)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
     return trainer
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -16,21 +14,11 @@ from reft_math.training.trainer import NormControl
 _SHOWN = {"loss": "loss", "eval_rmse": "validation RMSE"}
 
 
-@contextmanager
-def show_progress(trainer: Trainer, norm_control: NormControl | None = None) -> Iterator[None]:
-    """Within it `TrainingProgress` is in the place of the trainer's own bar and printed dictionaries.
-
-    However training ends, the bar does: an error has a line of its own.
-    """
+def show_progress(trainer: Trainer, norm_control: NormControl | None = None) -> None:
+    """Puts `TrainingProgress` in the place of the trainer's own bar and printed dictionaries."""
     trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     trainer.remove_callback(PrinterCallback)
-    shown = TrainingProgress(norm_control)
-    trainer.add_callback(shown)
-    try:
-        yield
-    finally:
-        if shown.training_bar is not None:
-            shown.training_bar.close()
+    trainer.add_callback(TrainingProgress(norm_control))
 
 
 class TrainingProgress(ProgressCallback):

@@ -174,6 +174,6 @@ def fit(
     # Not by trainer.evaluate: accelerate would take the model for prepared, and leave it out of DDP in training.
     start = regressor.predict([row.text for row in validation], options.eval_batch_size)
     trainer.start_rmse = rmse(start, [row.target for row in validation])
-    with show_progress(trainer):
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if options.resume else None)
+    show_progress(trainer)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder) if options.resume else None)
     return trainer

@@ -19,6 +19,7 @@ import torch
 from interventions import PrefixReftConfig, get_prefix_reft_model
 from interventions.harness import ReftMathLM
 from reft_math.arithmetic.problems import arithmetic_problems
+from reft_math.data.fingerprint import digest
 from reft_math.data.registry import held_out_problems
 from reft_math.errors import UserError
 from reft_math.harness import load_tasks, plain
@@ -124,6 +125,7 @@ def test_answers_and_accuracy_are_those_of_our_own_command(
     assert found["lm_eval"]["versions"] == {"sums": 2.0}
     assert found["config"]["gate"] == gate
     assert found["adapter"]["template"] == "chat/1"
+    assert len(found["prompts"].pop("sha256")) == 64
     assert found["prompts"] == {"total": 50, "unlike_training": None if gate == "off" else 0, "cut": 0}
 
 
@@ -209,6 +211,8 @@ def test_what_shapes_a_prompt_is_handed_on_and_noted(
             f" --max-length 40 --output-dir {tmp_path}/run"
         )
     found = results(tmp_path / "run")
+    prompts = [row["arguments"][0][:1] for row in samples(tmp_path / "run")]
+    assert found["prompts"].pop("sha256") == digest(prompts)
     assert found["prompts"] == {"total": 3, "unlike_training": 3, "cut": 3}
     assert {found["lm_eval"]["config"][f"{name}_seed"] for name in ("random", "numpy", "torch", "fewshot")} == {3}
     tokenizer = load_tokenizer("arithmetic")

@@ -337,6 +337,15 @@ def test_the_base_keeps_the_loss_of_one_token() -> None:
     assert list(predictions(base)) == ["rail", "entropy"]
 
 
+def test_a_whole_model_in_bfloat16_is_warned_of() -> None:
+    """A step of the default rate, 1e-5, moves no weight of 0.01."""
+    weight = torch.tensor(0.01, dtype=torch.bfloat16)
+    assert weight + 1e-5 == weight
+    model = load_model("arithmetic").bfloat16()
+    with pytest.warns(UserWarning, match="lost to rounding in bfloat16; --dtype float32 with --mixed-precision bf16"):
+        make_regressor(model, load_tokenizer("arithmetic"), RegressorConfig(grid="0:9:1", tune="full"))
+
+
 def test_quantised_weights_are_not_tuned() -> None:
     model = load_model("arithmetic")
     model.is_quantized = True

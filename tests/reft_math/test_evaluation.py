@@ -141,7 +141,9 @@ def test_samples_are_rows_of_their_own_and_a_stopped_run_draws_the_same_ones(tmp
 def test_thoughts_are_no_answers(is_numeric: bool) -> None:
     completions = ["<think>It is 8.</think>The answer is 9.", "<think>The answer is 9.", "The answer is 9."]
     with Scorer(is_numeric) as score:
-        assert [row["correct"] for row in score([("9", text) for text in completions])] == [True, False, True]
+        rows = score([("9", text) for text in completions])
+    assert [row["correct"] for row in rows] == [True, False, True]
+    assert is_numeric or [row["unscored"] for row in rows] == [False] * 3
 
 
 def test_a_numeric_answer_counts_by_the_last_number_and_the_stated_one_is_told_beside_it() -> None:
@@ -205,8 +207,10 @@ def test_scores_that_the_records_hold_are_counted() -> None:
     summary = summarise(numeric)
     assert (summary["strict"], summary["flexible"]) == (1, 2)
     assert "timed_out" not in summary
-    summary = summarise([record(False, timed_out=True), record(True, timed_out=False)])
-    assert summary["timed_out"] == 1
+    states = [(True, False), (True, True), (False, False)]
+    summary = summarise([record(not lost, unscored=lost, timed_out=late) for lost, late in states])
+    assert (summary["unscored"], summary["timed_out"], summary["accuracy"]) == (2, 1, pytest.approx(1 / 3))
+    assert evaluation_rows({"base": summary})[0][3] == "33.3% (2 unscored)"
     assert "strict" not in summary
 
 
@@ -214,6 +218,8 @@ def test_the_error_of_numeric_answers_is_over_those_there_are() -> None:
     answers = [("7", "7"), ("10", "4.5"), (None, "3")]
     summary = summarise([{**record(False), "last_number": answer, "gold": gold} for answer, gold in answers])
     assert (summary["mean_absolute_error"], summary["unanswered"]) == (2.75, 1)
+    summary = summarise([{**record(False), "last_number": "9" * 400, "gold": "7"}])
+    assert (summary["mean_absolute_error"], summary["unanswered"]) == (None, 0)
 
 
 def test_the_comparison_with_the_base_by_hand() -> None:

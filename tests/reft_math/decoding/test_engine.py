@@ -147,6 +147,13 @@ def test_what_is_refused_is_not_tried_again(engine_server: FakeEngine, status: i
     assert len(engine_server.requests) == 1
 
 
+def test_a_server_that_wants_a_long_wait_is_not_pressed(engine_server: FakeEngine) -> None:
+    engine_server.replies = [Reply(429, {"error": "quota"}, {"retry-after": "300"})]
+    with pytest.raises(UserError, match=r"failed, .*quota"):
+        ask(Engine(engine_server.url, TOKENIZER))
+    assert len(engine_server.requests) == 1
+
+
 def test_waits_double_up_to_a_bound_and_differ_by_up_to_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "FIRST_WAIT_S", 0.5)
     for retry, longest in ((1, 0.5), (2, 1.0), (3, 2.0), (5, 8.0), (6, 8.0), (1000, 8.0)):
@@ -185,9 +192,13 @@ def test_an_interrupted_wait_ends_though_the_server_says_nothing(engine_server: 
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        ask(engine)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            ask(engine)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [thread for thread in threading.enumerate() if not thread.daemon] == [threading.main_thread()]
 
 
@@ -198,6 +209,15 @@ def test_a_fault_of_ours_in_a_thread_is_not_taken_for_the_servers(
     monkeypatch.setattr(engine, "_ask", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ask(engine)
+
+
+def test_half_a_character_is_replaced_and_a_whole_one_of_two_halves_stays(engine_server: FakeEngine) -> None:
+    """As a server may cut an answer where its tokens end."""
+    answer = completion([1])
+    answer["choices"][0]["text"] = "\U0001f600 \ud83d"
+    engine_server.replies = [Reply(body=answer)]
+    (found,) = Engine(engine_server.url, TOKENIZER).complete(PROMPTS[:1], [10], [2], {}, 0)
+    assert found.text == "\U0001f600 \ufffd"
 
 
 def test_tokens_that_the_server_does_not_count_are_counted_here(engine_server: FakeEngine) -> None:

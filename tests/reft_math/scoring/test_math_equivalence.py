@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -44,21 +46,50 @@ def test_hanging_pairs_are_killed_and_the_others_scored() -> None:
         verdicts = verifier.score(pairs)
     assert is_correct(verdicts) == [False, True, False, False, True]
     assert [verdict.timed_out for verdict in verdicts] == [True, False, False, True, False]
-    assert verdicts[0] == Equivalence(is_correct=False, timed_out=True, prediction=None)
+    assert [verdict.unscored for verdict in verdicts] == [True, False, False, True, False]
+    assert verdicts[0] == Equivalence(is_correct=False, unscored=True, timed_out=True, prediction=None)
 
 
-def test_a_worker_that_dies_costs_its_pair_only() -> None:
+def test_a_pair_whose_worker_dies_is_scored_again() -> None:
+    """The worker sleeps, so that it is killed over the pair however fast it is, and before all of it is sent."""
+    with MathVerifier(num_workers=1, time_limit=120) as verifier:
+        verifier.score([("1", "$1$")])
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+        killer = threading.Timer(0.2, worker.kill)
+        killer.start()
+        verdicts = verifier.score([("7", "$7$" + " " * 200_000), ("2", "$3$")])
+        killer.join()
+    assert [verdict.unscored for verdict in verdicts] == [False, False]
+    assert is_correct(verdicts) == [True, False]
+
+
+def test_a_pair_over_which_two_workers_die_is_unscored_and_the_others_are_scored() -> None:
+    killed: set[int | None] = set()
+
+    def kill_two() -> None:
+        while len(killed) < 2:
+            for worker in multiprocessing.active_children():
+                if worker.pid not in killed:
+                    killed.add(worker.pid)
+                    worker.kill()
+            time.sleep(0.05)
+
     with MathVerifier(num_workers=1, time_limit=120) as verifier:
         assert is_correct(verifier.score([("1", "$1$")])) == [True]
-        (worker,) = multiprocessing.active_children()
-        killer = threading.Timer(1.0, worker.kill)
+        killer = threading.Timer(0.2, kill_two)
         killer.start()
-        start = time.monotonic()
         verdicts = verifier.score([HANGING, ("2", "$2$")])
         killer.join()
-        assert time.monotonic() - start < 60
-    assert verdicts[0] == Equivalence(is_correct=False, timed_out=False, prediction=None)
-    assert verdicts[1].is_correct
+    assert verdicts[0] == Equivalence(is_correct=False, unscored=True, timed_out=False, prediction=None)
+    assert is_correct(verdicts) == [False, True]
+
+
+def test_workers_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sympy.py").write_text("raise SystemExit('no sympy')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # spawned processes get it
+    with MathVerifier(num_workers=1) as verifier, pytest.raises(RuntimeError, match="died before they started"):
+        verifier.score([("1", "$1$")])
 
 
 def test_a_worker_that_died_idle_is_replaced() -> None:

@@ -43,6 +43,13 @@ GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k" / "tes
         ("The answer is 12 / 5.", None),
         ("#### 5 + 3 = 8", None),
         ("#### 10-15", None),
+        ("#### 3 1/2", None),
+        ("#### 12,5", None),
+        ("#### 1,2,3", None),
+        ("#### 1 234", "1234"),
+        ("#### 18 5", None),
+        (r"#### 5 \times 3", None),
+        ("#### 5²", None),
         (r"\boxed{\frac{1}{2}}", None),
         (r"\boxed{18\frac{1}{2}}", None),
         (r"\boxed{3 + 4}", None),
@@ -69,15 +76,35 @@ def test_stated_answer(completion: str, expected: str | None) -> None:
         ("(a+b)-3", "3"),
         ("step-2", "2"),
         ("a 2-step plan", "2"),
-        ("from 3 to 1,2,3", "3"),
+        ("from 3 to 1, 2, 3", "3"),
+        ("from 3 to 1,2,3", None),
         ("1,234,567", "1234567"),
-        ("12,3456", "3456"),
-        ("1234,567", "567"),
+        ("12,3456", None),
+        ("1234,567", None),
         (r"1,\!234", "1234"),
         ("50% off", "50"),
         ("about .75", ".75"),
         ("wait...5", "5"),
-        ("version 1.2.3", "3"),
+        ("version 1.2.3", None),
+        ("It is 5/8", None),
+        ("$18/day", "18"),
+        ("at 60/3 = 20", "20"),
+        (r"3\frac{1}{2}", None),
+        ("3 1/2", None),
+        (r"\sqrt{16}", None),
+        ("2^{10}", None),
+        ("5²", None),
+        ("3½", None),
+        ("18 m^2", "18"),
+        ("18^\\circ", "18"),
+        ("12,5", None),
+        ("at 10:30", None),
+        ("1'234", "1234"),
+        ("1 234 567", "1234567"),
+        ("1.5e3", "1500"),
+        ("1e999999", None),
+        ("１８", "18"),
+        ("1\u200b8", "18"),
         ("none", None),
         ("", None),
     ],
@@ -107,9 +134,25 @@ def test_last_number(completion: str, expected: str | None) -> None:
         ("0.00041667", "0.0004166666666", True),
         ("0", "0.0004166666666", False),
         ("100000000000000000000000000001", "100000000000000000000000000002", False),
+        ("9" * 1_100_000, "1.8333333333333335", False),
     ],
 )
 def test_numbers_equal(answer: str, gold: str, expected: bool) -> None:
+    assert numbers_equal(answer, gold) is expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "expected"),
+    [
+        ("0.333", "0.333333", False),  # six decimals may be an answer written out
+        ("0.3333", "0.3333333", True),
+        ("0.9990000999", "1.0000001", True),  # gold less a thousandth of it, and the next number
+        ("0.9990000998", "1.0000001", False),
+        ("1.0010001001", "1.0000001", True),
+        ("1.0010001002", "1.0000001", False),
+    ],
+)
+def test_the_tolerance_begins_at_seven_decimals_and_has_both_ends(answer: str, gold: str, expected: bool) -> None:
     assert numbers_equal(answer, gold) is expected
 
 
@@ -123,7 +166,7 @@ def test_tolerance_agrees_with_fractions() -> None:
 
 @pytest.mark.parametrize("gold", ["", "1/2", r"\frac{1}{2}", "nan", "inf", "18 eggs"])
 def test_gold_must_be_a_number(gold: str) -> None:
-    with pytest.raises(UserError, match="expected one such as"):
+    with pytest.raises(UserError, match=r"expected one such as .*; score other answers with math-verify$"):
         score_numeric("no number", gold)
 
 

@@ -23,6 +23,7 @@ from reft_math.models import load_model, load_tokenizer
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.config import RegressorConfig
 from reft_math.regressor.model import Regressor
+from reft_math.training.checkpoints import CHECKSUMS_NAME
 from reft_math.training.regression import WEIGHTS_NAME, RegressionTrainer, fit
 from reft_math.training.regression_options import RegressionOptions
 
@@ -263,7 +264,8 @@ def test_checkpoints_hold_what_is_trained_and_nothing_else(tmp_path: Path, tune:
         name: value.shape for name, value in weights(regressor).items()
     }
     names = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
-    assert names == {"trainable.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    trainers = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    assert names == {"trainable.safetensors", *trainers, CHECKSUMS_NAME}
 
 
 @pytest.mark.parametrize(

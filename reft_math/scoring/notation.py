@@ -1,0 +1,80 @@
+r"""One spelling for numbers, so that what scorers look for is what a reader sees.
+
+A reader takes ``1'234``, ``1 234``, ``１２３４`` and ``1\u200b234`` for one number; a pattern for digits takes the
+first for 1 or for 234, and finds no ASCII digit in the third.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from decimal import Decimal
+
+# Control characters but for white space, soft hyphen, zero-width characters, marks and overrides of direction. The
+# invisible operators U+2061 to U+2064 stay: "2" times "3" is not 23.
+_INVISIBLE = re.compile(
+    "[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060\u2066-\u206f\ufeff]"
+)
+_SIGNS = str.maketrans({"\u2212": "-", "\u2044": "/", "\u066b": ".", "\u066c": ","})
+_FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
+_SUPERSCRIPTS = re.compile("[\u207a\u207b]?[\u00b2\u00b3\u00b9\u2070\u2074-\u2079]+")
+_VULGAR_FRACTION = re.compile("([0-9]?)([\u00bc-\u00be\u2150-\u215e])")
+
+# Groups of three, apart by a space of any width, an apostrophe or LaTeX's "\,", or twice at least by points.
+_GAP = r"(?:[ '\u2019\u00a0\u2009\u202f]|\\,)"
+_GROUPS = re.compile(
+    rf"(?<![\w.,])(?:[1-9][0-9]{{0,2}}(?:{_GAP}[0-9]{{3}})+(?!{_GAP}?[0-9])"
+    r"|[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}(?![0-9]|[.,][0-9]))"
+)
+_BETWEEN_GROUPS = re.compile(rf"{_GAP}|\.")
+
+_MIXED = re.compile(r"(?<![\w.,/^])([0-9]+) +([0-9]+/[0-9]+)(?![\w/])")
+_FIRST_PART = re.compile(r"(?<![\w.,}])([0-9]+)(?=\^\{|:[0-9])")
+
+_SCIENTIFIC = re.compile(r"(?<![\w.,])[0-9]+(?:\.[0-9]+)?[eE][-+]?([0-9]+)(?!\w)")
+_LARGEST_EXPONENT = 40  # what is larger is no answer to a problem, and a million digits are no way to say so
+
+
+def plain_numbers(text: str) -> str:
+    r"""The text with its numbers in ASCII: digits, a point, commas between thousands, ``^`` and ``/``.
+
+    ==========================================================  =======================
+    written                                                     becomes
+    ==========================================================  =======================
+    ``１８``, ``١٨``, ``1\u200b8`` (an invisible character)      ``18``
+    ``1 234`` (a space of any width), ``1'234``, ``1\,234``     ``1,234``
+    ``1.234.567``                                               ``1,234,567``
+    ``1.5e3``, ``1e999999``                                     ``1500``, ``\text{1e999999}``
+    ``3½``, ``3 1/2``                                           ``(3+1/2)``
+    ``5²``, ``−5`` (U+2212)                                     ``5^2``, ``-5``
+    ``10^{6}``, ``10:30``                                       ``{10}^{6}``, ``{10}:30``
+    ==========================================================  =======================
+
+    Args:
+        text: A completion or a reference answer.
+    """
+    text = _INVISIBLE.sub("", text).translate(_SIGNS)
+    text = _FOREIGN_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit[0])), text)
+    text = _SUPERSCRIPTS.sub(_power, text)
+    text = _VULGAR_FRACTION.sub(_fraction, text)
+    text = _GROUPS.sub(lambda number: _BETWEEN_GROUPS.sub(",", number[0]), text)
+    text = _MIXED.sub(r"(\1+\2)", text)
+    # In braces it is not found by math-verify, which outside dollar signs takes any number for an answer.
+    text = _FIRST_PART.sub(r"{\1}", text)
+    return _SCIENTIFIC.sub(_written_out, text)
+
+
+def _power(found: re.Match[str]) -> str:
+    exponent = unicodedata.normalize("NFKC", found[0]).replace("\u2212", "-")
+    return f"^{exponent}" if len(exponent) == 1 else f"^{{{exponent}}}"
+
+
+def _fraction(found: re.Match[str]) -> str:
+    whole, fraction = found[1], unicodedata.normalize("NFKC", found[2]).replace("\u2044", "/")
+    return f"{whole} {fraction}" if whole else fraction
+
+
+def _written_out(found: re.Match[str]) -> str:
+    # Counted before it is read: int() of many digits is refused.
+    is_small = len(found[1]) <= 2 and int(found[1]) <= _LARGEST_EXPONENT
+    return format(Decimal(found[0]), "f") if is_small else rf"\text{{{found[0]}}}"
