@@ -182,7 +182,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         import_checkpoint(path, model, **unsaid).unload()
 
     def compared(path: Path) -> None:
-        entries = read_entries([str(path / "one"), str(path / "two")])
+        entries = read_entries([str(path / "one")])
         for row in comparison_rows(entries, entries[0].name):
             cells(row)
 
@@ -207,7 +207,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         "base": Reader("base", ("*",), _read_base),
         "peft adapter": Reader("peft", ("*.json", "*.safetensors"), lambda path: load_model(str(path))),
         "card": Reader("red", ("README.md",), lambda path: update_card(read_card(path) or "", card)),
-        "runs": Reader("runs", ("*/results.json", "*/records/*"), compared),
+        "runs": Reader("runs", ("one/results.json", "one/records/*"), compared),
         "regression run": Reader("regression-run", ("results.json", "records/*"), regressors_compared),
         "report": Reader(
             "runs", ("*/*.json", "*/*.csv"), lambda path: report_page(find_result_folders(path), "", {"command": ""})

@@ -83,7 +83,9 @@ def _row(run: Run, other: Run | None, first: Predictions) -> dict[str, Any]:
 
 def _check_course(results: Mapping[str, Any]) -> None:
     """Raises a `TypeError` or `ValueError` where there is nothing to draw a run's convergence by."""
-    training, constant = results["training"], results["rmse_of_training_mean"]
+    training, constant, loss = results["training"], results["rmse_of_training_mean"], results["regressor"]["loss"]
+    if not isinstance(loss, str):
+        raise TypeError(f"loss {loss!r:.60}")
     for step, error in zip(training["steps"], training["rmse"], strict=True):
         if not all(isinstance(number, int | float) for number in (step, error, constant)):
             raise TypeError(f"RMSE {error!r} of {constant!r} at step {step!r}")
@@ -96,8 +98,8 @@ def _told(run: Run) -> tuple[Any, ...]:
     return (
         run.folder.name,
         "random" if regressor["random_seed"] is not None else "pre-trained",
-        str(regressor["tune"]),
-        str(regressor["loss"]),
+        regressor["tune"],
+        regressor["loss"],
         predictor,
         training["trained_parameters"],
         training["best_step"],

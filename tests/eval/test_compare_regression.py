@@ -126,6 +126,7 @@ def test_a_run_without_its_records_is_refused(
         {"training": {"steps": ["a"], "rmse": [1.0], "best_step": 10, "trained_parameters": 3}},
         {"training": {"steps": [0], "rmse": [1.0], "trained_parameters": 3}},
         {"regressor": []},
+        {"regressor": {"random_seed": None, "tune": "red", "loss": ["raft"]}},
         {"predictor": "mode"},
         {"predictor": ["rail"]},
         {"evaluation": {}},
