@@ -32,15 +32,15 @@ GROUPS = {
     "Evaluation": (
         "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"
         " gen_kwargs max_length log_samples runs against shared_only any_template scoring digits sums alphas"
-        " only ladders rounds kills processes quick"
+        " only ladders rounds seconds kills processes quick"
     ),
     "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing",
     "Hub": "repo_id private license commit_message create_pr",
-    "Run": "seed seeds save_steps report_to results output json output_dir resume overwrite dry_run config help",
+    "Run": "seed seeds save_steps report_to results output json finds output_dir resume overwrite dry_run config help",
 }
 # What stands for the value of an option that is neither a number nor one of a few choices.
 METAVARS = {
-    "DIR": "data_dir include_path output_dir results",
+    "DIR": "data_dir finds include_path output_dir results",
     "FILE": "config json output",
     "PATH": "adapter match only reft regressor runs site_path source",
     "GATE": "gate gates",
