@@ -44,7 +44,7 @@ metric_list: [{{metric: {metric}}}]
 
 
 def start(folder: Path, *extra: str, line: str = LINE) -> subprocess.Popen[bytes]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29519"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.Popen(
         [*launcher, *line.split(), "--output-dir", str(folder), *extra],
         cwd=ROOT,

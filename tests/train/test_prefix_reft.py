@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -292,11 +293,14 @@ def test_a_real_data_set_from_a_folder(
     assert list(results["evaluation"]) == ["base", "prefix", "always_on"]
 
 
-def launch(config: str, model: str, folder: Path, port: int) -> str:
+def launch(config: str, model: str, folder: Path) -> str:
     """The command in two processes, by ``accelerate launch``; its standard output."""
     line = f"train/prefix_reft.py --model {model} {SMALL} --batch-size 4 --output-dir {folder}"
     root = Path(__file__).resolve().parents[2]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     done = subprocess.run(
         [*launcher, "--num_processes", "2", "--main_process_port", str(port), *line.split()],
         cwd=root,
@@ -311,7 +315,7 @@ def launch(config: str, model: str, folder: Path, port: int) -> str:
 
 def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str) -> None:
     """Half the steps each would need alone; both evaluate their share, one writes the results."""
-    launch("ddp", tiny_base, tmp_path / "run", port=29518)
+    launch("ddp", tiny_base, tmp_path / "run")
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert results["evaluation"]["prefix"]["total"] == 8
@@ -319,7 +323,7 @@ def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str) -> Non
 
 
 def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(tmp_path: Path, tiny_base: str) -> None:
-    output = launch("fsdp2", tiny_base, tmp_path / "run", port=29521)
+    output = launch("fsdp2", tiny_base, tmp_path / "run")
     assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --device-map auto" in output
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
