@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,6 +146,15 @@ def killed_at_every_call() -> Callable[[Callable[[], object]], Iterator[None]]:
 def failing_at_every_call() -> Callable[[Callable[[], object]], Iterator[OSError | None]]:
     """As in `fault_injection`."""
     return fault_injection.failing_at_every_call
+
+
+@pytest.fixture
+def free_port() -> int:
+    """One that nothing listens on, for processes that are to find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 @pytest.fixture

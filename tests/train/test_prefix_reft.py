@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -293,14 +292,11 @@ def test_a_real_data_set_from_a_folder(
     assert list(results["evaluation"]) == ["base", "prefix", "always_on"]
 
 
-def launch(config: str, model: str, folder: Path) -> str:
+def launch(config: str, model: str, folder: Path, port: int) -> str:
     """The command in two processes, by ``accelerate launch``; its standard output."""
     line = f"train/prefix_reft.py --model {model} {SMALL} --batch-size 4 --output-dir {folder}"
     root = Path(__file__).resolve().parents[2]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     done = subprocess.run(
         [*launcher, "--num_processes", "2", "--main_process_port", str(port), *line.split()],
         cwd=root,
@@ -313,17 +309,19 @@ def launch(config: str, model: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str) -> None:
+def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str, free_port: int) -> None:
     """Half the steps each would need alone; both evaluate their share, one writes the results."""
-    launch("ddp", tiny_base, tmp_path / "run")
+    launch("ddp", tiny_base, tmp_path / "run", free_port)
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert results["evaluation"]["prefix"]["total"] == 8
     assert not list((tmp_path / "run").rglob("*.shard-*"))
 
 
-def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(tmp_path: Path, tiny_base: str) -> None:
-    output = launch("fsdp2", tiny_base, tmp_path / "run")
+def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(
+    tmp_path: Path, tiny_base: str, free_port: int
+) -> None:
+    output = launch("fsdp2", tiny_base, tmp_path / "run", free_port)
     assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --device-map auto" in output
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)

@@ -338,7 +338,7 @@ def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
         TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two"), result=str(result))
     )
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29520", str(script)],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

@@ -399,7 +399,7 @@ part_ways()
 
 
 def test_two_processes_give_the_single_process_result(
-    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, free_port: int
 ) -> None:
     """``accelerate launch`` with gloo, two sequences each, against one process with four: FSDP2 first, then DDP."""
     base = str(tmp_path / "base")
@@ -409,7 +409,7 @@ def test_two_processes_give_the_single_process_result(
     root = Path(__file__).resolve().parents[3]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/fsdp2.yaml"]
     done = subprocess.run(
-        [*launcher, "--num_processes", "2", "--main_process_port", "29517", str(script)],
+        [*launcher, "--num_processes", "2", "--main_process_port", str(free_port), str(script)],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
