@@ -48,17 +48,13 @@ COMMANDS = {
     "kl_profile": f"eval/kl_profile.py {ADAPTER} {LIMITS}",
     "handoff": f"eval/handoff.py {ADAPTER} --reft {{work}}/train/peace-1/adapter {LIMITS}",
     "trajectory": f"eval/trajectory.py {ADAPTER} {LIMITS}",
-    "faithfulness": f"eval/faithfulness.py {ADAPTER} --limit 12 --batch-size 8",
-    "number_probe": f"eval/number_probe.py {ADAPTER} --limit 8 --alphas 0.6 0.2 --batch-size 30",
     "regression": "eval/regression.py --regressor {work}/raft/peace-1/regressor --limit 8 --batch-size 2",
     "norm_sweep": f"eval/norm_sweep.py --target-norms 0.2 0.5 --seeds 1 --calibration-size 4 {TRAIN}",
-    "ablation": f"eval/ablation.py --seeds 1 --calibration-size 4 {TRAIN}",
-    "compare_regression": "eval/compare_regression.py --runs {work}/raft/peace-1 {work}/regression/peace-1",
     "compare": "eval/compare.py --runs {work}/train/peace-1 {work}/lora/peace-1",
     "norm_trace": "eval/norm_trace.py --runs {work}/train/peace-1",
 }
-NEEDED = ("train", "lora", "raft", "regression")  # the others read what these have made
-ALONE = ("norm_sweep", "ablation", "compare_regression", "compare", "norm_trace")  # of one process
+NEEDED = ("train", "lora", "raft")  # the others read what these have made
+ALONE = ("norm_sweep", "compare", "norm_trace")  # of one process
 KILLS_OF_A_RUN = 4
 
 
