@@ -84,7 +84,7 @@ class Setting:
     vocabulary: int
 
     def seconds(self, steps: int) -> float:
-        """Of one step, in the mean of ``steps``; the trainer's first step is not among them."""
+        """Of one step, in the mean of ``steps``, after one that is not timed."""
         self._train(1)
         return self._train(steps) / steps
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -14,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from reft_math.files import SUFFIX, sync, write_json
+from reft_math.json_text import read_object
 from reft_math.processes import process_state
 
 CHECKSUMS_NAME = "checksums.json"
@@ -41,7 +41,7 @@ def write_checksums(checkpoint: Path) -> None:
 def flaw(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint; None with a whole one."""
     try:
-        seals = json.loads((checkpoint / CHECKSUMS_NAME).read_text(encoding="utf-8"))
+        seals = read_object(checkpoint / CHECKSUMS_NAME)
     except FileNotFoundError:
         return f"it has no {CHECKSUMS_NAME}, which is written last"
     except ValueError:
@@ -50,7 +50,7 @@ def flaw(checkpoint: Path) -> str | None:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if os.path.getsize(path) != seal["bytes"] or _seal(path) != seal:
+        if _seal(path) != seal:
             return f"{name} is not as it was written"
     return None
 

@@ -60,3 +60,10 @@ def test_checksums_killed_at_any_call_leave_a_whole_checkpoint_or_none(
         assert (flaw(checkpoint) is None) == (checkpoint / CHECKSUMS_NAME).exists()
         (checkpoint / CHECKSUMS_NAME).unlink(missing_ok=True)
     assert flaw(checkpoint) is None
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"a": 1}', "{", "[" * 100_000])
+def test_a_list_of_checksums_that_is_none_is_a_flaw(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a").write_text("whole")
+    (tmp_path / CHECKSUMS_NAME).write_text(content)
+    assert flaw(tmp_path) in (f"{CHECKSUMS_NAME} cannot be read", "a is not as it was written")
