@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from reft_math.errors import UserError
-from reft_math.files import is_used, remove_folder, storage_fault, write_json
+from reft_math.files import is_used, make_folder, remove_folder, storage_fault, write_json
 from reft_math.help_groups import Formatter, arrange
 from reft_math.json_text import read_object
 from reft_math.stopping import ends_on_interrupt
@@ -180,7 +180,7 @@ def claim_output_dir(config: Any, fingerprints: Mapping[str, Any] | None = None)
     if config.overwrite and is_used(folder):
         remove_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise UserError(f"--output-dir must be a folder that can be made; {folder}: {error.strerror}") from None
     about = {} if fingerprints is None else {_ROWS: fingerprints}

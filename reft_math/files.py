@@ -60,6 +60,14 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and what is missing above it; returns when all of their names are on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
 def write_text(path: Path, text: str) -> None:
     with written(path) as aside:
         aside.write_text(text, encoding="utf-8")
@@ -89,7 +97,7 @@ def write_figure(folder: Path, name: str, figure: Figure) -> None:
 
 def write_files(folder: Path, save: Callable[[Path], object]) -> None:
     """Puts the files that ``save`` writes into a folder, each of them whole; others in it stay."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _folder_aside(folder / "files") as aside:
         save(aside)
         for path in sorted(aside.iterdir()):
@@ -113,6 +121,7 @@ def remove_folder(folder: Path) -> None:
     """Deletes a folder that at no moment is there in part."""
     with _folder_aside(folder) as aside:
         os.rename(folder, aside)
+        sync(folder.parent)
 
 
 def is_used(folder: Path) -> bool:

@@ -149,6 +149,14 @@ def failing_at_every_call() -> Callable[[Callable[[], object]], Iterator[OSError
 
 
 @pytest.fixture
+def lost_without_power() -> Callable[[Callable[[], object], Path], list[str]]:
+    """As in `fault_injection`."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("which file a descriptor is of is read from /proc")
+    return fault_injection.lost_without_power
+
+
+@pytest.fixture
 def free_port() -> int:
     """One that nothing listens on, for processes that are to find each other."""
     with socket.socket() as free:

@@ -1,4 +1,7 @@
-"""Faults at every file-system call of a piece of work, one after another: the process dies there, or the call fails."""
+"""Faults at every file-system call of a piece of work, one after another: the process dies there, or the call fails.
+
+And what a loss of power would have taken of it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+from unittest import mock
 
 CALLS = {
     *("open", "write", "flush", "close", "__exit__", "truncate", "fsync"),
@@ -45,6 +50,40 @@ def failing_at_every_call(work: Callable[[], object]) -> Iterator[OSError | None
         if watch.left >= 0:
             return
         yield raised
+
+
+def lost_without_power(work: Callable[[], object], root: Path) -> list[str]:
+    """Does the work, and names what below ``root`` was not on the disk when it had to be.
+
+    A file's content has to be when it takes its name, for the name may reach the disk first; contents and lists of
+    names when the work is done. On the disk is what was there before, and what ``fsync`` was called for since.
+    """
+    disk = {path: _content(path) for path in (root, *root.rglob("*"))}
+    lost = []
+
+    def fsync(descriptor: int, call: Callable[[int], None] = os.fsync) -> None:
+        call(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        disk[path] = _content(path)
+
+    def moved(old: Path, new: Path, call: Callable[[Path, Path], None] = os.rename) -> None:
+        files = [path for path in (old, *old.rglob("*")) if path.is_file()]
+        lost.extend(f"{path.name}, when it took its name" for path in files if disk.get(path) != _content(path))
+        inner = {path: path.relative_to(old) for path in (old, *old.rglob("*"))}
+        call(old, new)
+        disk.update({new / place: disk.pop(path) for path, place in inner.items() if path in disk})
+
+    with mock.patch("os.fsync", fsync), mock.patch("os.replace", moved), mock.patch("os.rename", moved):
+        work()
+    paths = (root, *root.rglob("*"))
+    return lost + [f"{path.relative_to(root)}, in the end" for path in paths if disk.get(path) != _content(path)]
+
+
+def _content(path: Path) -> object:
+    """A file's bytes, a folder's names: but for what stands aside, which may come back and is never read."""
+    if path.is_file():
+        return path.read_bytes()
+    return sorted(name for name in os.listdir(path) if not name.endswith(".tmp"))
 
 
 class _Watch:

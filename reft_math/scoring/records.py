@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.errors import UserError
-from reft_math.files import named, sync
+from reft_math.files import make_folder, named, sync
 from reft_math.json_text import parse_json
 
 
@@ -58,7 +58,7 @@ class RecordFile:
             self.done.update(new)
 
     def _write(self, lines: bytes) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         with named(self.path), self.path.open("ab") as file:
             if self._is_torn:
                 file.truncate(self._whole)

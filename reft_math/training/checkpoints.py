@@ -31,9 +31,10 @@ class Checksums(TrainerCallback):
 def write_checksums(checkpoint: Path) -> None:
     """Lists the checkpoint's files by size and SHA-256, all of them on the disk before the list is."""
     others = {CHECKSUMS_NAME, CHECKSUMS_NAME + SUFFIX}
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name not in others)
-    for path in files:
+    paths = sorted(path for path in checkpoint.rglob("*") if path.name not in others)
+    for path in paths:
         sync(path)
+    files = [path for path in paths if path.is_file()]
     write_json(checkpoint / CHECKSUMS_NAME, {str(path.relative_to(checkpoint)): _seal(path) for path in files})
     sync(checkpoint.parent)
 

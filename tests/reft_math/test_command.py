@@ -381,6 +381,12 @@ def test_a_claim_killed_at_any_call_can_be_repeated(used: Path, killed_at_every_
             shutil.copytree(before, used)
 
 
+@pytest.mark.parametrize("folder", ["used", "new/run"])
+def test_without_power_a_claim_is_not_lost(folder: str, used: Path, lost_without_power: Any) -> None:
+    options = options_for(used.parent / folder, overwrite=True)
+    assert lost_without_power(lambda: claim_output_dir(options), used.parent) == []
+
+
 # --- provenance and tables --------------------------------------------------------------------------------------------
 
 

@@ -55,6 +55,11 @@ BY_FILE: dict[str, Case] = {
         lambda here: write_figure(here, "it", Figure()),  # type: ignore[arg-type]
         {"it.png": "new png", "it.svg": "new svg"},
     ),
+    "files, a folder": (
+        {},
+        lambda here: write_files(here / "a" / "run", write_model),
+        {f"a/{path}": text for path, text in NEW.items()},
+    ),
     "files": (OLD, lambda here: write_files(here / "run", write_model), {**OLD, **NEW}),
 }
 AT_ONCE: dict[str, Case] = {
@@ -94,6 +99,17 @@ def test_whatever_call_a_write_stops_at_nothing_is_half_there_and_the_next_is_wh
     assert len(errors) >= 5
     assert read_tree(here) == after
     assert all(storage_fault(error) for error in errors if error)
+
+
+@pytest.mark.parametrize("name", [*BY_FILE, *AT_ONCE])
+def test_without_power_nothing_is_lost_that_was_said_to_be_written(
+    name: str, tmp_path: Path, lost_without_power: Callable[[Callable[[], object], Path], list[str]]
+) -> None:
+    before, work, _ = {**BY_FILE, **AT_ONCE}[name]
+    for path, text in before.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert lost_without_power(lambda: work(tmp_path), tmp_path) == []
 
 
 def test_a_value_that_cannot_be_written_leaves_the_old_file_and_nothing_aside(tmp_path: Path) -> None:

@@ -107,6 +107,12 @@ def test_wherever_an_append_is_killed_or_fails_the_rows_before_it_stay(
         assert read(path) == [row(0), row(1), row(2)]
 
 
+def test_without_power_no_row_is_lost_that_was_appended(tmp_path: Path, lost_without_power: Any) -> None:
+    records = RecordFile(tmp_path / "new" / "folder" / "records.jsonl")
+    for number in range(2):
+        assert lost_without_power(lambda number=number: records.append([row(number)]), tmp_path) == []
+
+
 @pytest.mark.parametrize("bad", [b"", b'{"id": "b"', b"[1]", b'{"id": 3}', b'{"name": "b"}', b'{"id": "\xff"}'])
 def test_a_malformed_line_is_named(tmp_path: Path, bad: bytes) -> None:
     path = tmp_path / "records.jsonl"

@@ -62,6 +62,10 @@ def test_checksums_killed_at_any_call_leave_a_whole_checkpoint_or_none(
     assert flaw(checkpoint) is None
 
 
+def test_without_power_a_checkpoint_is_whole_or_known_to_be_not(tmp_path: Path, lost_without_power: Any) -> None:
+    assert lost_without_power(lambda: make(tmp_path, 3), tmp_path) == []
+
+
 @pytest.mark.parametrize("content", ["[]", "3", '{"a": 1}', "{", "[" * 100_000])
 def test_a_list_of_checksums_that_is_none_is_a_flaw(tmp_path: Path, content: str) -> None:
     (tmp_path / "a").write_text("whole")
