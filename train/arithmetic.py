@@ -59,7 +59,6 @@ def main(options: PretrainingOptions) -> None:
             train_sampling_strategy="sequential",
             logging_steps=100,
             save_steps=options.save_steps,
-            save_total_limit=2,
             seed=options.seed,
             report_to="none",
             remove_unused_columns=False,

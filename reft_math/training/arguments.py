@@ -29,7 +29,6 @@ def training_arguments(options: FittingOptions, folder: Path, **settings: Any) -
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=options.seed,
-        save_total_limit=2,
         logging_steps=20,
         logging_nan_inf_filter=False,  # would put another loss in its place; RowTrainer stops there
         report_to=options.report_to,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,34 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from reft_math.files import SUFFIX, sync, write_json
+from reft_math.files import SUFFIX, remove_folder, sync, write_json
 from reft_math.json_text import read_object
 from reft_math.processes import process_state
 
 CHECKSUMS_NAME = "checksums.json"
+_KEPT = 2
 
 
 class Checksums(TrainerCallback):
-    """Writes a checkpoint's checksums when every process has written its part of it."""
+    """Writes a checkpoint's checksums when every process has written its part of it, then deletes older checkpoints.
+
+    In place of the trainer's ``save_total_limit``, which deletes them before: a run killed in between would have lost a
+    whole checkpoint, or the best one, to a new one that does not count yet.
+    """
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         process_state().wait_for_everyone()
         if state.is_world_process_zero:
-            write_checksums(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            folder = Path(str(args.output_dir))
+            write_checksums(folder / f"checkpoint-{state.global_step}")
+            delete_older(folder, state.best_global_step)
+
+
+def delete_older(folder: Path, best_step: int | None) -> None:
+    """Deletes all checkpoints but the newest two and the best."""
+    for path in _newest_first(folder)[_KEPT:]:
+        if path.name != f"checkpoint-{best_step}":
+            remove_folder(path)
 
 
 def write_checksums(checkpoint: Path) -> None:
@@ -72,7 +85,7 @@ def last_checkpoint(folder: Path) -> str | None:
         for path in _newest_first(folder):
             if reason := flaw(path):
                 print(f"{path} is damaged ({reason}): left out and deleted", file=sys.stderr)
-                shutil.rmtree(path)
+                remove_folder(path)
         newest = newest_whole(folder)
         found = [None if newest is None else str(newest)]
     last: str | None = broadcast_object_list(found)[0]
@@ -80,7 +93,12 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
+    paths = [path for path in folder.glob("checkpoint-*") if _step(path).isdecimal()]  # others are somebody's own
+    return sorted(paths, key=lambda path: -int(_step(path)))
+
+
+def _step(checkpoint: Path) -> str:
+    return checkpoint.name.removeprefix("checkpoint-")
 
 
 def _seal(path: Path) -> dict[str, Any]:

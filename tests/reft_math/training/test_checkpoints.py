@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from reft_math.training.checkpoints import CHECKSUMS_NAME, flaw, last_checkpoint, newest_whole, write_checksums
+from reft_math.training.checkpoints import CHECKSUMS_NAME, delete_older, flaw, last_checkpoint, newest_whole, write_checksums
 
 
 def make(folder: Path, step: int) -> Path:
@@ -43,6 +43,15 @@ def test_the_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert last_checkpoint(tmp_path) == str(whole)
     assert capsys.readouterr().err == f"{damaged} is damaged ({reason}): left out and deleted\n"
     assert not damaged.exists()
+
+
+def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in (2, 4, 8, 10, 12):
+        make(tmp_path, step)
+    delete_older(tmp_path, best_step=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-4"]
+    delete_older(tmp_path, best_step=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-12"]
 
 
 def test_without_checkpoints_a_run_starts_at_the_start(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from reft_math.models import load_model, load_tokenizer
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.config import RegressorConfig
 from reft_math.regressor.model import Regressor
-from reft_math.training.checkpoints import CHECKSUMS_NAME
+from reft_math.training.checkpoints import CHECKSUMS_NAME, write_checksums
 from reft_math.training.regression import WEIGHTS_NAME, RegressionTrainer, fit
 from reft_math.training.regression_options import RegressionOptions
 
@@ -321,6 +321,29 @@ trace = fitted(regressor, Path({folder!r}), batch_size=2).trace()
 part_ways()
 torch.save((weights(regressor), trace), {result!r})
 """
+
+
+def test_a_run_killed_when_a_new_best_has_no_checksums_yet_ends_as_one_in_peace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 2, 4 and 6: the best so far, a worse one, a better one that does not count yet."""
+    found = iter([1.0, 2.0, 0.5, 1.0, 2.0, 0.5, 0.5])  # in peace, until the kill, and again
+    monkeypatch.setattr(RegressionTrainer, "_rmse", lambda *_: {"rmse": next(found)})
+    whole = regressor_of("red")
+    trace = fitted(whole, tmp_path / "whole").trace()
+
+    def killed(checkpoint: Path) -> None:
+        if checkpoint.name == "checkpoint-6":
+            raise KeyboardInterrupt
+        write_checksums(checkpoint)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("reft_math.training.checkpoints.write_checksums", killed)
+        fitted(regressor_of("red"), tmp_path / "killed")
+    resumed = regressor_of("red")
+    assert fitted(resumed, tmp_path / "killed", resume=True).trace() == trace
+    assert trace["best_step"] == 6
+    assert all(map(torch.equal, weights(resumed).values(), weights(whole).values()))
 
 
 def test_a_best_checkpoint_that_is_gone_is_missed(tmp_path: Path) -> None:
