@@ -201,5 +201,5 @@ def _gate_records(output: Any) -> list[dict[str, Any]]:
 
 
 def _rounded(nats: float) -> float:
-    """Six digits, which is what float32 has."""
+    """Six digits: float32 has no more, and a divergence, a sum of differences, has fewer still."""
     return float(f"{nats:.6g}")

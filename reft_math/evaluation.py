@@ -56,8 +56,8 @@ def evaluate(
         score: From ``(gold, completion)`` pairs to dictionaries with at least ``correct``.
         records_path: JSONL file; finished rows in it are not done again.
         name: Shown by the progress bar.
-        batch_size: Completions at once. A batch is sampled as a whole: a stopped run that goes on draws the samples
-            that it would have drawn.
+        batch_size: Completions at once. A batch is decoded as a whole, also where a part of it is recorded: a stopped
+            run that goes on draws the samples that it would have drawn, and rounds as it would have rounded.
         samples: Completions of each problem.
         seed: Of the samples; None where decoding is greedy.
 
@@ -69,17 +69,16 @@ def evaluate(
     """
 
     def work(batch: Sequence[Row], missing: Sequence[Row]) -> list[Record]:
-        asked = missing if seed is None else batch
         batch_seed = None if seed is None else zlib.crc32(f"{seed}/{batch[0].id}".encode())
         try:
-            completions = complete([row.problem.question for row in asked], batch_seed)
+            completions = complete([row.problem.question for row in batch], batch_seed)
         except Unfinished as stop:
-            raise Unfinished(str(stop), finished(asked, missing, stop.done)) from None
-        return list(finished(asked, missing, dict(enumerate(completions))).values())
+            raise Unfinished(str(stop), finished(batch, missing, stop.done)) from None
+        return list(finished(batch, missing, dict(enumerate(completions))).values())
 
-    def finished(asked: Sequence[Row], missing: Sequence[Row], completions: Mapping[int, Record]) -> dict[str, Record]:
-        """Records by id of the rows of ``missing`` that have a completion; these go by their place in ``asked``."""
-        found = {asked[place].id: completion for place, completion in completions.items()}
+    def finished(batch: Sequence[Row], missing: Sequence[Row], completions: Mapping[int, Record]) -> dict[str, Record]:
+        """Records by id of the rows of ``missing`` that have a completion; these go by their place in ``batch``."""
+        found = {batch[place].id: completion for place, completion in completions.items()}
         rows = [row for row in missing if row.id in found]
         scores = score([(row.problem.answer, found[row.id]["completion"]) for row in rows])
         return {row.id: {**row.record(), **found[row.id], **scored} for row, scored in zip(rows, scores, strict=True)}

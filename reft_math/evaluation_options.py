@@ -120,7 +120,7 @@ class EvaluationOptions(RunOptions):
 
     @property
     def FREE_ON_RESUME(self) -> frozenset[str]:  # type: ignore[override]
-        """Samples depend on who draws them in which batches; greedy completions do not."""
+        """Samples depend on who draws them in which batches; greedy completions do not, but for rounding."""
         free = frozenset({"engine_concurrency", "engine_timeout"})
         return free if self.sampling else free | {"batch_size", "engine", "engine_model"}
 

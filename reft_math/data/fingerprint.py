@@ -17,12 +17,19 @@ def digest(rows: Iterable[Sequence[str | float]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _digest_in_order(rows: Iterable[Sequence[str | float]]) -> str:
+    """As `digest`, but of the rows as they come: ids may count them, and training draws them by their places."""
+    return digest((place, *row) for place, row in enumerate(rows))
+
+
 def fingerprint(problems: Sequence[Problem]) -> dict[str, Any]:
-    """How many problems, the `digest` of question and answer, and that of question, answer and solution."""
+    """How many problems, the `digest` of question and answer, that of question, answer and solution, and one of all of
+    these and ids in their order."""
     return {
         "rows": len(problems),
         "sha256": digest((problem.question, problem.answer) for problem in problems),
         "with_solutions": digest((problem.question, problem.answer, problem.solution) for problem in problems),
+        "in_order": _digest_in_order((row.id, row.question, row.answer, row.solution) for row in problems),
     }
 
 
@@ -32,5 +39,9 @@ def about_problems(dataset: str, **splits: Sequence[Problem]) -> dict[str, Any]:
 
 
 def regression_fingerprint(rows: Sequence[RegressionRow]) -> dict[str, Any]:
-    """How many rows, and the `digest` of text and target."""
-    return {"rows": len(rows), "sha256": digest((row.text, row.target) for row in rows)}
+    """How many rows, the `digest` of text and target, and one of ids, texts and targets in their order."""
+    return {
+        "rows": len(rows),
+        "sha256": digest((row.text, row.target) for row in rows),
+        "in_order": _digest_in_order((row.id, row.text, row.target) for row in rows),
+    }

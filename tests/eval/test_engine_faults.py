@@ -50,8 +50,8 @@ def test_a_stop_keeps_what_was_answered_and_the_same_command_goes_on_with_the_re
             assert "***" in error
         counts.append((len(records(run)), len(engine_server.requests) - asked))
     assert records(run) == whole
-    # Eight are answered, the ninth is tried three times. Sampled batches are drawn anew as a whole.
-    assert counts == ([(8, 12), (11, 4), (12, 1)] if not sampling else [(8, 12), (8, 4), (12, 7)])
+    # Eight are answered, the ninth is tried three times. Batches are decoded anew as a whole.
+    assert counts == [(8, 12), (8, 4), (12, 7)]
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert KEY not in "".join(capfd.readouterr())
 

@@ -81,12 +81,13 @@ def test_records_come_in_the_order_of_the_problems_though_the_longest_are_done_f
     assert sorted(lines) == sorted(json.dumps(record) for record in records)
 
 
-def test_a_second_call_completes_only_what_has_no_record(tmp_path: Path) -> None:
+def test_a_second_call_scores_only_what_has_no_record_and_decodes_its_batches_whole(tmp_path: Path) -> None:
+    """A row rounds as its batch does."""
     path = tmp_path / "records.jsonl"
     first = evaluate(PROBLEMS[:3], Scripted(RIGHT), Scoring(), path, "test", batch_size=2)
     generate, score = Scripted(RIGHT), Scoring()
     records = evaluate(PROBLEMS, generate, score, path, "test", batch_size=2)
-    assert [question for batch in generate.batches for question in batch] == QUESTIONS[3:]
+    assert generate.batches == [[QUESTIONS[2], QUESTIONS[3]], [QUESTIONS[4]]]
     assert score.golds == ANSWERS[3:]
     assert records[:3] == first
     again = Scripted({})

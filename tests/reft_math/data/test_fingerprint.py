@@ -17,17 +17,20 @@ def test_the_digest_is_that_of_sorted_lines_of_json() -> None:
     )
 
 
-def test_names_and_order_do_not_count_and_every_word_does() -> None:
+def test_names_and_order_count_in_order_only_and_every_word_does() -> None:
     whole = fingerprint(PROBLEMS)
-    assert fingerprint([replace(PROBLEMS[1], id="x", metadata={"level": 5}), PROBLEMS[0]]) == whole
     assert whole["rows"] == 2
+    assert fingerprint([replace(PROBLEMS[0], metadata={"level": 5}), PROBLEMS[1]]) == whole
+    for same in (PROBLEMS[::-1], [replace(PROBLEMS[0], id="x"), PROBLEMS[1]]):
+        found = fingerprint(same)
+        assert found.pop("in_order") != whole["in_order"]
+        assert found == {name: value for name, value in whole.items() if name != "in_order"}
     for changed in ({"question": "How many? "}, {"answer": "3.0"}):
         other = fingerprint([replace(PROBLEMS[0], **changed), PROBLEMS[1]])
-        assert other["sha256"] != whole["sha256"]
-        assert other["with_solutions"] != whole["with_solutions"]
+        assert all(other[name] != whole[name] for name in ("sha256", "with_solutions", "in_order"))
     other = fingerprint([replace(PROBLEMS[0], solution="3"), PROBLEMS[1]])
     assert other["sha256"] == whole["sha256"]
-    assert other["with_solutions"] != whole["with_solutions"]
+    assert all(other[name] != whole[name] for name in ("with_solutions", "in_order"))
     assert fingerprint([*PROBLEMS, PROBLEMS[0]])["sha256"] != whole["sha256"]
 
 
@@ -44,5 +47,7 @@ def test_every_split_has_its_own() -> None:
 
 def test_a_target_is_part_of_a_row() -> None:
     rows = [RegressionRow("a", "text", 1.0)]
-    assert regression_fingerprint(rows) == regression_fingerprint([RegressionRow("b", "text", 1.0)])
-    assert regression_fingerprint(rows) != regression_fingerprint([RegressionRow("a", "text", 1.5)])
+    first, renamed = regression_fingerprint(rows), regression_fingerprint([RegressionRow("b", "text", 1.0)])
+    assert first["sha256"] == renamed["sha256"]
+    assert first["in_order"] != renamed["in_order"]
+    assert first["sha256"] != regression_fingerprint([RegressionRow("a", "text", 1.5)])["sha256"]
