@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Protocol
 from reft_math.errors import UserError
 from reft_math.files import is_used, make_folder, remove_folder, storage_fault, write_json
 from reft_math.help_groups import Formatter, arrange
+from reft_math.holding import hold, release
 from reft_math.json_text import read_object
 from reft_math.stopping import ends_on_interrupt
 
@@ -69,6 +70,8 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
             if (fault := storage_fault(error)) is None:
                 raise
             _fail(f"{fault}; mend that; {_way_on(config_class)}")
+        finally:
+            release()
 
 
 def _way_on(config_class: type) -> str:
@@ -183,6 +186,7 @@ def claim_output_dir(config: Any, fingerprints: Mapping[str, Any] | None = None)
         make_folder(folder)
     except OSError as error:
         raise UserError(f"--output-dir must be a folder that can be made; {folder}: {error.strerror}") from None
+    _hold(folder)
     about = {} if fingerprints is None else {_ROWS: fingerprints}
     write_json(folder / CONFIG_NAME, {**_settings(config), **about})
     return folder
@@ -197,7 +201,10 @@ def check_claim(config: Any, fingerprints: Mapping[str, Any] | None = None) -> N
 
 
 def check_output_dir(config: Any) -> None:
-    """Raises `UserError` where `claim_output_dir` would whatever the settings resolve to. Writes nothing."""
+    """Raises `UserError` where `claim_output_dir` would whatever the settings resolve to.
+
+    Writes nothing; a folder that is there is the run's own from here on.
+    """
     folder = Path(config.output_dir)
     if config.overwrite and config.resume:
         raise UserError("--resume and --overwrite exclude each other; got both")
@@ -211,6 +218,16 @@ def check_output_dir(config: Any) -> None:
         )
     if in_use and config.overwrite:
         _check_is_run(folder, config)
+    if folder.is_dir():
+        _hold(folder)
+
+
+def _hold(folder: Path) -> None:
+    if not hold(folder):
+        raise UserError(
+            f"--output-dir must be no other run's; a process that is still at work holds {folder}: wait for its end,"
+            " end it, or choose another"
+        )
 
 
 _ROWS = "fingerprints"  # stands among the settings

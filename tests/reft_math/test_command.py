@@ -381,6 +381,17 @@ def test_a_claim_killed_at_any_call_can_be_repeated(used: Path, killed_at_every_
             shutil.copytree(before, used)
 
 
+@pytest.mark.parametrize("way", ["resume", "overwrite"])
+def test_what_another_process_is_at_work_in_is_refused_and_stays(
+    used: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reft_math.command.hold", lambda held: held != used)
+    before = content(used)
+    with pytest.raises(UserError, match=r"a process that is still at work holds .*used: wait for its end"):
+        claim_output_dir(options_for(used, **{way: True}))
+    assert content(used) == before
+
+
 @pytest.mark.parametrize("folder", ["used", "new/run"])
 def test_without_power_a_claim_is_not_lost(folder: str, used: Path, lost_without_power: Any) -> None:
     options = options_for(used.parent / folder, overwrite=True)

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from reft_math.training.checkpoints import CHECKSUMS_NAME, delete_older, flaw, last_checkpoint, newest_whole, write_checksums
+from reft_math.training.checkpoints import (
+    CHECKSUMS_NAME,
+    delete_older,
+    flaw,
+    last_checkpoint,
+    newest_whole,
+    write_checksums,
+)
 
 
 def make(folder: Path, step: int) -> Path:
