@@ -14,6 +14,7 @@ from interventions.sites import site_module, site_path, sites_of
 from interventions.subspace import LINEAR, SubspaceIntervention
 from reft_math.decoding.gate import PromptOnly, parse_gate
 from reft_math.errors import UserError
+from reft_math.finite import not_finite
 
 Tensors = dict[str, torch.Tensor]
 
@@ -37,7 +38,7 @@ def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedM
         A new model of the base's class, on the base's device.
 
     Raises:
-        UserError: The adapter cannot be folded, or not into this architecture.
+        UserError: The adapter cannot be folded, not into this architecture, or into numbers that its dtype holds.
     """
     base, site = reft_model.model, reft_model.prefix_config.site
     check_mergeable(reft_model.prefix_config, every_token)
@@ -57,6 +58,10 @@ def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedM
         offset = edit(torch.zeros_like(bias, dtype=torch.float64))
         state[f"{path}.weight"] = (edit(weight.double().T) - offset).T.to(weight.dtype)
         state[f"{path}.bias"] = edit(bias.double()).to(bias.dtype)
+    if bad := not_finite(state):
+        raise UserError(
+            f"merged weights must be finite; {bad[0]} is not in {base.dtype}: fold into a base of another --dtype"
+        )
     merged = _with_weights(base, config, state)
     merged.generation_config = copy.deepcopy(base.generation_config)
     return merged.eval().to(base.device)

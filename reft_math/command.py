@@ -256,6 +256,11 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
 
 def _check_is_run(folder: Path, config: Any) -> None:
     """``--overwrite`` deletes: only what the same command wrote."""
+    if os.path.ismount(folder) or Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"--overwrite deletes the output folder and makes it anew; {folder} is a mount point or holds the working"
+            " folder: choose one within it"
+        )
     before, command = _read_settings(folder), _settings(config)["command"]
     if folder.is_symlink() or before is None or before.get("command") != command:
         raise UserError(

@@ -96,14 +96,16 @@ def write_figure(folder: Path, name: str, figure: Figure) -> None:
 
 
 def write_files(folder: Path, save: Callable[[Path], object]) -> None:
-    """Puts the files that ``save`` writes into a folder, each of them whole; others in it stay."""
+    """Puts the files that ``save`` writes, in folders within too, into a folder, each of them whole; others in it stay."""
     make_folder(folder)
     with _folder_aside(folder / "files") as aside:
         save(aside)
-        for path in sorted(aside.iterdir()):
+        for path in sorted(path for path in aside.rglob("*") if path.is_file()):
+            place = folder / path.relative_to(aside)
             sync(path)
-            os.replace(path, folder / path.name)
-        sync(folder)
+            make_folder(place.parent)
+            os.replace(path, place)
+            sync(place.parent)
 
 
 def write_folder(folder: Path, save: Callable[[Path], object]) -> None:

@@ -27,6 +27,6 @@ def read_parameters(path: Path) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise ValueError(f"{name[:100]} must be of floating numbers; it is {tensor.dtype}")
-    if bad := not_finite(tensors):
+    if bad := not_finite({name: tensor.float() for name, tensor in tensors.items()}):  # what they are used as
         raise ValueError(f"{bad[0][:100]} is NaN or infinite: take another checkpoint, or train anew")
     return tensors

@@ -39,6 +39,7 @@ def main(options: PretrainingOptions) -> None:
     from reft_math.arithmetic.tokenizer import build_tokenizer
     from reft_math.command import RESULTS_NAME, claim_output_dir, provenance
     from reft_math.files import write_files, write_json
+    from reft_math.finite import check_finite
     from reft_math.training.checkpoints import Checksums, last_checkpoint
     from reft_math.training.progress import show_progress
 
@@ -70,6 +71,7 @@ def main(options: PretrainingOptions) -> None:
     resumed = last_checkpoint(folder / "checkpoints") if options.resume else None
     show_progress(trainer)
     output = trainer.train(resume_from_checkpoint=resumed)
+    check_finite(model.state_dict(), "the trained model")
     write_files(folder, model.save_pretrained)
     write_files(folder, tokenizer.save_pretrained)
     write_json(folder / RESULTS_NAME, {**provenance(options), "training": output.metrics})

@@ -119,6 +119,14 @@ def test_what_an_intervention_does_counts_not_the_configuration_alone(
         merge(reft_model)
 
 
+def test_numbers_that_the_dtype_does_not_hold_are_refused(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    reft_model = randomised(tiny_model().half())
+    with torch.no_grad():
+        next(iter(reft_model.interventions.values())).scale.mul_(1e9)
+    with pytest.raises(UserError, match=r"merged weights must be finite; .* is not in torch\.float16"):
+        merge(reft_model)
+
+
 def test_a_gate_of_the_prompt_is_folded_on_request(tiny_model: Callable[..., PreTrainedModel]) -> None:
     reft_model = randomised(tiny_model(), gate="prompt")
     with torch.no_grad():

@@ -348,6 +348,17 @@ def test_overwrite_of_a_folder_that_is_no_run_deletes_nothing(tmp_path: Path, fi
     assert content(tmp_path) == {file: b"{}"}
 
 
+def test_overwrite_does_not_take_the_ground_from_under_a_run(used: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = content(used)
+    monkeypatch.chdir(used)
+    for folder in (Path(), used, used.parent):
+        with pytest.raises(UserError, match="holds the working folder: choose one within it"):
+            claim_output_dir(options_for(folder, overwrite=True))
+    with pytest.raises(UserError, match="is a mount point"):
+        claim_output_dir(options_for(Path("/"), overwrite=True))
+    assert content(used) == before
+
+
 def test_resume_and_overwrite_exclude_each_other(used: Path) -> None:
     before = content(used)
     with pytest.raises(UserError, match="exclude each other"):

@@ -34,7 +34,8 @@ class Figure:
 
 
 def write_model(folder: Path) -> None:
-    for name in ("config", "weights"):
+    (folder / "templates").mkdir()
+    for name in ("config", "weights", "templates/chat"):
         (folder / name).write_text("new")
 
 
@@ -45,7 +46,7 @@ def read_tree(folder: Path) -> dict[str, str]:
 
 
 OLD = {"run/config": "old", "run/other": "mine"}
-NEW = {"run/config": "new", "run/weights": "new"}
+NEW = {"run/config": "new", "run/weights": "new", "run/templates/chat": "new"}
 Case = tuple[dict[str, str], Callable[[Path], object], dict[str, str]]  # what is there, the work, what is there then
 BY_FILE: dict[str, Case] = {
     "file": (OLD, lambda here: write_json(here / "run" / "config", "new"), {**OLD, "run/config": '"new"\n'}),
