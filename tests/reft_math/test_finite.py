@@ -32,6 +32,8 @@ def test_logits_exclude_tokens_by_minus_infinity_and_are_finite_otherwise(row: l
     else:
         with pytest.raises(UserError, match=r"logits must be finite; those for 'second' are NaN or infinite"):
             check_logits(logits, ["first", "second"])
+        with pytest.raises(UserError, match=r"those for row 1 are NaN"):
+            check_logits(logits)
 
 
 def test_the_first_module_is_the_one_whose_own_output_is_not_finite() -> None:
