@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import LogitsProcessor
@@ -58,6 +59,22 @@ def check_logits(logits: torch.Tensor, names: Sequence[str] | None = None) -> No
     if not is_finite.all():
         row = int(is_finite.int().argmin())
         raise NotFiniteLogits(row, None if names is None else names[row])
+
+
+def check_states(states: np.ndarray[Any, Any], names: Sequence[str]) -> None:
+    """Raises `UserError` where hidden states are NaN or infinite: no probe can read them.
+
+    Args:
+        states: ``(row, …)``.
+        names: What each row is of.
+    """
+    is_finite = np.isfinite(states).reshape(len(states), -1).all(axis=1)
+    if not is_finite.all():
+        name = str(names[int(is_finite.argmin())])
+        raise UserError(
+            f"hidden states must be finite; those for {name!r} are NaN or infinite: check the weights, or try"
+            " --dtype float32"
+        )
 
 
 class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
