@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reft_math.command import run
-from reft_math.errors import UserError
+from reft_math.errors import UserError, require_seed
 from reft_math.evaluation_options import RunOptions
 
 
@@ -38,6 +38,7 @@ class FaithfulnessOptions(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_seed(self)
         if self.reft is not None and self.adapter is None:
             raise UserError("--reft is shown beside an adapter; pass --adapter too, or the one as --adapter")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from reft_math.command import run
-from reft_math.errors import UserError, require
+from reft_math.errors import UserError, require, require_seed
 from reft_math.evaluation_options import DecoderOptions
 
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
@@ -54,6 +54,7 @@ class HarnessOptions(DecoderOptions):
             raise UserError("--tasks names what to measure, such as gsm8k,minerva_math500; got none")
         for name in ("limit", "batch_size", "max_length"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
+        require_seed(self)
         require(self, "num_fewshot", lambda value: value is None or value >= 0, "at least 0")
 
     @property

@@ -43,7 +43,7 @@ class NormSweepOptions(PrefixOptions):
         require(
             self,
             "target_norms",
-            lambda value: value and min(value) > 0 and max(value) < math.inf and len(set(value)) == len(value),
+            lambda value: value and all(0 < norm < math.inf for norm in value) and len(set(value)) == len(value),
             "positive, and each once",
         )
         check_number_direction(self, self.project_number_direction)

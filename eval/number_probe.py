@@ -16,10 +16,11 @@ records and ``results.json``:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from reft_math.command import run
-from reft_math.errors import UserError, require
+from reft_math.errors import UserError, require, require_seed
 from reft_math.evaluation_options import RunOptions
 
 ALPHAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
@@ -49,7 +50,13 @@ class NumberProbeOptions(RunOptions):
         super().__post_init__()
         for name in ("digits", "sums"):
             require(self, name, lambda value: value >= 1, "at least 1")
-        require(self, "alphas", lambda value: value and min(value) > 0, "sizes above 0; both signs are pushed")
+        require(
+            self,
+            "alphas",
+            lambda value: value and all(0 < size < math.inf for size in value),
+            "finite sizes above 0; both signs are pushed",
+        )
+        require_seed(self)
         if self.reft is not None and self.adapter is None:
             raise UserError("--reft is shown beside an adapter; pass --adapter too, or the one as --adapter")
         if self.handoff != "base":

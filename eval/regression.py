@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reft_math.command import run
-from reft_math.errors import UserError, require
+from reft_math.errors import UserError, require, require_temperature
 from reft_math.loading import LoadingOptions
 
 
@@ -56,7 +56,7 @@ class RegressionEvaluationOptions(LoadingOptions):
         require(self, "batch_size", lambda value: value >= 1, "at least 1")
         require(self, "limit", lambda value: value is None or value >= 2, "at least 2")
         require(self, "samples", lambda value: value >= 0, "0 or more")
-        require(self, "temperature", lambda value: 0 < value < math.inf, "positive and finite")
+        require_temperature(self)
         require(self, "default", math.isfinite, "finite")
         given = [name for name in ("model", "grid", "template") if getattr(self, name) is not None]
         if self.regressor is not None and given:

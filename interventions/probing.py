@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from interventions.activations import pad_right, project_changes, pushing, read_activations
 from interventions.evaluate import Setting
@@ -24,6 +24,7 @@ from reft_math.data.positions import intervention_mask
 from reft_math.data.prefix import pad_left
 from reft_math.data.problem import Problem
 from reft_math.errors import UserError
+from reft_math.finite import FiniteLogits, check_states
 from reft_math.probes.files import load_probes, save_probes
 from reft_math.probes.number import (
     TARGETS,
@@ -206,7 +207,9 @@ def _read_all(model: PreTrainedModel, texts: Sequence[ProbeText], site: str, bat
     """``(reading, layer, width)``, text by text."""
     rows = [(text.token_ids, [reading.token for reading in text.readings]) for text in texts]
     starts = progress(range(0, len(rows), batch_size), name=f"reading {site}", unit="batch")
-    return np.concatenate([read_activations(model, rows[start : start + batch_size], site) for start in starts])
+    read = np.concatenate([read_activations(model, rows[start : start + batch_size], site) for start in starts])
+    check_states(read, [text.problem for text in texts for _ in text.readings])
+    return read
 
 
 def number_directions(folder: Path, layers: int) -> Array:
@@ -246,6 +249,7 @@ class Solver:
         """
         model, decoding = self.setting.model, self.setting.decoding
         settings = {**decoding.settings(), "max_new_tokens": max_new_tokens}
+        settings["logits_processor"] = LogitsProcessorList([FiniteLogits()])  # a push may leave float16
         answers: list[Answer] = []
         for start in range(0, len(prompts), self.batch_size):
             batch = slice(start, start + self.batch_size)

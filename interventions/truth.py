@@ -19,6 +19,7 @@ from interventions.reading import read_states, where_acting
 from interventions.sites import num_layers
 from reft_math.decoding.gate import parse_gate
 from reft_math.decoding.pairs import Handoff
+from reft_math.finite import check_states
 from reft_math.probes.faithfulness import fit_truth_probe, part_names
 from reft_math.probes.files import load_probes, save_probes
 from reft_math.probes.number import Array, Probe
@@ -65,7 +66,9 @@ def fit_layers(model: PreTrainedModel, pairs: Sequence[Pair], folder: Path, batc
         starts = progress(range(0, len(texts), batch_size), name="reading", unit="batch")
         read = [read_states(model, texts[start : start + batch_size]) for start in starts]
         stream, heads = zip(*read, strict=True)
-        return np.concatenate(stream), np.concatenate(heads)
+        for part in (found := (np.concatenate(stream), np.concatenate(heads))):
+            check_states(part, questions)
+        return found
 
     def work(_: Any, missing: Sequence[Layer]) -> list[Record]:
         return [fit(layer) for layer in missing]
@@ -121,6 +124,8 @@ def score_pairs(
         if source is not None:
             acts, is_open = where_acting(source.reft_model, parse_gate(source.gate), handoff, texts)
         stream, heads = read_states(model, texts, None if source is None else source.reft_model, acts)
+        for part in (stream, heads):
+            check_states(part, [pair.problem for pair in batch for _ in pair.texts])
         odds = np.stack(
             [
                 np.stack([probe.read(part) for probe, part in zip(row, _parts(stream, heads, layer), strict=True)], 1)

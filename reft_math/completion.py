@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from reft_math.data.prefix import pad_left
 from reft_math.data.templates import PromptTemplate, encode_prompt
 from reft_math.decoding.engine import Engine
 from reft_math.decoding.generation import GatedOutput
 from reft_math.errors import Unfinished
-from reft_math.finite import check_logits
+from reft_math.finite import FiniteLogits, NotFiniteLogits
 
 Generate = Callable[..., Any]
 Complete = Callable[[Sequence[str], int | None], list[dict[str, Any]]]
@@ -153,25 +153,17 @@ def _generate(
     attention_mask = pad_left([torch.ones_like(prompt) for prompt in prompts], 0).to(device)
     if seed is not None:
         torch.manual_seed(seed)
-    output = generate(
-        inputs,
-        attention_mask=attention_mask,
-        logits_processor=LogitsProcessorList([_Finite(questions)]),
-        **decoding.settings(),
-        **options,
-    )
+    try:
+        output = generate(
+            inputs,
+            attention_mask=attention_mask,
+            logits_processor=LogitsProcessorList([FiniteLogits()]),
+            **decoding.settings(),
+            **options,
+        )
+    except NotFiniteLogits as error:
+        raise NotFiniteLogits(error.row, questions[error.row]) from None
     return output, inputs.shape[1]
-
-
-class _Finite(LogitsProcessor):  # type: ignore[misc]
-    """Stops at logits from which no token can be drawn; `torch.argmax` would draw the first NaN's."""
-
-    def __init__(self, questions: Sequence[str]) -> None:
-        self.questions = questions
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        check_logits(scores, self.questions)
-        return scores
 
 
 def _completion(token_ids: list[int], decoding: Decoding) -> dict[str, Any]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 _LONGEST = 2_000
+_CUT = " […] "
 
 
 class UserError(ValueError):
     """A mistake in the input: the rule, what was expected, what came, the way out, in one line.
 
-    What came may be a stranger's: line breaks and a terminal's control characters are shown as escapes.
+    What came may be a stranger's: line breaks and a terminal's control characters are shown as escapes. What is too
+    long for a line loses its middle: the rule stands first, and the way out last.
     """
 
     def __init__(self, message: str) -> None:
-        shown = (mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in message[:_LONGEST])
+        if len(message) > _LONGEST:
+            kept = _LONGEST - len(_CUT)
+            message = message[: kept // 2] + _CUT + message[-(kept - kept // 2) :]
+        shown = (mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in message)
         super().__init__("".join(shown))
 
 
@@ -38,6 +44,17 @@ def require(options: object, name: str, holds: Callable[[Any], bool], rule: str)
     value = getattr(options, name)
     if not holds(value):
         raise UserError(f"--{name.replace('_', '-')} must be {rule}; got {value}")
+
+
+def require_seed(options: object) -> None:
+    """Raises `UserError` where ``seed`` is none that numpy takes."""
+    require(options, "seed", lambda value: value is None or 0 <= value < 2**32, "from 0 to 4294967295")
+
+
+def require_temperature(options: object) -> None:
+    """Raises `UserError` where logits divided by ``temperature`` might leave float32."""
+    rule = "at least 1e-6 and finite (without it decoding is greedy)"
+    require(options, "temperature", lambda value: value is None or 1e-6 <= value < math.inf, rule)
 
 
 def require_different(runs: Sequence[str]) -> None:

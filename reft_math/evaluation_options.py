@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
-from reft_math.errors import UserError, require
+from reft_math.errors import UserError, require, require_temperature
 from reft_math.loading import LoadingOptions
 
 
@@ -103,7 +103,7 @@ class EvaluationOptions(RunOptions):
         super().__post_init__()
         for name in ("samples", "engine_concurrency", "top_k"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
-        require(self, "temperature", lambda value: value is None or value > 0, "positive")
+        require_temperature(self)
         require(self, "top_p", lambda value: value is None or 0 < value <= 1, "in (0, 1]")
         require(self, "min_p", lambda value: value is None or 0 <= value <= 1, "in [0, 1]")
         needs = [name for name in ("top_p", "top_k", "min_p") if getattr(self, name) is not None]

@@ -7,10 +7,27 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from transformers import LogitsProcessor
 
 from reft_math.errors import UserError
+
+
+class NotFiniteLogits(UserError):
+    """Logits from which no token can be drawn.
+
+    Attributes:
+        row: Whose they are, by its place in the batch.
+    """
+
+    def __init__(self, row: int, name: str | None = None) -> None:
+        whose = f"row {row}" if name is None else repr(name)
+        super().__init__(
+            f"logits must be finite; those for {whose} are NaN or infinite: check the weights, or try --dtype float32"
+        )
+        self.row = row
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
@@ -31,19 +48,41 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: object) -> None:
         )
 
 
-def check_logits(logits: torch.Tensor, names: Sequence[str]) -> None:
-    """Raises `UserError` where a row's logits have a NaN or +inf, or nothing but −inf: no token is the likeliest.
+def check_logits(logits: torch.Tensor, names: Sequence[str] | None = None) -> None:
+    """Raises `NotFiniteLogits` where a row's have a NaN or +inf, or nothing but −inf: no token is the likeliest.
 
     Args:
         logits: ``(row, …, vocabulary)``.
-        names: What each row is about.
+        names: What each row is about; its number by default.
     """
-    is_finite = logits.amax(dim=-1).isfinite().reshape(len(names), -1).all(dim=1)
+    is_finite = logits.amax(dim=-1).isfinite().reshape(len(logits), -1).all(dim=1)
     if not is_finite.all():
-        name = names[int(is_finite.int().argmin())]
+        row = int(is_finite.int().argmin())
+        raise NotFiniteLogits(row, None if names is None else names[row])
+
+
+def check_states(states: np.ndarray[Any, Any], names: Sequence[str]) -> None:
+    """Raises `UserError` where hidden states are NaN or infinite: no probe can read them.
+
+    Args:
+        states: ``(row, …)``.
+        names: What each row is of.
+    """
+    is_finite = np.isfinite(states).reshape(len(states), -1).all(axis=1)
+    if not is_finite.all():
+        name = str(names[int(is_finite.argmin())])
         raise UserError(
-            f"logits must be finite; those for {name!r} are NaN or infinite: check the weights, or try --dtype float32"
+            f"hidden states must be finite; those for {name!r} are NaN or infinite: check the weights, or try"
+            " --dtype float32"
         )
+
+
+class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
+    """Changes nothing, and stops at logits from which no token can be drawn: `torch.argmax` would draw a NaN's."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        check_logits(scores)
+        return scores
 
 
 @contextmanager

@@ -126,7 +126,34 @@ def load_model(
     if not (to_be_sharded or "device_map" in settings):  # else accelerate has placed it, and it must stay there
         model = model.to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
+    _check_positions_of(model)
     return model
+
+
+def _check_positions_of(model: PreTrainedModel) -> None:
+    """Has a model that has learnt its positions (GPT-2, OPT) refuse those beyond, which would be an `IndexError`, or on
+    a GPU the end of the process. One that calculates them reads on, and transformers warns.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    others = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    others = [part for part in others if part is not model.get_input_embeddings()]
+    if limit is None or not any(part.num_embeddings in (limit, limit + 2) for part in others):  # OPT's start at 2
+        return
+
+    def check(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        ids, positions, cache = (kwargs.get(name) for name in ("input_ids", "position_ids", "past_key_values"))
+        if positions is not None:
+            length = int(positions.max()) + 1
+        else:
+            ids = args[0] if args else ids
+            length = (0 if ids is None else ids.shape[1]) + (0 if cache is None else cache.get_seq_length())
+        if length > limit:
+            raise UserError(
+                f"a text must have no more tokens than the model has positions; got token {length} of {limit}: leave"
+                " long rows out, take a smaller --max-new-tokens or --k, or another --model"
+            )
+
+    model.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def load_skeleton(name: str, revision: str | None = None, loading: LoadingOptions | None = None) -> PreTrainedModel:

@@ -16,7 +16,8 @@ class Reply:
 
     Attributes:
         status, body, headers: The response; a body of None is a completion, one of bytes goes as it is.
-        way: ``answer``; ``hang`` says nothing until the server is closed; ``drop`` ends in the middle of the body.
+        way: ``answer``; ``hang`` says nothing until the server is closed; ``drop`` ends in the middle of the body;
+            ``trickle`` goes on with spaces for ever.
     """
 
     status: int = 200
@@ -25,7 +26,7 @@ class Reply:
     way: str = "answer"
 
 
-GOOD, HANG, DROP = Reply(), Reply(way="hang"), Reply(way="drop")
+GOOD, HANG, DROP, TRICKLE = Reply(), Reply(way="hang"), Reply(way="drop"), Reply(way="trickle")
 
 
 class FakeEngine:
@@ -69,8 +70,14 @@ class FakeEngine:
                 self.send_response(reply.status)
                 for name, value in {"content-type": "application/json", **reply.headers}.items():
                     self.send_header(name, value)
-                self.send_header("content-length", str(len(data)))
+                if reply.way != "trickle":
+                    self.send_header("content-length", str(len(data)))
                 self.end_headers()
+                while reply.way == "trickle" and not outer._closed.wait(0.02):
+                    try:
+                        self.wfile.write(b" ")
+                    except OSError:
+                        return
                 self.wfile.write(data[: len(data) // 2] if reply.way == "drop" else data)
                 self.close_connection = reply.way == "drop"
 

@@ -19,7 +19,7 @@ ALLOWED = {
     "reft_math/data": {"reft_math.arithmetic", "reft_math.errors", "reft_math.json_text"},
     "reft_math/arithmetic": {"reft_math.data"},
     "reft_math/scoring": {"reft_math.errors", "reft_math.files", "reft_math.json_text"},
-    "reft_math/decoding": {"reft_math.data", "reft_math.errors"},
+    "reft_math/decoding": {"reft_math.data", "reft_math.errors", "reft_math.finite"},
     "reft_math/regression": {"reft_math.errors"},
     "reft_math/figures": {"reft_math"},
     "reft_math": {"reft_math"},

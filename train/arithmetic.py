@@ -7,10 +7,11 @@ The folder is an ordinary transformers checkpoint with its tokenizer; ``reft_mat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from reft_math.command import run
-from reft_math.errors import require
+from reft_math.errors import require, require_seed
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class PretrainingOptions:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_steps"):
             require(self, name, lambda value: value >= 1, "at least 1")
-        require(self, "learning_rate", lambda value: value > 0, "positive")
+        require(self, "learning_rate", lambda value: 0 < value < math.inf, "positive")
+        require_seed(self)
 
 
 def main(options: PretrainingOptions) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from reft_math.decoding.bounded import bound
 from reft_math.errors import Unfinished, UserError
 
 TIMEOUT_S = 600.0
@@ -50,7 +51,7 @@ class Engine:
         tokenizer: The base's.
         model: The base's name on the server; may be left out where it serves only one.
         concurrency: Requests at once.
-        timeout: Seconds of silence after which an answer is not waited for any longer.
+        timeout: Seconds of silence after which an answer is not waited for any longer; it may take as many to come.
 
     What fails (no connection, no answer in time, status 408, 409, 429 or 5xx, an answer that is no completion) is tried
     again up to `MAX_RETRIES` times, after waits that double and are shortened at random, or as long as the server says
@@ -85,6 +86,11 @@ class Engine:
             api_key=self._key or "none",
             max_retries=MAX_RETRIES,
             timeout=openai.Timeout(timeout, connect=CONNECT_S),
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False,  # what is asked would get lost on the way, or go to another
+                event_hooks={"response": [partial(bound, seconds=timeout)]},
+            ),
         )
         self._takes_ids: bool | None = None  # unknown as yet
         self._model = model or self._only_model()
@@ -156,7 +162,7 @@ class Engine:
             body = self._client.completions.with_raw_response.create(**request).http_response.content
             if (found := _completion(body)) is not None:
                 text, num_tokens, finished = found
-                if num_tokens is None:
+                if num_tokens is None or num_tokens > request["max_tokens"] or (text and not num_tokens):
                     num_tokens = len(self._tokenizer.encode(text, add_special_tokens=False)) + finished
                 return Continuation(text, num_tokens, finished)
         said = self._line(body.decode(errors="replace"))
@@ -178,7 +184,8 @@ class Engine:
             body = self._client.models.with_raw_response.list().http_response.content
             names = [self._line(str(model["id"])) for model in json.loads(body)["data"]]
         except self._openai.APIStatusError as error:
-            if error.status_code in (401, 403, 429):  # about us, not about what the server can do
+            status = error.status_code
+            if status < 400 or status in (401, 403, 429):  # about us, not about what the server can do
                 raise self._failed(error) from None
             raise self._lists_nothing(self._reason(error)) from None
         except self._openai.OpenAIError as error:
@@ -203,6 +210,8 @@ class Engine:
         happened = "refused" if is_refusal else f"failed, tried again up to {MAX_RETRIES} times"
         is_late = isinstance(error, self._openai.APITimeoutError)
         way_out = f"; --engine-timeout is {self._timeout:g} s" if is_late else _WAYS_OUT.get(status, "")
+        if 300 <= status < 400:
+            way_out = "; it points elsewhere, which is not followed: is the address in --engine right?"
         return self._stopped(f"{happened} ({self._reason(error)}){way_out}")
 
     def _stopped(self, why: str) -> UserError:

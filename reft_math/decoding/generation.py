@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -22,6 +23,7 @@ from reft_math.data.positions import Positions
 from reft_math.decoding.gate import AlwaysOn, Gate, PromptOnly, TokenGate, parse_gate
 from reft_math.decoding.pairs import GatedOutput, Handoff, Interventions, Pairs
 from reft_math.errors import UserError
+from reft_math.finite import FiniteLogits
 
 __all__ = ["GatedOutput", "Handoff", "Interventions", "acting_positions", "gated_generate", "generate_with_gate"]
 
@@ -50,11 +52,12 @@ def generate_with_gate(
         What ``model.generate`` returns; with ``return_dict_in_generate`` a `GatedOutput` under all other gates.
 
     Raises:
-        UserError: An option that a gate cannot go with.
+        UserError: An option that a gate cannot go with, or logits that are NaN or infinite.
     """
     _check_handoff(handoff)
     if until_closed and (gate == TokenGate(0) or isinstance(gate, AlwaysOn | PromptOnly)):
         raise UserError(f"until_closed needs a gate that closes while tokens are drawn; got {gate}")
+    kwargs["logits_processor"] = _guarded(kwargs.get("logits_processor"))
     if gate == TokenGate(0):
         return model.generate(inputs, streamer=streamer, **kwargs)
     if isinstance(gate, AlwaysOn | PromptOnly):
@@ -73,6 +76,12 @@ def generate_with_gate(
     )
     _make_stop_strings_a_criterion(model, kwargs)
     return model.generate(inputs, custom_generate=loop, **kwargs)
+
+
+def _guarded(processors: Sequence[LogitsProcessor] | None) -> LogitsProcessorList:
+    """Before a caller's own processors, which may exclude every token, one that stops at logits that are not finite."""
+    is_guarded = any(isinstance(processor, FiniteLogits) for processor in processors or ())
+    return LogitsProcessorList([*([] if is_guarded else [FiniteLogits()]), *(processors or ())])
 
 
 def _make_stop_strings_a_criterion(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
@@ -130,7 +139,7 @@ def gated_generate(
         Sequences ``(rows, position)``, or a `GatedOutput` with ``return_dict_in_generate``.
 
     Raises:
-        UserError: An option that a gate cannot go with.
+        UserError: An option that a gate cannot go with, or logits that are NaN or infinite.
     """
     if not isinstance(gate, Gate):
         gate = parse_gate(interventions.gate if gate is None else gate)
@@ -138,6 +147,7 @@ def gated_generate(
         raise UserError("interventions act on the model they were put on; got another one's")
     _check_handoff(handoff)
     _check(generation_config, model_kwargs)
+    logits_processor = _guarded(logits_processor)
     if streamer is not None:
         streamer.put(input_ids.cpu())
 

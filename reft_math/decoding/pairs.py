@@ -24,6 +24,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from reft_math.data.positions import Positions
 from reft_math.decoding.gate import Gate, KLGate, kl_divergence
 from reft_math.errors import UserError
+from reft_math.finite import NotFiniteLogits
 
 Handoff = Literal["base", "keep"]
 
@@ -167,10 +168,7 @@ class Pairs:
         direction = self.gate.direction if isinstance(self.gate, KLGate) else "mod||base"
         kl = kl_divergence(mod, base, direction)
         if kl.isnan().any():  # infinite where a token is impossible to one of the two
-            raise UserError(
-                f"a gate needs finite logits; token {self.step}'s are NaN or infinite: check the weights, or try"
-                " --dtype float32"
-            )
+            raise NotFiniteLogits(int(self.open_rows[kl.isnan()][0]))
         if self.cumulative_kl is None:
             self.cumulative_kl = torch.zeros(len(survivors), dtype=kl.dtype, device=kl.device)
         self.cumulative_kl[self.open_rows] += kl

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from reft_math.errors import UserError
 from reft_math.training.options import FittingOptions
+
+
+def check_precision(options: FittingOptions) -> None:
+    """Raises `UserError` for float16 autocast without a GPU, where accelerate would leave it out and say nothing."""
+    if options.mixed_precision == "fp16" and not (torch.cuda.is_available() or options.dry_run):
+        raise UserError("--mixed-precision fp16 needs a GPU, and there is none; take bf16, or leave it out")
 
 
 def training_arguments(options: FittingOptions, folder: Path, **settings: Any) -> TrainingArguments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,13 +33,18 @@ from reft_math.evaluation import (
 )
 from reft_math.files import write_json
 from reft_math.models import check_vocabulary, end_token_ids, load_model, load_skeleton, load_tokenizer
-from reft_math.training.arguments import training_arguments
+from reft_math.training.arguments import check_precision, training_arguments
 from reft_math.training.checkpoints import Checksums, last_checkpoint
 from reft_math.training.options import TrainingOptions
 from reft_math.training.progress import show_progress
 from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
 
 Options = TypeVar("Options", bound=TrainingOptions)
+
+_LINES = {
+    True: "rows of a batch share lines",
+    False: "each row has a line of its own, padded: this model does not keep rows on a line apart",
+}
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,7 @@ def prepare(options: TrainingOptions, model: PreTrainedModel | None = None, to_b
     Raises:
         UserError: Any of them cannot be had as asked.
     """
+    check_precision(options)
     set_seed(options.seed)
     tokenizer = load_tokenizer(options.model, options.revision)
     template = get_template(options.template, tokenizer)
@@ -135,6 +142,8 @@ def train(
         callbacks=[Checksums()],
     )
     show_progress(trainer, control)
+    if trainer.is_world_process_zero():
+        print(_LINES[collator.pack], file=sys.stderr)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
     return trainer
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from reft_math.errors import UserError, require
+from reft_math.errors import UserError, require, require_seed
 from reft_math.loading import LoadingOptions
 
 LAYER = "{layer}"  # stands for a layer's number in the path of a module
@@ -56,7 +56,7 @@ class FittingOptions(LoadingOptions):
     accumulation: int = field(default=1, metadata={"help": "Batches an optimiser step."})
     warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps that warms the learning rate up."})
     mixed_precision: Literal["no", "bf16", "fp16"] = field(
-        default="no", metadata={"help": "Autocast of the base's forward pass."}
+        default="no", metadata={"help": "Autocast of the base's forward pass; fp16 is for GPUs."}
     )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations instead of keeping them."}
@@ -82,6 +82,7 @@ class FittingOptions(LoadingOptions):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
         for name in ("epochs", "learning_rate"):
             require(self, name, lambda value: value is None or 0 < value < math.inf, "positive")
+        require_seed(self)
         require(self, "warmup_ratio", lambda value: 0 <= value < 1, "in [0, 1)")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise UserError(

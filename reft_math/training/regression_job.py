@@ -22,6 +22,7 @@ from reft_math.regression.metrics import rmse
 from reft_math.regressor.config import RegressorConfig
 from reft_math.regressor.evaluation import COLUMNS, table_rows
 from reft_math.regressor.model import Regressor
+from reft_math.training.arguments import check_precision
 from reft_math.training.regression import TRACE_NAME
 from reft_math.training.regression_options import GRIDLESS, RegressionOptions
 
@@ -33,8 +34,9 @@ def resolve(options: RegressionOptions) -> RegressionOptions:
     """Fills in the settings whose default depends on others.
 
     Raises:
-        UserError: One's own data without a grid, or without bounds where they are needed.
+        UserError: One's own data without a grid, or without bounds where they are needed; float16 without a GPU.
     """
+    check_precision(options)
     check_split(options.data, "train")
     rates = EMBEDDED_LEARNING_RATES if options.model == EMBEDDED_MODEL else LEARNING_RATES
     scale = SCALES.get(options.data)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reft_math.errors import UserError, require
+from reft_math.errors import UserError, require, require_temperature
 from reft_math.training.options import FittingOptions, check_site_path
 
 GRIDLESS = [f"head:{name}" for name in ("logit", "mean", "min", "max", "mlp", "probabilities")]
@@ -99,8 +99,8 @@ class RegressionOptions(FittingOptions):
             require(self, name, lambda value: value is None or value >= 2, "at least 2")
         require(self, "samples", lambda value: value >= 0, "0 or more")
         require(self, "default", math.isfinite, "finite")
-        for name in ("temperature", "head_learning_rate"):
-            require(self, name, lambda value: value is None or 0 < value < math.inf, "positive")
+        require_temperature(self)
+        require(self, "head_learning_rate", lambda value: value is None or 0 < value < math.inf, "positive")
         if self.head_learning_rate is not None and not self.loss.startswith("head:"):
             raise UserError(f"--head-learning-rate is a head's; --loss {self.loss} has none: leave it out")
         if self.loss in GRIDLESS:

@@ -101,7 +101,7 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
         ("--handoff keep", "is what follows a gate; pass --adapter, or leave --handoff out"),
         ("--samples 4", "--samples is for sampling; pass --temperature too, such as 0.7"),
         ("--top-p 0.9", "--top-p is for sampling; pass --temperature too"),
-        ("--temperature 0", "--temperature must be positive; got 0"),
+        ("--temperature 0", "--temperature must be at least 1e-6 and finite (without it decoding is greedy); got 0"),
         ("--adapter {adapter} --gate always --engine http://localhost:1/v1", "gate always never hands over"),
         ("--engine http://me:secret@localhost:1/v1", "put the key in OPENAI_API_KEY, not in the address"),
         ("--engine http://localhost:1/v1 --handoff keep", "goes on as the base would; leave --handoff keep out"),

@@ -49,6 +49,18 @@ def records(folder: Path, name: str) -> dict[str, dict[str, Any]]:
     return RecordFile(folder / "records" / f"{name}.jsonl").done
 
 
+def test_a_base_whose_states_are_nan_is_not_probed(
+    call: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model("arithmetic")
+    model.model.layers[1].mlp.down_proj.weight.data[0] = torch.nan
+    monkeypatch.setattr("interventions.evaluate.load_model", lambda *_, **__: model)
+    with pytest.raises(SystemExit) as stopped:
+        call(f"eval/faithfulness.py --limit 12 --output-dir {tmp_path}/run")
+    assert stopped.value.code == 2
+    assert "error: hidden states must be finite; those for 'arithmetic/test/" in capfd.readouterr().err
+
+
 def test_tables_are_what_the_records_say_and_the_records_what_the_model_says(
     call: Callable[[str], None], tmp_path: Path, make_adapter: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -178,7 +178,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
         ("--split train", "argument --split: invalid choice: 'train'"),
         ("--limit 0", "--limit must be at least 2; got 0"),
         ("--samples -1", "--samples must be 0 or more; got -1"),
-        ("--samples 2 --temperature 0", "--temperature must be positive and finite; got 0.0"),
+        ("--samples 2 --temperature 0", "--temperature must be at least 1e-6 and finite"),
         ("--limit 1", "--limit must be at least 2; got 1"),
     ],
 )

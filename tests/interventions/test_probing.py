@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
+from interventions.activations import pushing
 from interventions.evaluate import Setting, load_setting
 from interventions.probing import Pusher, Solver, Source, fit_number_directions, measure_changes, solve_pushed
 from reft_math.data.registry import load_problems
 from reft_math.decoding.gate import parse_gate
+from reft_math.errors import UserError
 from reft_math.evaluation_options import RunOptions
 from reft_math.probes.number import Array, fit_probes, unit
 from reft_math.probes.tables import Push
@@ -80,6 +82,19 @@ def test_number_directions_are_those_of_a_probe_fitted_text_by_text(setting: Set
         rows = np.stack(hidden)[:, layer]
         probe = fit_probes(rows, {"identity": np.array(values, dtype=float)})["identity"]
         assert found[layer] @ unit(probe.weight) > 0.9999
+
+
+def test_no_probe_is_fitted_on_and_no_sum_read_from_what_is_not_finite(
+    setting: Setting, weights: Array, tmp_path: Path
+) -> None:
+    """As a push may end, or a base in half precision, of one problem's text alone."""
+    with (
+        pushing(setting.model, {2: torch.full((1, 1, 128), torch.inf)}),
+        pytest.raises(UserError, match=f"hidden states must be finite; those for '{PROBLEMS[0].id}'"),
+    ):
+        fit_number_directions(setting.model, setting.decoding, PROBLEMS, "block", batch_size=5)
+    with pytest.raises(UserError, match="logits must be finite; those for row 0"):
+        solve(setting, weights, tmp_path, Push("block 0", (0,), "probe", 1e38))
 
 
 def test_the_curve_of_a_null_push_is_flat(setting: Setting, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from math import inf, nan
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from reft_math.errors import UserError
-from reft_math.finite import check_finite, check_logits, not_finite, watching
+from reft_math.finite import check_finite, check_logits, check_states, not_finite, watching
 
 
 def test_names_those_that_are_not_finite_in_their_order() -> None:
@@ -32,6 +33,17 @@ def test_logits_exclude_tokens_by_minus_infinity_and_are_finite_otherwise(row: l
     else:
         with pytest.raises(UserError, match=r"logits must be finite; those for 'second' are NaN or infinite"):
             check_logits(logits, ["first", "second"])
+        with pytest.raises(UserError, match=r"those for row 1 are NaN"):
+            check_logits(logits)
+
+
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_hidden_states_are_finite_or_refused_by_name(bad: float) -> None:
+    states = np.ones((3, 2, 4), dtype=np.float32)
+    check_states(states, ["a", "b", "c"])
+    states[1, 1, 3] = bad
+    with pytest.raises(UserError, match=r"hidden states must be finite; those for 'b' are NaN or infinite"):
+        check_states(states, np.array(["a", "b", "c"]))
 
 
 def test_the_first_module_is_the_one_whose_own_output_is_not_finite() -> None:

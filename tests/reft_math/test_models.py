@@ -17,7 +17,7 @@ from accelerate import cpu_offload, disk_offload
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
 from reft_math.arithmetic.tokenizer import build_tokenizer
@@ -274,6 +274,27 @@ def test_a_peft_adapter_whose_weights_are_not_finite_is_refused(tmp_path: Path) 
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"peft adapter .* must hold finite parameters; .*lora_A.* is NaN or infinite"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(("family", "is_learnt"), [("gpt2", True), ("opt", True), ("llama", False)])
+def test_a_text_beyond_learnt_positions_is_one_line(tmp_path: Path, family: str, is_learnt: bool) -> None:
+    """In whatever form it comes; a model that calculates its positions reads on."""
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(family, **sizes, max_position_embeddings=8, eos_token_id=2, pad_token_id=0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model, ids = load_model(str(tmp_path)), torch.full((2, 9), 5)
+    assert model(input_ids=ids[:, :8]).logits.shape == (2, 8, 20)
+    settings = {"eos_token_id": None, "max_new_tokens": 6}
+    for call in (
+        lambda: model(ids),
+        lambda: model(input_ids=ids, position_ids=torch.arange(9)[None]),
+        lambda: model.generate(ids[:, :5], attention_mask=torch.ones(2, 5), **settings),
+    ):
+        if not is_learnt:
+            call()
+        else:
+            with pytest.raises(UserError, match=r"no more tokens than the model has positions; got token 9 of 8: "):
+                call()
 
 
 # --- vocabulary and tokenizer ------------------------------------------------------------------------------------

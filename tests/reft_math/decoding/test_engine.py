@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from fake_engine import DROP, GOOD, HANG, FakeEngine, Reply, completion
+from fake_engine import DROP, GOOD, HANG, TRICKLE, FakeEngine, Reply, completion
 
 from reft_math.arithmetic.tokenizer import build_tokenizer
 from reft_math.decoding import engine as engine_module
@@ -74,6 +75,7 @@ def test_a_prompt_that_no_text_stands_for_is_not_sent_as_text(engine_server: Fak
     assert len(engine_server.requests) == 1
 
 
+COMPRESSED = {"content-encoding": "gzip"}
 BUSY = Reply(body=b"<html>busy</html>", headers={"content-type": "text/html"})
 FAULTS = {
     "status 408": Reply(408, {}),
@@ -82,6 +84,8 @@ FAULTS = {
     "status 500": Reply(500, {"error": {"message": "out of memory"}}),
     "status 503 of a proxy": Reply(503, b"<html>no upstream</html>", {"content-type": "text/html"}),
     "no answer in time": HANG,
+    "an answer that does not end": TRICKLE,
+    "a compressed answer": Reply(body=gzip.compress(json.dumps(completion([1])).encode()), headers=COMPRESSED),
     "a connection that ends in the middle of the answer": DROP,
     "HTML": BUSY,
     "text that calls itself JSON": Reply(body=b"<html>busy</html>"),
@@ -107,7 +111,7 @@ def test_what_goes_wrong_for_a_while_is_tried_again(engine_server: FakeEngine, f
     """Twice for the first prompt, which goes alone, and twice more among the others."""
     bad = FAULTS[fault]
     engine_server.replies = [bad, bad, GOOD, bad, GOOD]
-    timeout = 0.1 if bad is HANG else 60.0
+    timeout = 0.1 if bad in (HANG, TRICKLE) else 60.0
     assert ask(Engine(engine_server.url, TOKENIZER, timeout=timeout)) == EXPECTED
     assert len(engine_server.requests) == 6
 
@@ -116,7 +120,7 @@ def test_what_goes_wrong_for_a_while_is_tried_again(engine_server: FakeEngine, f
 def test_what_stays_wrong_is_one_clear_line_after_the_last_retry(engine_server: FakeEngine, fault: str) -> None:
     engine_server.replies = [bad := FAULTS[fault]]
     with pytest.raises(UserError) as caught:
-        ask(Engine(engine_server.url, TOKENIZER, timeout=0.1 if bad is HANG else 60.0))
+        ask(Engine(engine_server.url, TOKENIZER, timeout=0.1 if bad in (HANG, TRICKLE) else 60.0))
     message = str(caught.value)
     assert message.isprintable()
     assert len(message) < 450
@@ -124,7 +128,7 @@ def test_what_stays_wrong_is_one_clear_line_after_the_last_retry(engine_server: 
     assert message.endswith("; what is recorded is kept, and the same command goes on with --resume")
     assert ("failed, tried again up to 2 times (" in message) != ("no completion, 3 times in all (" in message)
     assert len(engine_server.requests) == 3
-    if bad is HANG:
+    if bad in (HANG, TRICKLE):
         assert "; --engine-timeout is 0.1 s; " in message
     if bad.status == 500:
         assert "out of memory" in message
@@ -133,6 +137,8 @@ def test_what_stays_wrong_is_one_clear_line_after_the_last_retry(engine_server: 
 @pytest.mark.parametrize(
     ("status", "hint"),
     [
+        (302, "; it points elsewhere, which is not followed: is the address in --engine right?; "),
+        (307, "; it points elsewhere, which is not followed: is the address in --engine right?; "),
         (401, "; is its key in OPENAI_API_KEY?; "),
         (403, "; is its key in OPENAI_API_KEY?; "),
         (404, "; are --engine and --engine-model right?; "),
@@ -140,11 +146,24 @@ def test_what_stays_wrong_is_one_clear_line_after_the_last_retry(engine_server: 
     ],
 )
 def test_what_is_refused_is_not_tried_again(engine_server: FakeEngine, status: int, hint: str) -> None:
-    engine_server.replies = [Reply(status, {"detail": "no such thing"})]
+    engine_server.replies = [Reply(status, {"detail": "no such thing"}, {"location": engine_server.url}), GOOD]
     with pytest.raises(UserError, match=r"refused \(.*no such thing") as caught:
         ask(Engine(engine_server.url, TOKENIZER))
     assert hint in str(caught.value)
     assert len(engine_server.requests) == 1
+
+
+def test_an_answer_of_any_length_is_not_read_to_its_end(
+    engine_server: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reft_math.decoding.bounded.LONGEST", 10_000)
+    fine, long = (Reply(body=json.dumps(completion(PROMPTS[0])).encode() + b" " * size) for size in (9_000, 10_000))
+    engine = Engine(engine_server.url, TOKENIZER)
+    engine_server.replies = [long, fine]
+    assert engine.complete(PROMPTS[:1], [10], [2], {}, 0) == EXPECTED[:1]
+    for engine_server.replies in ([long], [Reply(500, long.body)]):
+        with pytest.raises(UserError, match="an answer of more than 10,000 bytes"):
+            engine.complete(PROMPTS[:1], [10], [2], {}, 0)
 
 
 def test_a_server_that_wants_a_long_wait_is_not_pressed(engine_server: FakeEngine) -> None:
@@ -221,9 +240,9 @@ def test_half_a_character_is_replaced_and_a_whole_one_of_two_halves_stays(engine
 
 
 def test_tokens_that_the_server_does_not_count_are_counted_here(engine_server: FakeEngine) -> None:
-    """The text's, and the end token; and what is no count is none."""
+    """The text's, and the end token; and what is no count is none, nor are more than were asked for."""
     answer = completion([1])
-    for usage in (None, [3], {"completion_tokens": None}, {"completion_tokens": "2"}, {"completion_tokens": -1}):
+    for usage in (None, [3], *({"completion_tokens": count} for count in (None, "2", True, -1, 0, 11, 10**9))):
         engine_server.replies = [Reply(body={**answer, "usage": usage})]
         found = Engine(engine_server.url, TOKENIZER).complete(PROMPTS[:1], [10], [2], {}, 0)
         assert found == [Continuation(" 1", len(TOKENIZER.encode(" 1", add_special_tokens=False)) + 1, finished=True)]

@@ -1,4 +1,4 @@
-"""What a batch in pairs is made of; the whole of it is held to its definition in `test_generation`."""
+"""What a batch in pairs is made of; the whole of it is held to its definition in `test_generation_definition`."""
 
 from __future__ import annotations
 

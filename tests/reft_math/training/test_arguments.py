@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reft_math.errors import UserError
+from reft_math.training.arguments import check_precision
+from reft_math.training.options import FittingOptions
+
+
+def test_float16_autocast_is_refused_where_accelerate_would_leave_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        for precision in ("no", "bf16"):
+            check_precision(FittingOptions(mixed_precision=precision))
+        check_precision(FittingOptions(mixed_precision="fp16", dry_run=True))  # of a run on another machine
+        if has_gpu:
+            check_precision(FittingOptions(mixed_precision="fp16"))
+        else:
+            with pytest.raises(UserError, match="--mixed-precision fp16 needs a GPU, and there is none; take bf16"):
+                check_precision(FittingOptions(mixed_precision="fp16"))
