@@ -311,6 +311,9 @@ def test_memory_is_limited_to_a_gibibyte_or_what_is_allowed(
         (r"\text{Evelyn}", r"It is \boxed{\text{Angela}}.", False, r"\text{Angela}"),
         (r"\frac{7}{2}", "so $3½$", True, "(3+1/2)"),
         ("1'234", "$1234$", True, "1234"),
+        (r"\frac{1}{3}", r"$0.\overline{3}$", True, "(1/3)"),
+        ("0", r"$0.\overline{3}$", False, "(1/3)"),
+        ("5", "–5", False, "-5"),
         ("3", "nothing here", False, None),
     ],
 )
