@@ -139,8 +139,12 @@ class MathVerifier:
 
     def _hand_out(self, waiting: deque[tuple[int, tuple[str, str]]]) -> None:
         """Gives waiting pairs to idle workers, starting workers up to `num_workers`."""
-        self._workers = [worker for worker in self._workers if worker.is_busy or worker.process.is_alive()]
-        idle = [worker for worker in self._workers if not worker.is_busy]
+        idle = []
+        for worker in [each for each in self._workers if not each.is_busy]:
+            if worker.process.is_alive():
+                idle.append(worker)
+            else:
+                self._discard(worker)
         while waiting and (idle or len(self._workers) < self.num_workers):
             if not idle:
                 idle.append(_Worker(self.time_limit))

@@ -9,27 +9,36 @@ from __future__ import annotations
 import re
 import unicodedata
 from decimal import Decimal
+from fractions import Fraction
 
 # Control characters but for white space, soft hyphen, zero-width characters, marks and overrides of direction. The
 # invisible operators U+2061 to U+2064 stay: "2" times "3" is not 23.
 _INVISIBLE = re.compile(
     "[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060\u2066-\u206f\ufeff]"
 )
-_SIGNS = str.maketrans({"\u2212": "-", "\u2044": "/", "\u066b": ".", "\u066c": ","})
+_SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\uff0d", "-"),  # a minus sign, hyphens and short dashes
+        **dict.fromkeys("\u2044\u2215\uff0f", "/"),
+        **dict.fromkeys("\u066b\uff0e", "."),
+        **dict.fromkeys("\u066c\uff0c", ","),
+    }
+)
 _FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
 _SUPERSCRIPTS = re.compile("[\u207a\u207b]?[\u00b2\u00b3\u00b9\u2070\u2074-\u2079]+")
 _VULGAR_FRACTION = re.compile("([0-9]?)([\u00bc-\u00be\u2150-\u215e])")
 
-# Groups of three, apart by a space of any width, an apostrophe or LaTeX's "\,", or twice at least by points.
-_GAP = r"(?:[ '\u2019\u00a0\u2009\u202f]|\\,)"
+# Groups of three, apart by a space of any width, LaTeX's among them, or an apostrophe, or twice at least by points.
+_GAP = r"(?:[ '\u2019\u00a0\u2000-\u200a\u202f\u205f\u3000]|\\[ ,:;!])"
 _GROUPS = re.compile(
     rf"(?<![\w.,])(?:[1-9][0-9]{{0,2}}(?:{_GAP}[0-9]{{3}})+(?!{_GAP}?[0-9])"
     r"|[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}(?![0-9]|[.,][0-9]))"
 )
 _BETWEEN_GROUPS = re.compile(rf"{_GAP}|\.")
 
+_REPEATING = re.compile(r"(?<![\w.,])([0-9]{1,9})\.([0-9]{0,9})\\overline\{([0-9]{1,9})\}")
 _MIXED = re.compile(r"(?<![\w.,/^])([0-9]+) +([0-9]+/[0-9]+)(?![\w/])")
-_FIRST_PART = re.compile(r"(?<![\w.,}])([0-9]+)(?=\^\{|:[0-9])")
+_FIRST_PART = re.compile(r"(?<![\w.,}])([0-9]+)(?=\^\{(?!\\circ)|:[0-9])")
 
 _SCIENTIFIC = re.compile(r"(?<![\w.,])[0-9]+(?:\.[0-9]+)?[eE][-+]?([0-9]+)(?!\w)")
 _LARGEST_EXPONENT = 40  # what is larger is no answer to a problem, and a million digits are no way to say so
@@ -44,9 +53,10 @@ def plain_numbers(text: str) -> str:
     ``１８``, ``١٨``, ``1\u200b8`` (an invisible character)      ``18``
     ``1 234`` (a space of any width), ``1'234``, ``1\,234``     ``1,234``
     ``1.234.567``                                               ``1,234,567``
+    ``0.1\overline{6}``                                         ``(1/6)``
     ``1.5e3``, ``1e999999``                                     ``1500``, ``\text{1e999999}``
     ``3½``, ``3 1/2``                                           ``(3+1/2)``
-    ``5²``, ``−5`` (U+2212)                                     ``5^2``, ``-5``
+    ``5²``, ``−5`` (U+2212), ``–5`` (an en dash)                ``5^2``, ``-5``, ``-5``
     ``10^{6}``, ``10:30``                                       ``{10}^{6}``, ``{10}:30``
     ==========================================================  =======================
 
@@ -58,6 +68,7 @@ def plain_numbers(text: str) -> str:
     text = _SUPERSCRIPTS.sub(_power, text)
     text = _VULGAR_FRACTION.sub(_fraction, text)
     text = _GROUPS.sub(lambda number: _BETWEEN_GROUPS.sub(",", number[0]), text)
+    text = _REPEATING.sub(_repeating, text)
     text = _MIXED.sub(r"(\1+\2)", text)
     # In braces it is not found by math-verify, which outside dollar signs takes any number for an answer.
     text = _FIRST_PART.sub(r"{\1}", text)
@@ -72,6 +83,13 @@ def _power(found: re.Match[str]) -> str:
 def _fraction(found: re.Match[str]) -> str:
     whole, fraction = found[1], unicodedata.normalize("NFKC", found[2]).replace("\u2044", "/")
     return f"{whole} {fraction}" if whole else fraction
+
+
+def _repeating(found: re.Match[str]) -> str:
+    """``(abc − ab) / (10^|b| (10^|c| − 1))`` for a.b and the period c, their digits read as whole numbers."""
+    whole, fixed, period = found.groups()
+    shifted = int(whole + fixed + period) - int(whole + fixed)
+    return f"({Fraction(shifted, 10 ** len(fixed) * (10 ** len(period) - 1))})"
 
 
 def _written_out(found: re.Match[str]) -> str:

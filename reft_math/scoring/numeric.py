@@ -9,35 +9,37 @@ from typing import TypedDict
 from reft_math.errors import UserError
 from reft_math.scoring.notation import plain_numbers
 
+_CURRENCY = "$£€¥₹"
 # A minus is a sign unless it directly follows a digit, a letter or a closing bracket: "-3" and "= -3" against "5-3",
 # "$5-$3", "(a)-3" and "step-2". The group is atomic, so that a look-ahead behind it refuses the whole number and never
 # backs off to its first digits. Commas count only between groups of three, also in LaTeX's "1{,}234" and "1,\!234". The
 # 2 of "m^2" and "x_2" is none.
 _NUMBER = (
-    r"(?>(?<![0-9])(?<![A-Za-z][\^_])(?<![A-Za-z][\^_]\{)(?:(?<![\w)\]}%])-\\?\$?)?"
+    rf"(?>(?<![0-9])(?<![A-Za-z][\^_])(?<![A-Za-z][\^_]\{{)(?:(?<![\w)\]}}%])-\\?[{_CURRENCY}]?)?"
     r"(?:[0-9]{1,3}(?:(?:,|\{,\}|,\\!)[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+))"
 )
-# What makes a number a part of another: "12,5", "1.2.3", "10:30", "5^n", "3 1/2", "1,234e5", the denominator of "5/8".
-_GLUE = r"[.,:'\u2019_]"
-_GOES_ON = re.compile(
-    rf"{_GLUE}\{{?[0-9]|\^\{{?[ \t]*[-+(]*\w|\*\*[0-9(]|[eE][-+]?[0-9]|[ \t]*/[ \t]*\\?\$?[0-9(]"
-    r"|[ \t]+[0-9]+[ \t]*/[ \t]*[0-9]|[ \t]*\\[dtc]?frac"
-)
+# What makes a number a part of another: "12,5", "1.2.3", "10:30", "0.(3)", "1{,}5", "1,234e5", "5_8", "5^n" (but not
+# "18^\circ"), "5\sqrt{2}", "5π", the denominator of "5/8".
+_GLUE = r"(?:[.,:'\u2019_~]|\{,\})"
+_GOES_ON = re.compile(r"[ \t]*(?:\^(?!\{?\\circ)|\\(?:[dtc]?frac|sqrt|pi)|[√π])")
 _WENT_BEFORE = re.compile(
-    rf"(?:[0-9]\}}?{_GLUE}\{{?|[0-9)}}\]][ \t]*(?:/|\^|\*\*)[ \t]*[{{(]?[-+]?|[0-9][eE][-+]?|√"
+    rf"(?:[0-9]\}}?{_GLUE}[{{(]?|[0-9)}}\]][ \t]*(?:/|\^|\*\*)[ \t]*[{{(]?[-+]?|[0-9][eE][-+]?|√"
     r"|\\[dtc]?frac(?:[0-9]|\{[^{}]*\})?\{?|\\sqrt(?:\[[^\[\]]*\])?\{?)\Z"
 )
 _LOOK_BACK = 40
 
-_LEAD = r"[\s:*(\\$£€]*"  # "**18**", "\(18\)", "\$18", ": 18"
-_NOT_AN_EXPRESSION = (  # "5/8" does not state 5, nor do "5 * 8" and "5 800"
-    rf"(?!{_GOES_ON.pattern}|\\?%?[ \t]*(?:[-+*/=^\u00d7\u00f7]|\\(?:times|cdot|div))[ \t]*[0-9]|[ \t]+[0-9])"
+_LEAD = rf"[\s:=+*_`\"(\[\\{_CURRENCY}]*"  # "**18**", "\(18\)", "\[18\]", "\$18", ": 18", "= +18"
+# "5/8" does not state 5, nor do "5 * 8", "5 - $8", "5(8)", "5 or 8", "5, 8" and "5 800".
+_NOT_ALONE = (
+    rf"(?!{_GOES_ON.pattern}|(?:{_GLUE}|\(|[eE][-+]?)[{{(]?[0-9]|[ \t]+[0-9]|(?:\\?%)?[ \t]*"
+    rf"(?:[-+/=x,;\u00d7\u00f7\u00b1\u00b7\u22c5]|\*\*?|or|and|to|\\(?:times|cdot|div|pm))[ \t({{\\{_CURRENCY}]*[0-9])"
 )
-_STATED = f"{_LEAD}({_NUMBER}){_NOT_AN_EXPRESSION}"
+_STATED = f"{_LEAD}({_NUMBER}){_NOT_ALONE}"
 
 _ANY_NUMBER = re.compile(_NUMBER)
 _AFTER_HASHES = re.compile(f"####{_STATED}")
-_UNIT = r"(?:[\s\\%$A-Za-z.,!*)]|\{[^{}0-9]*\})*"  # "18\,\text{ dollars}"
+# "18\,\text{ dollars}", "18\text{ m}^2", "18^\circ"
+_UNIT = rf"(?:[\s\\%°{_CURRENCY}A-Za-z.,*)]|\\!|\^(?=\{{?\\circ)|\{{[^{{}}0-9]*\}}(?:\^(?:[23]|\{{[23]\}}))?)*"
 _BOXED = re.compile(rf"\\boxed\{{{_STATED}{_UNIT}\}}")
 _ANSWER_IS = re.compile(rf"\banswer is\b{_STATED}", re.IGNORECASE)
 
@@ -58,7 +60,7 @@ def stated_answer(completion: str) -> str | None:
     r"""The answer the solution states: ``#### N``, else the last ``\boxed{N}``, else the last "answer is N".
 
     The first ``####`` that a number follows counts, since a model that runs on writes further problems with further
-    marks. A number that opens an expression (``#### 5/8``, ``the answer is 5 + 3``) is not a stated answer.
+    marks. A number that opens an expression or a list (``#### 5/8``, ``the answer is 5 or 6``) is not a stated answer.
 
     Args:
         completion: What the model wrote.

@@ -26,6 +26,15 @@ GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k" / "tes
         ("#### \u22125", "-5"),
         ("#### **18** eggs", "18"),
         ("#### 25%", "25"),
+        ("#### -€5", "-5"),
+        ("#### –5", "-5"),
+        ("#### +5", "5"),
+        ("The answer is = 5", "5"),
+        ("#### ₹5", "5"),
+        ("#### `5`", "5"),
+        ('The answer is "5".', "5"),
+        ("The answer is __5__", "5"),
+        (r"The answer is \[18\]", "18"),
         ("#### .5", ".5"),
         ("#### Step 1: add\n#### Step 2: done\n#### 42", "42"),
         (r"\boxed{3}, no, \boxed{1,234}", "1234"),
@@ -33,6 +42,12 @@ GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k" / "tes
         (r"\boxed{\$18}", "18"),
         (r"\boxed{1{,}234\%}", "1234"),
         (r"\boxed{18\,\text{ dollars}}", "18"),
+        (r"\boxed{18\text{ m}^2}", "18"),
+        (r"\boxed{18\ \text{m}^{3}}", "18"),
+        (r"\boxed{18^\circ}", "18"),
+        (r"\boxed{18^{\circ}}", "18"),
+        (r"\boxed{18\!°}", "18"),
+        (r"\boxed{18€}", "18"),
         (r"\boxed{4} and #### 5", "5"),
         ("The answer is 18.", "18"),
         ("the answer is 3. Wait. The final answer is: **$1,800.00**.", "1800.00"),
@@ -43,6 +58,31 @@ GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k" / "tes
         ("The answer is 12 / 5.", None),
         ("#### 5 + 3 = 8", None),
         ("#### 10-15", None),
+        ("#### 5–6", None),
+        ("#### 5 - $3", None),
+        ("#### 5 * (3 + 1)", None),
+        ("#### 5(3)", None),
+        ("#### 5 x 10^3", None),
+        ("#### 5x10", None),
+        ("#### 5 ± 1", None),
+        (r"#### 5 \pm 1", None),
+        ("#### 5·5", None),
+        ("The answer is 5 or 6", None),
+        ("The answer is 5 to 6", None),
+        ("The answer is $5 and $6", None),
+        ("#### 5, 6", None),
+        ("#### 5; 6", None),
+        ("#### 0.(3)", None),
+        (r"#### 0.\overline{3}", None),
+        (r"#### 5\sqrt{2}", None),
+        ("#### 5√2", None),
+        (r"\boxed{5\pi}", None),
+        ("#### 5π", None),
+        (r"\boxed{5!}", None),
+        (r"\boxed{5x^2}", None),
+        (r"\boxed{5\text{ m}^{3}8}", None),
+        (r"\boxed{5\text{8}}", None),
+        (r"#### 5^\frac{1}{2}", None),
         ("#### 3 1/2", None),
         ("#### 12,5", None),
         ("#### 1,2,3", None),
@@ -70,6 +110,9 @@ def test_stated_answer(completion: str, expected: str | None) -> None:
         ("-3", "-3"),
         ("(-3)", "-3"),
         ("a loss of -$4", "-4"),
+        ("a loss of -£4", "-4"),
+        ("a loss of –4", "-4"),
+        ("from 3–4", "4"),
         ("5-3", "3"),
         ("5 - 3", "3"),
         ("$5-$3", "3"),
@@ -99,6 +142,12 @@ def test_stated_answer(completion: str, expected: str | None) -> None:
         ("18^\\circ", "18"),
         ("12,5", None),
         ("at 10:30", None),
+        ("0.(3)", None),
+        (r"0.\overline{3}", None),
+        (r"5\pi", None),
+        ("5π", None),
+        (r"1\ 234", "1234"),
+        ("1~234", None),
         ("1'234", "1234"),
         ("1 234 567", "1234567"),
         ("1.5e3", "1500"),
@@ -110,6 +159,157 @@ def test_stated_answer(completion: str, expected: str | None) -> None:
     ],
 )
 def test_last_number(completion: str, expected: str | None) -> None:
+    assert last_number(completion) == expected
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *(
+            "/8",
+            " / 8",
+            "/$8",
+            r"/\$8",
+            "/(8)",
+            "*8",
+            "**8",
+            " ** 8",
+            " + 8",
+            " - 8",
+            "-{8}",
+            "\t-\t8",
+            "= 8",
+            "x8",
+            ", 8",
+        ),
+        *(
+            "; 8",
+            "×8",
+            "÷8",
+            "±8",
+            "·8",
+            "⋅8",
+            "%-8",
+            r"\%-8",
+            " or 8",
+            " and 8",
+            " to 8",
+            " or £8",
+            "(8)",
+            " 8",
+            "\t8",
+        ),
+        *(r"\times 8", r"\cdot8", r"\div 8", r"\pm 8", " 1/2", "^8", "^n", " ^ 8", r"^\frac12", "\t^8"),
+        *(
+            ".5.5",
+            ",5",
+            ",000:8",
+            "'8",
+            "’8",
+            "_8",
+            "_{8}",
+            "~8",
+            "{,}5",
+            ".(8)",
+            ",000e8",
+            ",000E8",
+            ",000e-8",
+            ",000e+8",
+        ),
+        *(r"\frac12", r"\dfrac12", r"\tfrac12", r"\cfrac12", r"\sqrt2", r"\pi", "π", "√2", " π"),
+    ],
+)
+def test_a_number_that_is_not_alone_is_not_stated(rest: str) -> None:
+    assert stated_answer(f"#### 5{rest}") is None
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [*(".", ". 8", " (8 each)", "\n8", "% of 8", " x", " - x", " is it", "^\\circ", "\\,", "e", "!", ",", ":"), ""],
+)
+def test_a_number_that_is_alone_is_stated_whatever_follows(rest: str) -> None:
+    assert stated_answer(f"#### 5{rest}") == "5"
+
+
+@pytest.mark.parametrize(
+    "lead", ["", " ", "\n", ":", "=", "+", "*", "_", "`", '"', "(", r"\(", r"\[", "$", r"\$", *"£€¥₹"]
+)
+def test_what_may_stand_before_a_stated_number(lead: str) -> None:
+    assert stated_answer(f"####{lead}5") == "5"
+
+
+@pytest.mark.parametrize(
+    "rest", [" ", r"\,", r"\ ", r"\%", "$", *"°£€¥₹.*)", r"\!", "kg", "KG", r"^\circ", r"\text{ m}^{3}"]
+)
+def test_what_may_stand_behind_a_boxed_number(rest: str) -> None:
+    assert stated_answer(rf"\boxed{{5{rest}}}") == "5"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        *(
+            "5.5.",
+            "5,",
+            "5:",
+            "5'",
+            "5’",
+            "5_",
+            "5_{",
+            "5~",
+            "5{,}",
+            "5.(",
+            "5/",
+            "5 / ",
+            "5/{",
+            "5/(",
+            "5\t/\t",
+            ")/",
+            "]/",
+        ),
+        *("}/", "5^", "x)^", "5^{", "5^(", "5^-", "5^+", "5**", ",5e", "1,234e", "1,234E", "1,234e-", "1,234e+", "√"),
+        *(
+            r"\frac",
+            r"\frac{",
+            r"\frac{x}{",
+            r"\frac3",
+            r"\dfrac{",
+            r"\tfrac{",
+            r"\cfrac{",
+            r"\sqrt",
+            r"\sqrt{",
+            r"\sqrt[n]{",
+        ),
+    ],
+)
+def test_a_part_of_a_number_is_no_last_number(before: str) -> None:
+    assert last_number(f"{before}8") is None
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        *(
+            ("18 m^{12}", "18"),
+            ("18 M^2", "18"),
+            ("18 M^{2}", "18"),
+            ("18 x_2", "18"),
+            ("18 x_{2}", "18"),
+            ("18 X_12", "18"),
+        ),
+        *(
+            ("[a]-3", "3"),
+            ("x^{a}-3", "3"),
+            ("50%-3", "3"),
+            (r"-\$3", "-3"),
+            ("-¥3", "-3"),
+            ("p.5", "5"),
+            ("1234.56", "1234.56"),
+        ),
+        *(("1,234.56", "1234.56"), ("a/8", "8"), ("5. 8", "8"), ("x = 8", "8")),
+    ],
+)
+def test_what_belongs_to_a_number_and_what_does_not(completion: str, expected: str) -> None:
     assert last_number(completion) == expected
 
 
