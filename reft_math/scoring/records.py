@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.errors import UserError
-from reft_math.files import named, sync
+from reft_math.files import named, read_bytes, sync
 from reft_math.json_text import parse_json
 
 
@@ -31,7 +31,7 @@ class RecordFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = read_bytes(self.path) if self.path.exists() else b""
         *lines, rest = content.split(b"\n")
         self.done: dict[str, dict[str, Any]] = self._read(lines)
         self._whole = len(content) - len(rest)
