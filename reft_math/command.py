@@ -16,14 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from reft_math.errors import UserError
-from reft_math.files import is_used, remove_folder, storage_fault, write_json
+from reft_math.errors import UserError, printable
+from reft_math.files import is_used, read_bytes, remove_folder, storage_fault, write_json
 from reft_math.help_groups import Formatter, arrange
 from reft_math.json_text import read_object
 from reft_math.stopping import ends_on_interrupt
 
 CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "results.json"
+# What reading results of another form than their command writes comes to.
+FORM_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError)
 _PACKAGES = (
     "reft-math",
     "torch",
@@ -142,7 +144,7 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_bytes(Path(path)).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--config must be a readable YAML file; {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -268,6 +270,11 @@ def _check_same_settings(folder: Path, config: Any, fingerprints: Mapping[str, A
         )
 
 
+def bad_form(folder: Path, error: Exception) -> UserError:
+    """The error to raise for one of `FORM_ERRORS`."""
+    return UserError(f"{folder / RESULTS_NAME} has not the form that its command writes ({error!r}); leave it out")
+
+
 def provenance(config: Any) -> dict[str, Any]:
     """Command, date, commit, settings, versions and machine, for the head of every ``results.json``."""
     import torch
@@ -311,16 +318,20 @@ def versions() -> dict[str, str]:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; the first column is left-aligned, the others right. No columns, no head."""
+    """A table on standard output; the first column is left-aligned, the others right. No columns, no head.
+
+    Cells may be a stranger's: nothing in them is markup, or steers the terminal.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=bool(columns))
     for index, column in enumerate(columns or [""] * len(rows[0])):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     # As wide as it needs to be: a terminal breaks lines that are too long, rich would cut cells off.
     console = Console(width=max(len(title), Console(width=10_000).measure(table).maximum))
-    console.print(title, style="italic", markup=False, highlight=False)
+    console.print(printable(title), style="italic", markup=False, highlight=False)
     console.print(table)

@@ -10,6 +10,11 @@ from typing import Any
 _LONGEST = 2_000
 
 
+def printable(text: str) -> str:
+    """Text for one line of a terminal: what would break the line or steer the terminal is shown as escapes."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+
+
 class UserError(ValueError):
     """A mistake in the input: the rule, what was expected, what came, the way out, in one line.
 
@@ -17,8 +22,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        shown = (mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in message[:_LONGEST])
-        super().__init__("".join(shown))
+        super().__init__(printable(message[:_LONGEST]))
 
 
 class Unfinished(UserError):

@@ -44,7 +44,7 @@ def flaw(checkpoint: Path) -> str | None:
         seals = read_object(checkpoint / CHECKSUMS_NAME)
     except FileNotFoundError:
         return f"it has no {CHECKSUMS_NAME}, which is written last"
-    except ValueError:
+    except (OSError, ValueError):
         return f"{CHECKSUMS_NAME} cannot be read"
     for name, seal in seals.items():
         path = checkpoint / name
@@ -79,7 +79,12 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
+    paths = [path for path in folder.glob("checkpoint-*") if _step(path).isdecimal()]  # others are somebody's own
+    return sorted(paths, key=lambda path: -int(_step(path)))
+
+
+def _step(checkpoint: Path) -> str:
+    return checkpoint.name.removeprefix("checkpoint-")
 
 
 def _seal(path: Path) -> dict[str, Any]:

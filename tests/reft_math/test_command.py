@@ -413,3 +413,12 @@ def test_a_wide_table_keeps_one_line_a_row_and_all_of_its_cells(
     assert lines[0].strip() == "GSM8K"
     (base,) = (line for line in lines if "x" * 60 in line)
     assert "1 - 2" in base
+
+
+def test_a_table_shows_a_strangers_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing in it is rich's markup, an emoji's name, a line break or a word to the terminal."""
+    print_table("a\x1b[2J", ["", "b"], [["[red]x[/blue]", ":smile:"], ["\x1b]0;owned\x07", "y\nz"]])
+    out = capsys.readouterr().out
+    for shown in ("a\\x1b[2J", "[red]x[/blue]", ":smile:", "\\x1b]0;owned\\x07", "y\\nz"):
+        assert shown in out
+    assert "\x1b" not in out
