@@ -141,11 +141,11 @@ def _config_path(arguments: Sequence[str]) -> str | None:
 
 def _read_yaml(path: str, config_class: type) -> list[str]:
     """The file's settings as command-line arguments, to be checked like those. A run's `CONFIG_NAME` is such a file."""
-    import yaml
+    from reft_math.yaml_text import parse_yaml
 
     try:
-        values = yaml.safe_load(read_bytes(Path(path)).decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        values = parse_yaml(read_bytes(Path(path)).decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UserError(f"--config must be a readable YAML file; {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config must map setting names to values; {path} holds {type(values).__name__}")
@@ -159,6 +159,8 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
         raise UserError(f"{path}: unknown settings {', '.join(unknown)}{hint} (--help lists the known ones)")
     arguments: list[str] = []
     for name, value in values.items():
+        if any(isinstance(one, list | dict) for one in (value if isinstance(value, list) else [value])):
+            raise UserError(f"{path}: {name} must be one value, or a list of such")  # others can be without end
         if isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)]
         elif value is not None:
