@@ -58,6 +58,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     with _naming(name):  # settings that mean nothing show at their first use
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token_id is None:
+            raise ValueError("its tokenizer must name a token for padding or the end of sequence; it names neither")
         tokenizer.decode([*tokenizer.encode("1"), *tokenizer.all_special_ids])
     return tokenizer
 

@@ -218,6 +218,10 @@ def edited(folder: Path, name: str, **values: object) -> None:
         (lambda folder: edited(folder, "config.json", hidden_act="step"), "a folder with a transformers checkpoint"),
         (lambda folder: edited(folder, "tokenizer_config.json", model_max_length="a"), "transformers checkpoint"),
         (
+            lambda folder: edited(folder, "tokenizer_config.json", eos_token=None, pad_token=None),
+            "must name a token for padding or the end of sequence",
+        ),
+        (
             lambda folder: (folder / "tokenizer.json").write_text('{"model": 3}'),
             "a folder with a transformers checkpoint",
         ),

@@ -109,3 +109,9 @@ def test_results_of_another_form_are_one_line(tmp_path: Path, results: dict[str,
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(UserError, match=r"results\.json has not the form that its command writes"):
         notes_beside(tmp_path / "adapter")
+
+
+def test_results_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(UserError, match=r"results\.json cannot be read \(Expecting .*; mend or delete it"):
+        notes_beside(tmp_path / "adapter")
