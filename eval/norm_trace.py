@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reft_math.command import run
-from reft_math.errors import UserError, require, require_different, require_one_process
+from reft_math.errors import require, require_different, require_one_process
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,15 @@ class NormTraceOptions:
 def main(options: NormTraceOptions) -> None:
     from reft_math.command import RESULTS_NAME, claim_output_dir, provenance
     from reft_math.comparison import Run
-    from reft_math.figures.norm_trace import norm_trace, trace_rows
+    from reft_math.figures.norm_trace import bias_norm, norm_trace, trace_rows
     from reft_math.files import write_csv, write_figure, write_json
 
     runs = [Run.read(folder) for folder in options.runs]
-    for item in runs:
-        if not (item.results.get("bias_norm") or {}).get("trace", {}).get("norm"):
-            raise UserError(f"{item.folder} held no bias norm; pass output folders of train/prefix_reft.py")
+    rows, figure = trace_rows(runs), norm_trace(runs)
     folder = claim_output_dir(options)
-    write_csv(folder / "norm_trace.csv", trace_rows(runs))
-    figure = norm_trace(runs)
+    write_csv(folder / "norm_trace.csv", rows)
     write_figure(folder, "norm_trace", figure)
-    about = {str(item.folder): {**item.results["bias_norm"], "trace": None} for item in runs}
+    about = {str(item.folder): {**bias_norm(item), "trace": None} for item in runs}
     write_json(folder / RESULTS_NAME, {**provenance(options), "bias_norm": about})
     print(f"table and figure: {folder}")
 

@@ -17,6 +17,7 @@ from interventions.config import InterventionName
 from interventions.sites import SITES, site_at
 from interventions.subspace import orthonormal
 from reft_math.errors import UserError
+from reft_math.files import check_regular
 from reft_math.json_text import read_object
 
 Tensors = dict[str, torch.Tensor]
@@ -194,6 +195,7 @@ def read_brep(file: Path) -> list[Found]:
 def _load(file: Path) -> Tensors:
     """In float32."""
     try:
+        check_regular(file)
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(

@@ -5,7 +5,6 @@ Each has a folder of its own, with adapter, records and results; finished trials
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -17,7 +16,8 @@ import numpy as np
 from interventions import prefix_training
 from interventions.prefix_training import PrefixJob
 from interventions.probing import Source, measure_changes
-from reft_math.command import RESULTS_NAME, provenance
+from reft_math.command import FORM_ERRORS, RESULTS_NAME, bad_form, provenance
+from reft_math.comparison import Run
 from reft_math.completion import Generate, complete
 from reft_math.data.problem import Problem
 from reft_math.decoding.gate import AlwaysOn, parse_gate
@@ -102,16 +102,19 @@ def run_trial(options: PrefixReftOptions, common: Common, about: Mapping[str, An
     if not (folder / RESULTS_NAME).is_file():
         _run(options, common, about, calibrates)
     process_state().wait_for_everyone()
-    results = json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))
-    return Trial(
-        about=dict(about),
-        achieved=results["bias_norm"]["achieved"],
-        gate=results["gate"],
-        validation=results["validation"],
-        test=results["evaluation"],
-        correct={name: _outcomes(folder, name) for name in results["evaluation"]},
-        shares=results["number_direction"],
-    )
+    results = Run.read(str(folder)).results
+    try:
+        return Trial(
+            about=dict(about),
+            achieved=results["bias_norm"]["achieved"],
+            gate=results["gate"],
+            validation=results["validation"],
+            test=results["evaluation"],
+            correct={name: _outcomes(folder, name) for name in results["evaluation"]},
+            shares=results["number_direction"],
+        )
+    except FORM_ERRORS as error:
+        raise bad_form(folder, error) from None
 
 
 def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], calibrates: bool) -> None:

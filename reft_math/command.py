@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from reft_math.errors import UserError
-from reft_math.files import is_used, make_folder, remove_folder, storage_fault, write_json
+from reft_math.errors import UserError, printable
+from reft_math.files import is_used, make_folder, read_bytes, remove_folder, storage_fault, write_json
 from reft_math.help_groups import Formatter, arrange
 from reft_math.holding import hold, release
 from reft_math.json_text import read_object
@@ -25,6 +25,8 @@ from reft_math.stopping import ends_on_interrupt
 
 CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "results.json"
+# What reading results of another form than their command writes comes to.
+FORM_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError)
 _PACKAGES = (
     "reft-math",
     "torch",
@@ -142,11 +144,11 @@ def _config_path(arguments: Sequence[str]) -> str | None:
 
 def _read_yaml(path: str, config_class: type) -> list[str]:
     """The file's settings as command-line arguments, to be checked like those. A run's `CONFIG_NAME` is such a file."""
-    import yaml
+    from reft_math.yaml_text import parse_yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        values = parse_yaml(read_bytes(Path(path)).decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UserError(f"--config must be a readable YAML file; {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config must map setting names to values; {path} holds {type(values).__name__}")
@@ -160,6 +162,8 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
         raise UserError(f"{path}: unknown settings {', '.join(unknown)}{hint} (--help lists the known ones)")
     arguments: list[str] = []
     for name, value in values.items():
+        if any(isinstance(one, list | dict) for one in (value if isinstance(value, list) else [value])):
+            raise UserError(f"{path}: {name} must be one value, or a list of such")  # others can be without end
         if isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)]
         elif value is not None:
@@ -290,6 +294,11 @@ def _check_same_settings(folder: Path, config: Any, fingerprints: Mapping[str, A
         )
 
 
+def bad_form(folder: Path, error: Exception) -> UserError:
+    """The error to raise for one of `FORM_ERRORS`."""
+    return UserError(f"{folder / RESULTS_NAME} has not the form that its command writes ({error!r}); leave it out")
+
+
 def provenance(config: Any) -> dict[str, Any]:
     """Command, date, commit, settings, versions and machine, for the head of every ``results.json``."""
     import torch
@@ -333,16 +342,20 @@ def versions() -> dict[str, str]:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; the first column is left-aligned, the others right. No columns, no head."""
+    """A table on standard output; the first column is left-aligned, the others right. No columns, no head.
+
+    Cells may be a stranger's: nothing in them is markup, or steers the terminal.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=bool(columns))
     for index, column in enumerate(columns or [""] * len(rows[0])):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     # As wide as it needs to be: a terminal breaks lines that are too long, rich would cut cells off.
     console = Console(width=max(len(title), Console(width=10_000).measure(table).maximum))
-    console.print(title, style="italic", markup=False, highlight=False)
+    console.print(printable(title), style="italic", markup=False, highlight=False)
     console.print(table)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reft_math.command import RESULTS_NAME
+from reft_math.command import FORM_ERRORS, RESULTS_NAME, bad_form
 from reft_math.data.fingerprint import digest
 from reft_math.errors import UserError
 from reft_math.json_text import read_object
@@ -19,9 +20,10 @@ TRAINING_COLUMNS = ("data_num", "epochs", "prefix", "lr", "parameters", "norm", 
 SCORE_COLUMNS = ("correct", "total", "accuracy", "95 % interval", "strict", "p", "only first", "only this")
 COLUMNS = ("run", "decoder", *TRAINING_COLUMNS, *SCORE_COLUMNS)
 
-# What reading JSON of another form than its command writes comes to.
-FORM_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError)
 _KINDS = {"question": str, "gold": str, "correct": bool, "strict": bool}  # the last only where answers are numbers
+
+# What results may call things: no path, markup, formula or sign that steers a terminal, wherever it is written.
+NAME = re.compile(r"\w[\w.,:=+-]*")
 
 Key = tuple[str, int]
 Record = Mapping[str, Any]
@@ -59,8 +61,9 @@ class Run:
                 f"a comparison needs an evaluation; {self.folder / RESULTS_NAME} holds none: pass output folders of"
                 " train/prefix_reft.py, train/lora.py and evaluation commands"
             )
-        if outside := next((decoder for decoder in decoders if Path(decoder).name != decoder), None):
-            raise UserError(f"{self.folder / RESULTS_NAME} must name files of its own folder; got decoder {outside!r}")
+        odd = next((decoder for decoder in decoders if not NAME.fullmatch(decoder)), None)
+        if odd is not None:
+            raise UserError(f"{self.folder / RESULTS_NAME} must call decoders by plain names; got {odd!r:.100}")
         records = {decoder: self._records(decoder) for decoder in decoders}
         sha256, template = self._sha256(), self.results.get("template")
         template = None if template is None else str(template)
@@ -132,11 +135,6 @@ class Run:
             if not isinstance(value, str if name == "prefix" else int | float | None):
                 raise TypeError(f"{name} is {value!r:.60}")
         return found
-
-
-def bad_form(folder: Path, error: Exception) -> UserError:
-    """The error to raise for one of `FORM_ERRORS`."""
-    return UserError(f"{folder / RESULTS_NAME} has not the form that its command writes ({error!r}); leave it out")
 
 
 def run_names(sources: Sequence[str]) -> list[str]:

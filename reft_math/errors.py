@@ -12,6 +12,11 @@ _LONGEST = 2_000
 _CUT = " […] "
 
 
+def printable(text: str) -> str:
+    """Text for one line of a terminal: what would break the line or steer the terminal is shown as escapes."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+
+
 class UserError(ValueError):
     """A mistake in the input: the rule, what was expected, what came, the way out, in one line.
 
@@ -23,8 +28,7 @@ class UserError(ValueError):
         if len(message) > _LONGEST:
             kept = _LONGEST - len(_CUT)
             message = message[: kept // 2] + _CUT + message[-(kept - kept // 2) :]
-        shown = (mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in message)
-        super().__init__("".join(shown))
+        super().__init__(printable(message))
 
 
 class Unfinished(UserError):

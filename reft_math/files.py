@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,22 @@ _FAULTS = (
 _RUST = re.compile(rf"\(os error ({'|'.join(map(str, _FAULTS))})\)")
 _WORDS = re.compile(r"database or disk is full|disk I/O error|readonly database")
 _TORCH_SAVE = re.compile(r"inline_container\.cc|PytorchStreamWriter")
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        OSError: As `check_regular`, or it cannot be read.
+    """
+    check_regular(path)
+    return path.read_bytes()
+
+
+def check_regular(path: Path) -> None:
+    """Raises `OSError` where there is no regular file: a pipe would keep its reader waiting, a device has no end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
 @contextmanager
@@ -96,7 +113,7 @@ def write_figure(folder: Path, name: str, figure: Figure) -> None:
 
 
 def write_files(folder: Path, save: Callable[[Path], object]) -> None:
-    """Puts the files that ``save`` writes, in folders within too, into a folder, each of them whole; others in it stay."""
+    """Puts the files that ``save`` writes, also in folders within, into a folder, each of them whole; others stay."""
     make_folder(folder)
     with _folder_aside(folder / "files") as aside:
         save(aside)

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from reft_math.files import read_bytes
+
 
 def parse_json(text: str | bytes) -> Any:
     """The value, if the text is UTF-8 and says it once.
@@ -30,7 +32,7 @@ def read_object(path: Path) -> dict[str, Any]:
         OSError: The file cannot be read.
         ValueError: It holds something else; the reason in one line.
     """
-    value = parse_json(path.read_bytes())
+    value = parse_json(read_bytes(path))
     if not isinstance(value, dict):
         raise ValueError(f"must hold a JSON object; it holds {type(value).__name__}")
     return value

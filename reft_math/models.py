@@ -33,8 +33,10 @@ from reft_math.json_text import read_object
 from reft_math.loading import LoadingOptions
 from reft_math.processes import process_state
 from reft_math.sharding import is_asked_for
+from reft_math.tensor_files import bounded
 
 EMBEDDED_MODEL = "arithmetic"
+LORA = "LORA"  # the one kind of peft's adapters that is read
 EMBEDDED_FOLDER = Path(__file__).parent / "arithmetic" / "model"
 
 
@@ -56,6 +58,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     with _naming(name):  # settings that mean nothing show at their first use
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token_id is None:
+            raise ValueError("its tokenizer must name a token for padding or the end of sequence; it names neither")
         tokenizer.decode([*tokenizer.encode("1"), *tokenizer.all_special_ids])
     return tokenizer
 
@@ -84,7 +88,8 @@ def load_model(
     if base is not None:
         model = load_model(base.name, base.revision, loading, random_seed, to_be_sharded)
         try:
-            found = model.load_adapter(name, adapter_kwargs={"revision": revision})
+            with bounded(Path(name)):
+                found = model.load_adapter(name, adapter_kwargs={"revision": revision})
         except Exception as error:  # what a damaged file raises shares no class
             raise UserError(f"peft adapter {name!r} does not fit its base {base.name!r}: {_reason(error)}") from None
         check_finite(model.get_adapter_state_dict(), f"peft adapter {name!r}")
@@ -103,6 +108,8 @@ def load_model(
         )
     if to_be_sharded and "device_map" in settings:
         raise UserError("FSDP spreads the base by itself, unquantised; leave --quantization and --device-map out")
+    if name != EMBEDDED_MODEL and Path(name).is_dir():
+        load_skeleton(name)  # is quick, and refuses sizes that the weights cannot have
     # transformers reads all weights in every process, whatever accelerate is told (huggingface/transformers#43749).
     is_empty = to_be_sharded and not process_state().is_main_process
     placement = {"device_map": "meta"} if is_empty else {}
@@ -170,7 +177,7 @@ def load_skeleton(name: str, revision: str | None = None, loading: LoadingOption
         return load_skeleton(base.name, base.revision, loading)
     config = _from_pretrained(AutoConfig, name, revision)
     dtype = "auto" if loading is None else loading.dtype
-    with _naming(name), torch.device("meta"):
+    with _naming(name), bounded(Path(name)), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=(config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
         )
@@ -210,6 +217,8 @@ def _base_of_lora(name: str, revision: str | None) -> _Base | None:
     base, base_revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base or not isinstance(base, str) or not isinstance(base_revision, str | None):
         raise UserError(f"peft adapter {name!r} must name its base, base_model_name_or_path in {path}; it names none")
+    if (kind := config.get("peft_type")) != LORA:
+        raise UserError(f"peft adapter {name!r} must be {LORA}, for others may load further files; it is {kind!r}")
     if base != EMBEDDED_MODEL and _peft_config_file(base, base_revision) is not None:
         raise UserError(f"peft adapter {name!r} must be on a plain model; its base {base!r} is an adapter, too")
     return _Base(base, base_revision, extract_commit_hash(path, None))
@@ -271,7 +280,8 @@ def _check_shards(folder: Path) -> None:
     """Raises `ValueError` where the index of a checkpoint in several files names one outside of its folder."""
     for index in (folder / SAFE_WEIGHTS_INDEX_NAME, folder / WEIGHTS_INDEX_NAME):
         names = read_object(index)["weight_map"].values() if index.is_file() else ()
-        if outside := next((name for name in names if Path(name).name != name), None):
+        outside = next((name for name in names if Path(name).name != name), None)
+        if outside is not None:
             raise ValueError(f"{index} must name files of its own folder; it names {outside!r}")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reft_math.comparison import FORM_ERRORS, Run, bad_form
+from reft_math.command import FORM_ERRORS, bad_form
+from reft_math.comparison import NAME, Run
 from reft_math.errors import UserError
 from reft_math.pairing import check_templates
 from reft_math.regression.metrics import Estimate, rmse_difference
@@ -83,9 +84,7 @@ def _row(run: Run, other: Run | None, first: Predictions) -> dict[str, Any]:
 
 def _check_course(results: Mapping[str, Any]) -> None:
     """Raises a `TypeError` or `ValueError` where there is nothing to draw a run's convergence by."""
-    training, constant, loss = results["training"], results["rmse_of_training_mean"], results["regressor"]["loss"]
-    if not isinstance(loss, str):
-        raise TypeError(f"loss {loss!r:.60}")
+    training, constant = results["training"], results["rmse_of_training_mean"]
     for step, error in zip(training["steps"], training["rmse"], strict=True):
         if not all(isinstance(number, int | float) for number in (step, error, constant)):
             raise TypeError(f"RMSE {error!r} of {constant!r} at step {step!r}")
@@ -94,6 +93,9 @@ def _check_course(results: Mapping[str, Any]) -> None:
 def _told(run: Run) -> tuple[Any, ...]:
     """What the results say of the run, as `_NAMES` has it."""
     regressor, training, predictor = (run.results[name] for name in ("regressor", "training", "predictor"))
+    for name in (regressor["tune"], regressor["loss"], predictor):
+        if not NAME.fullmatch(name):
+            raise ValueError(f"no plain name: {name!r:.60}")
     estimate = run.results["evaluation"]["tuned"]["predictors"][predictor]["rmse"]
     return (
         run.folder.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from typing import Any, NoReturn
 
 from reft_math.command import CONFIG_NAME, RESULTS_NAME
 from reft_math.errors import UserError
+from reft_math.files import read_bytes
 from reft_math.json_text import read_object
+
+_JSON, _TABLE, _FIGURES = (CONFIG_NAME, RESULTS_NAME), ".csv", (".png", ".svg")
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,18 @@ def find_result_folders(root: Path) -> list[ResultFolder]:
 
 
 def _walk(root: Path) -> Iterator[ResultFolder]:
+    inside = root.resolve()
     for place, names, files in os.walk(root, onerror=_refuse):
         names.sort()
         path = Path(place)
-        settings, results = (_read_json(path / name) if name in files else None for name in (CONFIG_NAME, RESULTS_NAME))
+        shown = sorted(name for name in files if name in _JSON or name.endswith((_TABLE, *_FIGURES)))
+        for name in shown:
+            if not (path / name).resolve().is_relative_to(inside):  # else a page would publish what a link leads to
+                raise UserError(f"--results must hold its own files; {path / name} is a link out of it")
+        settings, results = (_read_json(path / name) if name in files else None for name in _JSON)
         is_run = settings is not None or results is not None
-        tables = {name: _read_table(path / name) for name in sorted(files) if name.endswith(".csv")}
-        figures = [path / name for name in sorted(files) if name.endswith((".png", ".svg"))]
+        tables = {name: _read_table(path / name) for name in shown if name.endswith(_TABLE)}
+        figures = [path / name for name in shown if name.endswith(_FIGURES)]
         if is_run or tables or figures:
             name = path.relative_to(root).as_posix() if path != root else path.resolve().name
             yield ResultFolder(path, name, settings, results, tables, figures)
@@ -81,7 +90,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_table(path: Path) -> list[list[str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.reader(file))
+        return list(csv.reader(io.StringIO(read_bytes(path).decode("utf-8"), newline="")))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); mend it, or take it out of --results") from None

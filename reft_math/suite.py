@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from reft_math.command import CONFIG_NAME
 from reft_math.errors import UserError
 from reft_math.files import write_json
 from reft_math.json_text import read_object
+from reft_math.schema import from_json
 
 FINISHED_NAME = "finished.json"
 
@@ -113,13 +114,18 @@ def run_suite(experiments: Sequence[Experiment], root: Path, results: Path) -> N
             print(f"failed after {duration(time.monotonic() - start)}", flush=True)
             raise
         seconds = time.monotonic() - start
-        finished[experiment.name] = {
-            "command": experiment.command,
-            "seconds": round(seconds, 1),
-            "time": time.time(),
-        }
+        finished[experiment.name] = asdict(_Finished(experiment.command, round(seconds, 1), time.time()))
         write_json(results / FINISHED_NAME, finished)
         print(duration(seconds), flush=True)
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """What ``finished.json`` says of an experiment: seconds that it took, and the time of its end."""
+
+    command: str
+    seconds: float
+    time: float
 
 
 def duration(seconds: float) -> str:
@@ -134,11 +140,8 @@ def _read_finished(results: Path) -> dict[str, Any]:
         return {}
     try:
         finished = read_object(path)
-        return {
-            name: {"command": str(done["command"]), "seconds": float(done["seconds"]), "time": float(done["time"])}
-            for name, done in finished.items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return {name: asdict(from_json(_Finished, done)) for name, done in finished.items()}
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({error!r}); delete it, and runs that are whole go by quickly"
         ) from None

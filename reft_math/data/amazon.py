@@ -24,8 +24,9 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from reft_math.data.rows import Row, Split
+from reft_math.data.rows import Row, Split, check_unpacked
 from reft_math.errors import UserError
+from reft_math.files import check_regular
 
 FOLDER = "amazon"
 FILES = {
@@ -68,7 +69,9 @@ def rows(name: str, split: Split, data_dir: str | None) -> list[Row]:
     """
     path = _path(name, data_dir)
     lines = _lines(path)
-    columns = next(lines, (1, b""))[1].decode("utf-8-sig", errors="replace").rstrip("\r\n").split("\t")
+    _, header = next(lines, (1, b""))
+    check_unpacked(path, header)
+    columns = header.decode("utf-8-sig", errors="replace").rstrip("\r\n").split("\t")
     missing = [column for column in (ID, *TEXTS, "star_rating") if column not in columns]
     if missing:
         raise UserError(f"{path}, line 1: must name the columns, with tabs between; missing: {', '.join(missing)}")
@@ -98,6 +101,7 @@ def _path(name: str, data_dir: str | None) -> Path:
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The file's lines with their numbers, from 1, never all of them in memory."""
     try:
+        check_regular(path)
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield from enumerate(file, start=1)
     except (OSError, EOFError, zlib.error) as error:

@@ -17,17 +17,20 @@ an order drawn once for all, so that the first few are of many users; no seed mo
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from reft_math.data.rows import Split
+from reft_math.data.rows import Split, check_unpacked
 from reft_math.errors import UserError
+from reft_math.files import read_bytes
 
 NAME = "movielens"
 URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 HELD_OUT = 10_145  # rows of validation, and of test
 HISTORY = 10
+_WHOLE = re.compile(r"[0-9]{1,18}")
 STARS = ("1", "2", "3", "4", "5")
 
 PROMPT = (
@@ -113,7 +116,7 @@ def _users(path: Path, titles: dict[str, str]) -> dict[str, list[Rating]]:
     """Each user's ratings by time, the users in the file's order."""
     users: dict[str, dict[str, Rating]] = {}
     for line, (user, movie, stars, time) in _records(path, "UserID::MovieID::Rating::Timestamp"):
-        if not (user.isdecimal() and time.isdecimal()):
+        if not (_WHOLE.fullmatch(user) and _WHOLE.fullmatch(time)):
             raise UserError(f"{path}, line {line}: user and time must be whole numbers, got {user!r} and {time!r}")
         if movie not in titles:
             raise UserError(f"{path}, line {line}: movie {movie!r} is not in movies.dat")
@@ -148,9 +151,10 @@ def _records(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
 def _decoded(path: Path) -> str:
     """The file's text: Latin-1, as published, unless a copy was saved as UTF-8, which Latin-1 would garble."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; it is one of the files in {URL}") from error
+    check_unpacked(path, content)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from reft_math.command import FORM_ERRORS, bad_form
 from reft_math.comparison import Run, run_names
+from reft_math.errors import UserError
 
 # Okabe and Ito's palette, told apart by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
+def bias_norm(run: Run) -> dict[str, Any]:
+    """What a run says of its bias norm, ``trace`` among it: as many numbers by step under each name.
+
+    Raises:
+        UserError: It held none, or says so in another form.
+    """
+    try:
+        norm: dict[str, Any] = run.results.get("bias_norm") or {}
+        trace = norm.get("trace") or {}
+        if trace.get("norm"):
+            columns = [trace["step"], trace["scale_norm"], *trace.values()]
+            rows = list(zip(*columns, strict=True))
+            if not all(math.isfinite(value) for row in [(norm["target"],), *rows] for value in row):
+                raise ValueError("trace")
+            return norm
+    except FORM_ERRORS as error:
+        raise bad_form(run.folder, error) from None
+    raise UserError(f"{run.folder} held no bias norm; pass output folders of train/prefix_reft.py")
+
+
 def trace_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each run and optimiser step, with the columns that all runs have."""
-    traces = {name: run.results["bias_norm"]["trace"] for name, run in _named(runs)}
+    traces = {name: bias_norm(run)["trace"] for name, run in _named(runs)}
     names = [name for name in next(iter(traces.values())) if all(name in trace for trace in traces.values())]
     return [
         {"run": run, **dict(zip(names, values, strict=True))}
@@ -35,11 +58,11 @@ def norm_trace(runs: Sequence[Run]) -> Figure:
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         norm_axes, scale_axes = figure.subplots(1, 2)
     for index, (name, run) in enumerate(_named(runs)):
-        norm = run.results["bias_norm"]
+        norm = bias_norm(run)
         style = {"color": PALETTE[index % len(PALETTE)], "linewidth": 1.3, "label": name}
         norm_axes.plot(norm["trace"]["step"], norm["trace"]["norm"], **style)
         scale_axes.plot(norm["trace"]["step"], norm["trace"]["scale_norm"], **style)
-    for target in sorted({run.results["bias_norm"]["target"] for run in runs}):
+    for target in sorted({bias_norm(run)["target"] for run in runs}):
         norm_axes.axhline(target, color="0.4", linestyle="--", linewidth=1, label=f"target {target:g}")
     norm_axes.set(xlabel="optimiser step", ylabel="bias norm, mean over layers of ‖b‖₂", yscale="log")
     scale_axes.set(xlabel="optimiser step", ylabel="mean over layers of ‖s − 1‖₂")

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from reft_math.errors import UserError
 from reft_math.files import written
 from reft_math.probes.number import Probe
+from reft_math.tensor_files import read_parameters
 
 Probes = dict[tuple[str, str], Probe]
 
@@ -27,14 +29,21 @@ def save_probes(path: Path, probes: Mapping[tuple[str, str], Probe]) -> None:
 
 
 def load_probes(path: Path) -> Probes:
-    """What `save_probes` wrote."""
-    tensors = load_file(path)
-    names = dict.fromkeys(tuple(name.split(".")[:2]) for name in tensors)
-    return {
-        (role, target): Probe(
-            weight=tensors[f"{role}.{target}.weight"],
-            intercept=float(tensors[f"{role}.{target}.intercept"]),
-            penalty=float(tensors[f"{role}.{target}.penalty"]),
-        )
-        for role, target in names
-    }
+    """What `save_probes` wrote.
+
+    Raises:
+        UserError: The file holds something else.
+    """
+    try:
+        tensors = {name: tensor.numpy() for name, tensor in read_parameters(path).items()}
+        names = dict.fromkeys(tuple(name.split(".")[:2]) for name in tensors)
+        return {
+            (role, target): Probe(
+                weight=tensors[f"{role}.{target}.weight"],
+                intercept=float(tensors[f"{role}.{target}.intercept"]),
+                penalty=float(tensors[f"{role}.{target}.penalty"]),
+            )
+            for role, target in names
+        }
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} does not hold this run's probes ({error!r}); start anew with --overwrite") from None

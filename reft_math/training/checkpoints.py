@@ -58,7 +58,7 @@ def flaw(checkpoint: Path) -> str | None:
         seals = read_object(checkpoint / CHECKSUMS_NAME)
     except FileNotFoundError:
         return f"it has no {CHECKSUMS_NAME}, which is written last"
-    except ValueError:
+    except (OSError, ValueError):
         return f"{CHECKSUMS_NAME} cannot be read"
     for name, seal in seals.items():
         path = checkpoint / name

@@ -164,6 +164,12 @@ def without(name: str) -> Callable[[Path], None]:
     return harm
 
 
+def keep_first(path: Path) -> None:
+    """One tensor of a file."""
+    name, tensor = next(iter(load_file(path).items()))
+    save_file({name: tensor, "other": torch.ones(10_000)}, path)
+
+
 def holding(name: str, content: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(content)
 
@@ -210,7 +216,9 @@ def spoiling(name: str) -> Callable[[Path], object]:
         ("full", without("model"), "a folder with a transformers checkpoint"),
         ("lora", without("adapter"), "adapter"),
         ("lora", holding("adapter/adapter_model.safetensors", "no"), "adapter"),
-        ("lora", lambda folder: save_file({}, folder / "adapter/adapter_model.safetensors"), "missing or unknown"),
+        ("lora", lambda folder: save_file({}, folder / "adapter/adapter_model.safetensors"), "of weights can hold"),
+        ("lora", lambda folder: keep_first(folder / "adapter/adapter_model.safetensors"), "missing or unknown"),
+        ("lora", holding("adapter/adapter_config.json", '{"peft_type": "XLORA"}'), "its peft_type is 'XLORA'"),
         ("red", saying(random_seed=2**64), "random_seed is a whole number from 0"),
         ("red", saying(grid="0:1e9:1e-9"), "a grid has at most 100,000 numbers"),
     ],

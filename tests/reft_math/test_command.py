@@ -88,11 +88,30 @@ def test_a_yaml_file_without_names_is_an_error(settings: Path, content: str) -> 
         parsed("--config", str(settings))
 
 
-def test_a_malformed_yaml_file_is_a_one_line_error(settings: Path) -> None:
-    settings.write_text("batch-size: [4\nlimit: }\n")
-    with pytest.raises(UserError, match=r"readable YAML file; .*settings\.yaml") as caught:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("batch-size: [4\nlimit: }\n", r"readable YAML file; .*settings\.yaml"),
+        ("batch-size: 4\nlimit: 3\nbatch-size: 5\n", r"readable YAML file; .*settings\.yaml: a name stands twice"),
+        ("limit: !!python/object/apply:os.system [exit]\n", "could not determine a constructor"),
+        ("limit: " + "[" * 5000, "too deep to read"),
+        ("limit: &a [*a]\n", "limit must be one value, or a list of such"),
+        ("limit: {a: &a [1], b: [*a, *a]}\n", "limit must be one value, or a list of such"),
+        ("limit: " + "9" * 5000, "4300 digits"),
+        ("limit: 3\0", "unacceptable character"),
+    ],
+)
+def test_a_malformed_yaml_file_is_a_one_line_error(settings: Path, content: str, message: str) -> None:
+    settings.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
         parsed("--config", str(settings))
     assert "\n" not in str(caught.value)
+
+
+def test_settings_that_are_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "settings.yaml")
+    with pytest.raises(UserError, match="Not a regular file"):
+        parsed("--config", str(tmp_path / "settings.yaml"))
 
 
 def test_a_missing_yaml_file_is_named(tmp_path: Path) -> None:
@@ -441,3 +460,12 @@ def test_a_wide_table_keeps_one_line_a_row_and_all_of_its_cells(
     assert lines[0].strip() == "GSM8K"
     (base,) = (line for line in lines if "x" * 60 in line)
     assert "1 - 2" in base
+
+
+def test_a_table_shows_a_strangers_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing in it is rich's markup, an emoji's name, a line break or a word to the terminal."""
+    print_table("a\x1b[2J", ["", "b"], [["[red]x[/blue]", ":smile:"], ["\x1b]0;owned\x07", "y\nz"]])
+    out = capsys.readouterr().out
+    for shown in ("a\\x1b[2J", "[red]x[/blue]", ":smile:", "\\x1b]0;owned\\x07", "y\\nz"):
+        assert shown in out
+    assert "\x1b" not in out

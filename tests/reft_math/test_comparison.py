@@ -66,7 +66,10 @@ def test_a_question_that_a_data_set_asks_twice_is_two_problems_whatever_the_orde
 @pytest.mark.parametrize(
     ("decoder", "change", "message"),
     [
-        ("../../secret", {}, r"must name files of its own folder; got decoder '\.\./\.\./secret'"),
+        *(
+            (name, {}, "must call decoders by plain names")
+            for name in ("../../secret", "=1+1", "a\x1b[2J", "[/b]", "a|b", "<b>", "..", "")
+        ),
         ("prefix", {"train_rows": [64]}, "has not the form that its command writes"),
         ("prefix", {"train_rows": 64, "config": {**TRAINED["config"], "k": {}}}, "not the form"),
         ("prefix", {"adapter": 3}, "has not the form that its command writes"),

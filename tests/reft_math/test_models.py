@@ -170,6 +170,8 @@ def test_random_weights_are_drawn_whole() -> None:
         ("[" * 100_000, "must have readable settings"),
         ("{}", "must name its base"),
         ('{"base_model_name_or_path": 3}', "must name its base"),
+        ('{"base_model_name_or_path": "a"}', "must be LORA, for others may load further files; it is None"),
+        ('{"base_model_name_or_path": "a", "peft_type": "XLORA", "adapters": {"b": "c/d"}}', "it is 'XLORA'"),
     ],
 )
 def test_a_peft_adapter_without_readable_settings_is_one_line(tmp_path: Path, settings: str, mistake: str) -> None:
@@ -179,7 +181,8 @@ def test_a_peft_adapter_without_readable_settings_is_one_line(tmp_path: Path, se
 
 
 def test_a_peft_adapter_on_itself_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    own = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(own))
     with pytest.raises(UserError, match=r"must be on a plain model; its base .* is an adapter, too"):
         load_tokenizer(str(tmp_path))
 
@@ -191,7 +194,10 @@ def test_a_peft_adapter_without_some_of_its_weights_is_no_base_in_disguise(tiny_
     lora.save_pretrained(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)
-    for odd in ({}, {**tensors, "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.ones(8, 32)}):
+    for odd in (
+        dict(list(tensors.items())[1:]),
+        {**tensors, "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.ones(8, 32)},
+    ):
         save_file(odd, path)
         with pytest.raises(UserError, match="must hold the weights that its settings ask for; missing or unknown"):
             load_model(str(tmp_path))
@@ -212,6 +218,10 @@ def edited(folder: Path, name: str, **values: object) -> None:
         (lambda folder: edited(folder, "config.json", hidden_act="step"), "a folder with a transformers checkpoint"),
         (lambda folder: edited(folder, "tokenizer_config.json", model_max_length="a"), "transformers checkpoint"),
         (
+            lambda folder: edited(folder, "tokenizer_config.json", eos_token=None, pad_token=None),
+            "must name a token for padding or the end of sequence",
+        ),
+        (
             lambda folder: (folder / "tokenizer.json").write_text('{"model": 3}'),
             "a folder with a transformers checkpoint",
         ),
@@ -221,9 +231,16 @@ def edited(folder: Path, name: str, **values: object) -> None:
         ),
         (
             lambda folder: save_file(
-                {"model.norm.weight": torch.ones(32)}, folder / "model.safetensors", {"format": "pt"}
+                {"model.norm.weight": torch.ones(32), "other": torch.ones(10_000)},
+                folder / "model.safetensors",
+                {"format": "pt"},
             ),
             r"must have all of its weights; \d+ are missing, such as lm_head\.weight",
+        ),
+        # Made first and compared with the weights afterwards, these would take all memory, or for ever.
+        *(
+            (partial(edited, name="config.json", **{name: size}), "more parameters than its .* bytes of weights can")
+            for name, size in {"num_hidden_layers": 2**63, "vocab_size": 2**33, "intermediate_size": 10**9}.items()
         ),
         (
             lambda folder: (

@@ -63,3 +63,20 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes,
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--results must be a folder that can be read; .*gone: No such file"):
         find_result_folders(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("name", ["results.json", "table.csv", "figure.svg"])
+def test_what_a_link_leads_to_outside_is_not_published(
+    tmp_path: Path, write: Callable[[str, str], None], name: str
+) -> None:
+    """Within the folder a link may lead where it likes."""
+    write("secret", "{}")
+    write("results/a/run_config.json", "{}")
+    write("results/a/inside", "{}")
+    link = tmp_path / "results" / "a" / name
+    link.symlink_to(tmp_path / "results" / "a" / "inside")
+    assert len(find_result_folders(tmp_path / "results")) == 1
+    link.unlink()
+    link.symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=rf"must hold its own files; .*a/{name} is a link out of it"):
+        find_result_folders(tmp_path / "results")

@@ -125,9 +125,19 @@ def test_another_plan_or_a_missing_script_stops_before_anything_runs(root: Path,
     assert len(calls(root)) == 1
 
 
-def test_an_unreadable_list_of_what_is_finished_is_one_line(root: Path, results: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        '{"first": 3}',
+        '{"first": {"command": "a", "seconds": NaN, "time": 1}}',
+        '{"first": {"command": "a", "seconds": 1e999, "time": 1}}',
+        '{"first": {"command": "a", "seconds": 1}}',
+    ],
+)
+def test_an_unreadable_list_of_what_is_finished_is_one_line(root: Path, results: Path, content: str) -> None:
     results.mkdir()
-    (results / "finished.json").write_text("{")
+    (results / "finished.json").write_text(content)
     with pytest.raises(UserError, match=r"finished\.json cannot be read"):
         run_suite(TWO, root, results)
 

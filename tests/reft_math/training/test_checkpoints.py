@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,15 @@ def test_a_list_of_checksums_that_is_none_is_a_flaw(tmp_path: Path, content: str
     (tmp_path / "a").write_text("whole")
     (tmp_path / CHECKSUMS_NAME).write_text(content)
     assert flaw(tmp_path) in (f"{CHECKSUMS_NAME} cannot be read", "a is not as it was written")
+
+
+def test_a_folder_in_place_of_checksums_is_a_flaw(tmp_path: Path) -> None:
+    (tmp_path / CHECKSUMS_NAME).mkdir()
+    assert flaw(tmp_path) == f"{CHECKSUMS_NAME} cannot be read"
+
+
+def test_a_copy_that_somebody_keeps_is_no_checkpoint(tmp_path: Path) -> None:
+    whole = make(tmp_path, 3)
+    shutil.copytree(whole, tmp_path / "checkpoint-9-good")
+    assert last_checkpoint(tmp_path) == str(whole)
+    assert (tmp_path / "checkpoint-9-good").is_dir()
