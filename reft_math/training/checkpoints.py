@@ -60,6 +60,8 @@ def flaw(checkpoint: Path) -> str | None:
         return f"it has no {CHECKSUMS_NAME}, which is written last"
     except (OSError, ValueError):
         return f"{CHECKSUMS_NAME} cannot be read"
+    if not seals:
+        return f"{CHECKSUMS_NAME} names no file"
     for name, seal in seals.items():
         path = checkpoint / name
         if not path.is_file():

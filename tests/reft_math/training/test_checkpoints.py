@@ -32,6 +32,7 @@ def make(folder: Path, step: int) -> Path:
     [
         (lambda path: (path / CHECKSUMS_NAME).unlink(), "it has no checksums.json, which is written last"),
         (lambda path: (path / CHECKSUMS_NAME).write_text("{"), "checksums.json cannot be read"),
+        (lambda path: (path / CHECKSUMS_NAME).write_text("{}"), "checksums.json names no file"),
         (lambda path: (path / "optimizer.pt").unlink(), "optimizer.pt is missing"),
         (lambda path: (path / "optimizer.pt").write_bytes(b"mome"), "optimizer.pt is not as it was written"),
         (
