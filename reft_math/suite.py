@@ -17,6 +17,7 @@ from reft_math.command import CONFIG_NAME
 from reft_math.errors import UserError
 from reft_math.files import write_json
 from reft_math.json_text import read_object
+from reft_math.stopping import PARENT
 
 FINISHED_NAME = "finished.json"
 
@@ -174,7 +175,13 @@ def _run(experiment: Experiment, root: Path, results: Path, way: str) -> None:
     with path.open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(['python', *words])}\n")
         log.flush()
-        code = subprocess.run([sys.executable, *words], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        code = subprocess.run(
+            [sys.executable, *words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, PARENT: str(os.getpid())},
+            check=False,
+        ).returncode
     if code != 0:
         last = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1].strip()
         raise UserError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reft_math.command import run
-from reft_math.errors import require
+from reft_math.errors import require, require_one_process
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class PretrainingOptions:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_steps"):
             require(self, name, lambda value: value >= 1, "at least 1")
+        require_one_process("the embedded model")
         require(self, "learning_rate", lambda value: value > 0, "positive")
 
 
@@ -57,7 +58,7 @@ def main(options: PretrainingOptions) -> None:
             weight_decay=0.01,
             adam_beta2=0.98,
             train_sampling_strategy="sequential",
-            logging_steps=100,
+            logging_steps=options.save_steps,
             save_steps=options.save_steps,
             save_total_limit=2,
             seed=options.seed,
@@ -70,10 +71,12 @@ def main(options: PretrainingOptions) -> None:
     )
     resumed = last_checkpoint(folder / "checkpoints") if options.resume else None
     show_progress(trainer)
-    output = trainer.train(resume_from_checkpoint=resumed)
+    trainer.train(resume_from_checkpoint=resumed)
     write_files(folder, model.save_pretrained)
     write_files(folder, tokenizer.save_pretrained)
-    write_json(folder / RESULTS_NAME, {**provenance(options), "training": output.metrics})
+    # Not the metrics that `train` returns: a resumed run's are of the steps since.
+    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    write_json(folder / RESULTS_NAME, {**provenance(options), "losses": losses})
     print(f"model: {folder}")
     print(f"results: {folder / RESULTS_NAME}")
 
