@@ -9,8 +9,8 @@ with it or left to end by itself. Moments are drawn from the whole length of the
 writes a checkpoint at every second step, so that many a kill falls into one.
 
 Imports take longer than these runs: they are done once, and each process is a fork of this one, with the environment
-that ``torchrun`` would give it. Only the first to be killed of a run are interpreters of their own, and are killed
-while they import, or soon after (``at_start``); so are the experiments of ``report``, which it starts itself.
+that ``torchrun`` would give it. Only the first to be killed of a run are interpreters of their own, and are killed in
+their first 4 seconds, mostly while they import (``at_start``). The experiments of ``report`` are such interpreters too.
 
 Equal means: the same files, and in each the same content; records in any order; without dates, durations, command
 lines, logs, figures (PNG, SVG), checkpoints and lm-eval's store of answers. A lost row is one that was on the disk
@@ -70,7 +70,6 @@ COMMANDS = {
     "merge_adapter": f"train/merge_adapter.py {ADAPTER}",
     "pretraining": "train/arithmetic.py --steps 24 --batch-size 4 --save-steps 2",
 }
-NEEDED = ("train", "lora", "raft")  # the others read what these have made
 ALONE = tuple(list(COMMANDS)[list(COMMANDS).index("compare") :])  # of one process
 EXPERIMENTS = (  # in place of the suite's own, which take a quarter of an hour
     Experiment("prefix-reft", f"{COMMANDS['train']} --output-dir {{results}}/prefix-reft"),
@@ -88,6 +87,7 @@ generation_kwargs: {until: [], do_sample: false, max_gen_toks: 24}
 metric_list: [{metric: exact_match}]
 """
 KILLS_OF_A_RUN = 4
+START_S = 4.0  # imports take most of that, or more
 # What differs from one run in peace to the next.
 PASSING_FILES = (".png", ".svg", ".log", ".db")
 PASSING_FIELDS = ("date", "command", "resume", "seconds", "time")
@@ -119,22 +119,21 @@ def main(options: FaultOptions) -> None:
     from reft_math.command import claim_output_dir, print_table, provenance
     from reft_math.files import write_json
 
-    start = time.monotonic()
     _import_all()
-    imports_s = time.monotonic() - start
     torch.set_num_threads(1)
     folder, rng = claim_output_dir(options).resolve(), random.Random(options.seed)
     _give(folder / "given")
     lines = {name: line.format(work=folder, data=options.data_dir, out="{out}") for name, line in COMMANDS.items()}
     names = [name for name in COMMANDS if not options.only or name in options.only]
-    for name in NEEDED:
-        if name not in names or 1 not in options.processes:
+    for name in COMMANDS:  # what others read has to be there first
+        is_read = any(f"{folder}/{name}/peace-1" in lines[other] for other in names)
+        if is_read and (name not in names or 1 not in options.processes):
             Run(lines[name], folder / name / "peace-1", 1).finish()
     found = []
     for name in names:
         for processes in options.processes if name not in ALONE else [1]:
-            at_start = None if name == "report" else imports_s
-            counts = torment(lines[name], folder / name, processes, options.kills, at_start, rng)
+            is_own = name != "report"  # which would then run the suite's own experiments
+            counts = torment(lines[name], folder / name, processes, options.kills, rng, is_own)
             found.append({"command": name, "processes": processes, **counts})
             print(found[-1], file=sys.stderr, flush=True)
     if options.json is not None:
@@ -143,7 +142,7 @@ def main(options: FaultOptions) -> None:
 
 
 def torment(
-    line: str, folder: Path, processes: int, kills: int, imports_s: float | None, rng: random.Random
+    line: str, folder: Path, processes: int, kills: int, rng: random.Random, is_own: bool = True
 ) -> dict[str, int]:
     """Kills runs of a command until there have been enough kills; counts what became of them.
 
@@ -152,8 +151,8 @@ def torment(
         folder: The runs' folders go here.
         processes: Of a run.
         kills: How many.
-        imports_s: How long imports take; None for a command that must not be started as an interpreter of its own.
         rng: Draws moments and victims.
+        is_own: Whether the first to be killed of a run are interpreters of their own.
     """
     start, in_peace = time.monotonic(), folder / f"peace-{processes}"
     Run(line, in_peace, processes).finish()
@@ -163,8 +162,8 @@ def torment(
         place = folder / f"killed-{processes}-{counts['runs']}"
         seen: set[tuple[str, str]] = set()
         for number in range(min(KILLS_OF_A_RUN, kills - counts["kills"])):
-            imports = number == 0 and imports_s is not None
-            moment = rng.uniform(0, imports_s if imports else seconds)
+            imports = is_own and number == 0
+            moment = rng.uniform(0, START_S if imports else seconds)
             if not Run(line, place, processes, imports).kill_after(moment, rng):
                 break
             counts["kills"] += 1
@@ -240,7 +239,7 @@ def _become(arguments: list[str], environment: dict[str, str], log: Path, import
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    os.environ.update(environment)
+    os.environ.update({**environment, "OMP_NUM_THREADS": "1"})
     if imports:
         os.execv(sys.executable, [sys.executable, str(ROOT / arguments[0]), *arguments[1:]])
     sys.argv = arguments

@@ -35,7 +35,8 @@ def test_kills_are_counted_and_what_they_cost(
 ) -> None:
     (tmp_path / "script.py").write_text(SCRIPT.format(start=start, value=value))
     faults = command("benchmarks/faults.py")
-    found = faults.torment(str(tmp_path / "script.py"), tmp_path / "runs", 1, 6, 0.2, random.Random(0))
+    faults.START_S = 0.2  # type: ignore[attr-defined]
+    found = faults.torment(str(tmp_path / "script.py"), tmp_path / "runs", 1, 6, random.Random(0))
     assert found["kills"] == 6
     assert found["at_start"] > 0
     assert found["rows_at_kills"] > 0
@@ -47,4 +48,4 @@ def test_a_command_that_fails_is_an_error(command: Callable[[str], ModuleType], 
     faults = command("benchmarks/faults.py")
     (tmp_path / "script.py").write_text("raise SystemExit(3)")
     with pytest.raises(faults.UserError, match="failed with exit code 3"):
-        faults.torment(str(tmp_path / "script.py"), tmp_path / "runs", 1, 1, None, random.Random(0))
+        faults.torment(str(tmp_path / "script.py"), tmp_path / "runs", 1, 1, random.Random(0))
