@@ -193,8 +193,8 @@ class Run:
 
     def __init__(self, line: str, folder: Path, processes: int, imports: bool = False) -> None:
         self.folder = folder
-        place = "" if "{out}" in line else " --output-dir {out} --resume"
-        arguments = f"{line}{place}".format(out=folder).split()
+        output = "" if "{out}" in line else " --output-dir {out} --resume"
+        arguments = f"{line}{output}".format(out=folder).split()
         world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         self.pids = []
         for rank in range(processes):

@@ -41,12 +41,13 @@ class ReportOptions:
 
 
 def main(options: ReportOptions) -> None:
+    check_output_file(options.page)
+
     from reft_math.command import provenance
     from reft_math.figures.report import report_page
     from reft_math.result_folders import find_result_folders
     from reft_math.suite import EXPERIMENTS, run_suite
 
-    check_output_file(options.page)
     if options.quick:
         run_suite(EXPERIMENTS, Path(__file__).resolve().parents[1], options.folder)
     folders = find_result_folders(options.folder)

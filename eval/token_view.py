@@ -42,6 +42,9 @@ class TokenViewOptions(ModelOptions):
 
 
 def main(options: TokenViewOptions) -> None:
+    path = Path(options.output)
+    check_output_file(path)
+
     from interventions.evaluate import load_setting
     from reft_math.data.registry import held_out_problems
     from reft_math.decoding.gate import KLGate, parse_gate
@@ -49,8 +52,6 @@ def main(options: TokenViewOptions) -> None:
     from reft_math.figures.token_view import AnsweredProblem, token_view
     from reft_math.progress import progress
 
-    path = Path(options.output)
-    check_output_file(path)
     _, problems = held_out_problems(options.dataset, options.data_dir)
     setting = load_setting(options, options.dataset)
     gate = parse_gate(str(setting.options.gate))

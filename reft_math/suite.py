@@ -46,7 +46,7 @@ _BOTH = "--adapter {results}/prefix-reft/adapter --reft {results}/reft-free/adap
 _PREFIX = "--adapter {results}/prefix-reft/adapter"
 
 # Adapters first: the others read them.
-EXPERIMENTS = (
+EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("prefix-reft", "train/prefix_reft.py --k 10 --target-norm 0.54 --output-dir {results}/prefix-reft"),
     Experiment(
         "reft-free",
