@@ -40,7 +40,6 @@ def test_verdicts_come_in_order_and_workers_serve_again() -> None:
     assert not {child.pid for child in multiprocessing.active_children()} & workers
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal masks")
 def test_a_worker_is_deaf_to_ctrl_c_from_its_first_moment() -> None:
     """Not from when it has imported what says so: until then it would end with a traceback."""
     code = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"
