@@ -2,17 +2,20 @@
 
     uv run benchmarks/faults.py --kills 5 --processes 1 2 --json results/faults.json
 
-Every command is run in peace first, by as many processes; then started, killed by SIGKILL with all its processes (of
-two, now and then one before the other) and started again with ``--resume``, until it has been killed ``--kills`` times;
-a run is let through after at most four kills, and then the next begins. Moments are drawn from the whole length of the
-run in peace, by ``--seed``. Training writes a checkpoint at every second step, so that many a kill falls into one.
-
-Equal means: the same files, and in each the same content; records in any order; without dates, command lines, figures
-(PNG, SVG) and checkpoints. A lost row is one that was on the disk whole after a kill, and is not in the final records
-as it was. Commands run on the embedded model; ``gsm8k`` and ``math500`` need their files in ``--data-dir``.
+Every command is run in peace first, by as many processes; then started, killed by SIGKILL and started again with
+``--resume``, until it has been killed ``--kills`` times; a run is let through after at most four kills, and then the
+next begins. Of two processes one is now and then killed before the other, and whatever a process has started is killed
+with it or left to end by itself. Moments are drawn from the whole length of the run in peace, by ``--seed``. Training
+writes a checkpoint at every second step, so that many a kill falls into one.
 
 Imports take longer than these runs: they are done once, and each process is a fork of this one, with the environment
-that ``torchrun`` would give it. So kills during imports, when nothing is written yet, are not part of it.
+that ``torchrun`` would give it. Only the first to be killed of a run are interpreters of their own, and are killed in
+their first 4 seconds, mostly while they import (``at_start``). The experiments of ``report`` are such interpreters too.
+
+Equal means: the same files, and in each the same content; records in any order; without dates, durations, command
+lines, logs, figures (PNG, SVG), checkpoints and lm-eval's store of answers. A lost row is one that was on the disk
+whole after a kill, and is not in the final records as it was. Commands run on the embedded model; ``gsm8k`` and
+``math500`` need their files in ``--data-dir``.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import runpy
 import signal
 import socket
@@ -27,15 +31,18 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from reft_math.command import run
 from reft_math.errors import UserError, require
+from reft_math.suite import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "--train-size 48 --eval-size 8 --epochs 2 --batch-size 8 --save-steps 2 --max-new-tokens 24 --eval-batch-size 2"
 LIMITS = "--limit 24 --max-new-tokens 24 --batch-size 2"
+PROBES = "--limit 16 --batch-size 4"
 ADAPTER = "--adapter {work}/train/peace-1/adapter"
 COMMANDS = {
     "train": f"train/prefix_reft.py --calibration-size 4 {TRAIN}",
@@ -49,13 +56,42 @@ COMMANDS = {
     "handoff": f"eval/handoff.py {ADAPTER} --reft {{work}}/train/peace-1/adapter {LIMITS}",
     "trajectory": f"eval/trajectory.py {ADAPTER} {LIMITS}",
     "regression": "eval/regression.py --regressor {work}/raft/peace-1/regressor --limit 8 --batch-size 2",
+    "number_probe": f"eval/number_probe.py {ADAPTER} {PROBES} --sums 20 --alphas 0.5",
+    "faithfulness": f"eval/faithfulness.py {ADAPTER} {PROBES}",
+    "harness": f"eval/harness.py {ADAPTER} --tasks sums --include-path {{work}}/given --batch-size 2 --log-samples",
     "norm_sweep": f"eval/norm_sweep.py --target-norms 0.2 0.5 --seeds 1 --calibration-size 4 {TRAIN}",
+    "ablation": f"eval/ablation.py --seeds 1 --calibration-size 4 {TRAIN}",
     "compare": "eval/compare.py --runs {work}/train/peace-1 {work}/lora/peace-1",
+    "compare_regression": "eval/compare_regression.py --runs {work}/raft/peace-1",
     "norm_trace": "eval/norm_trace.py --runs {work}/train/peace-1",
+    "token_view": f"eval/token_view.py {ADAPTER} --problems 2 --output {{out}}/page.html",
+    "report": "eval/report.py --quick --results {out}",
+    "import_checkpoint": "train/import_checkpoint.py --source {work}/given/d.pth --model arithmetic --gate tokens:9",
+    "merge_adapter": f"train/merge_adapter.py {ADAPTER}",
+    "pretraining": "train/arithmetic.py --steps 24 --batch-size 4 --save-steps 2",
 }
-NEEDED = ("train", "lora", "raft")  # the others read what these have made
-ALONE = ("norm_sweep", "compare", "norm_trace")  # of one process
+ALONE = tuple(list(COMMANDS)[list(COMMANDS).index("compare") :])  # of one process
+EXPERIMENTS = (  # in place of the suite's own, which take a quarter of an hour
+    Experiment("prefix-reft", f"{COMMANDS['train']} --output-dir {{results}}/prefix-reft"),
+    Experiment("norm_trace", "eval/norm_trace.py --runs {results}/prefix-reft --output-dir {results}/norm_trace"),
+)
+TASK = """
+task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: PROBLEMS}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: [], do_sample: false, max_gen_toks: 24}
+metric_list: [{metric: exact_match}]
+"""
 KILLS_OF_A_RUN = 4
+START_S = 4.0  # imports take most of that, or more
+# What differs from one run in peace to the next.
+PASSING_FILES = (".png", ".svg", ".log", ".db")
+PASSING_FIELDS = ("date", "command", "resume", "seconds", "time")
+_PASSING_TEXT = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00| --resume")
 
 
 @dataclass(frozen=True)
@@ -86,15 +122,18 @@ def main(options: FaultOptions) -> None:
     _import_all()
     torch.set_num_threads(1)
     folder, rng = claim_output_dir(options).resolve(), random.Random(options.seed)
-    lines = {name: line.format(work=folder, data=options.data_dir) for name, line in COMMANDS.items()}
+    _give(folder / "given")
+    lines = {name: line.format(work=folder, data=options.data_dir, out="{out}") for name, line in COMMANDS.items()}
     names = [name for name in COMMANDS if not options.only or name in options.only]
-    for name in NEEDED:
-        if name not in names or 1 not in options.processes:
+    for name in COMMANDS:  # what others read has to be there first
+        is_read = any(f"{folder}/{name}/peace-1" in lines[other] for other in names)
+        if is_read and (name not in names or 1 not in options.processes):
             Run(lines[name], folder / name / "peace-1", 1).finish()
     found = []
     for name in names:
         for processes in options.processes if name not in ALONE else [1]:
-            counts = torment(lines[name], folder / name, processes, options.kills, rng)
+            is_own = name != "report"  # which would then run the suite's own experiments
+            counts = torment(lines[name], folder / name, processes, options.kills, rng, is_own)
             found.append({"command": name, "processes": processes, **counts})
             print(found[-1], file=sys.stderr, flush=True)
     if options.json is not None:
@@ -102,19 +141,33 @@ def main(options: FaultOptions) -> None:
     print_table("killed and resumed", list(found[0]), [list(map(str, row.values())) for row in found])
 
 
-def torment(line: str, folder: Path, processes: int, kills: int, rng: random.Random) -> dict[str, int]:
-    """Kills runs of a command until there have been enough kills; counts what became of them."""
+def torment(
+    line: str, folder: Path, processes: int, kills: int, rng: random.Random, is_own: bool = True
+) -> dict[str, int]:
+    """Kills runs of a command until there have been enough kills; counts what became of them.
+
+    Args:
+        line: The command, as `Run` takes it.
+        folder: The runs' folders go here.
+        processes: Of a run.
+        kills: How many.
+        rng: Draws moments and victims.
+        is_own: Whether the first to be killed of a run are interpreters of their own.
+    """
     start, in_peace = time.monotonic(), folder / f"peace-{processes}"
     Run(line, in_peace, processes).finish()
     seconds, peace = time.monotonic() - start, contents(in_peace)
-    counts = {"kills": 0, "runs": 0, "equal": 0, "rows_at_kills": 0, "lost_rows": 0}
+    counts = {"kills": 0, "at_start": 0, "runs": 0, "equal": 0, "rows_at_kills": 0, "lost_rows": 0}
     while counts["kills"] < kills:
         place = folder / f"killed-{processes}-{counts['runs']}"
         seen: set[tuple[str, str]] = set()
-        for _ in range(min(KILLS_OF_A_RUN, kills - counts["kills"])):
-            if not Run(line, place, processes).kill_after(rng.uniform(0, seconds), rng):
+        for number in range(min(KILLS_OF_A_RUN, kills - counts["kills"])):
+            imports = is_own and number == 0
+            moment = rng.uniform(0, START_S if imports else seconds)
+            if not Run(line, place, processes, imports).kill_after(moment, rng):
                 break
             counts["kills"] += 1
+            counts["at_start"] += imports
             seen |= set(rows(place))
         else:
             Run(line, place, processes).finish()
@@ -129,18 +182,26 @@ def torment(line: str, folder: Path, processes: int, kills: int, rng: random.Ran
 
 
 class Run:
-    """A command at work in a folder, resumed where it is there."""
+    """A command at work in a folder, resumed where it is there.
 
-    def __init__(self, line: str, folder: Path, processes: int) -> None:
+    Args:
+        line: Script and options; ``{out}`` stands for the folder where the command has no ``--output-dir``.
+        folder: Of its own.
+        processes: How many.
+        imports: Whether each is an interpreter of its own, and no fork that has everything imported.
+    """
+
+    def __init__(self, line: str, folder: Path, processes: int, imports: bool = False) -> None:
         self.folder = folder
-        arguments = [*line.split(), "--output-dir", str(folder), "--resume"]
+        output = "" if "{out}" in line else " --output-dir {out} --resume"
+        arguments = f"{line}{output}".format(out=folder).split()
         world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         self.pids = []
         for rank in range(processes):
             pid = os.fork()
             if pid == 0:
                 place = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-                _become(arguments, place, folder.with_name(f"{folder.name}.log"))
+                _become(arguments, place, folder.with_name(f"{folder.name}.log"), imports)
             self.pids.append(pid)
 
     def finish(self) -> None:
@@ -160,7 +221,7 @@ class Run:
             time.sleep(0.002)
         rng.shuffle(self.pids)
         for pid, pause in zip(self.pids, (rng.choice((0, 0.2)), 0), strict=False):
-            os.killpg(pid, signal.SIGKILL)
+            rng.choice((os.kill, os.killpg))(pid, signal.SIGKILL)
             time.sleep(pause)
         for pid in self.pids:
             os.waitpid(pid, 0)
@@ -171,14 +232,16 @@ class Run:
             raise UserError(f"{self.folder} failed with exit code {code}; its log is beside it")
 
 
-def _become(arguments: list[str], environment: dict[str, str], log: Path) -> NoReturn:
+def _become(arguments: list[str], environment: dict[str, str], log: Path, imports: bool) -> NoReturn:
     """In a fork: the command, with a process group of its own."""
     os.setpgid(0, 0)
     log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    os.environ.update(environment)
+    os.environ.update({**environment, "OMP_NUM_THREADS": "1"})
+    if imports:
+        os.execv(sys.executable, [sys.executable, str(ROOT / arguments[0]), *arguments[1:]])
     sys.argv = arguments
     code = 1
     try:
@@ -193,10 +256,38 @@ def _become(arguments: list[str], environment: dict[str, str], log: Path) -> NoR
 
 
 def _import_all() -> None:
+    """In the forks lm-eval does without its own task files, which take seconds to list, and the suite is short."""
+    import lm_eval.tasks
     import peft  # noqa: F401
 
+    import interventions.faithfulness
+    import interventions.harness
+    import interventions.number_probe
+    import interventions.trial_commands  # noqa: F401
     import reft_math.generations
-    import reft_math.training.regression  # noqa: F401
+    import reft_math.suite
+    import reft_math.training.regression
+
+    lm_eval.tasks.TaskManager = partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    reft_math.suite.EXPERIMENTS = EXPERIMENTS
+
+
+def _give(folder: Path) -> None:
+    """A task for lm-eval, and an adapter in BREP's format."""
+    import torch
+
+    from reft_math.arithmetic.problems import arithmetic_problems
+    from reft_math.models import load_model
+
+    folder.mkdir(exist_ok=True)
+    problems = [{"question": each.question, "answer": each.answer} for each in arithmetic_problems("test", 24)]
+    (folder / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    (folder / "sums.yaml").write_text(TASK.replace("PROBLEMS", str(folder / "problems.jsonl")))
+    config = load_model("arithmetic").config
+    layers, values = range(config.num_hidden_layers), torch.full((1, config.intermediate_size), 0.5)
+    places = [f"model.layers.{layer}.mlp.up_proj.delta_vector.activation_" for layer in layers]
+    delta = {f"{place}{name}": values for place in places for name in ("scaling", "bias")}
+    torch.save(delta, folder / "d.pth")
 
 
 def _free_port() -> int:
@@ -219,19 +310,20 @@ def contents(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and path.suffix not in (".png", ".svg") and "checkpoints" not in path.parts:
+        if path.is_file() and path.suffix not in PASSING_FILES and "checkpoints" not in path.parts:
             text = path.read_bytes().decode("latin-1").replace(str(folder), "")
             if path.suffix == ".json":
                 text = json.dumps(_lasting(json.loads(text)))
+            if path.suffix == ".html":
+                text = _PASSING_TEXT.sub("", text)
             found[name] = "\n".join(sorted(text.split("\n"))) if path.suffix == ".jsonl" else text
     return found
 
 
 def _lasting(value: Any) -> Any:
-    """Without what differs from one run in peace to the next."""
+    """Without `PASSING_FIELDS`."""
     if isinstance(value, dict):
-        passing = ("date", "command", "resume", "seconds")
-        return {name: _lasting(item) for name, item in value.items() if name not in passing}
+        return {name: _lasting(item) for name, item in value.items() if name not in PASSING_FIELDS}
     return [_lasting(item) for item in value] if isinstance(value, list) else value
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reft_math.command import run
-from reft_math.errors import UserError, require_one_process
+from reft_math.command import check_output_file, run
+from reft_math.errors import require_one_process
 from reft_math.files import write_text
 
 
@@ -41,30 +41,20 @@ class ReportOptions:
 
 
 def main(options: ReportOptions) -> None:
+    check_output_file(options.page)
+
     from reft_math.command import provenance
     from reft_math.figures.report import report_page
     from reft_math.result_folders import find_result_folders
     from reft_math.suite import EXPERIMENTS, run_suite
 
-    _check_page(options.page)
     if options.quick:
         run_suite(EXPERIMENTS, Path(__file__).resolve().parents[1], options.folder)
     folders = find_result_folders(options.folder)
     page = report_page(folders, f"Results in {options.folder}", provenance(options))
-    try:
-        options.page.parent.mkdir(parents=True, exist_ok=True)
-        write_text(options.page, page)
-    except OSError as error:
-        raise UserError(f"--output must be a file that can be written; {options.page}: {error.strerror}") from None
+    options.page.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.page, page)
     print(f"page: {options.page} (sections: {len(folders)}, {len(page.encode()) / 1e6:.1f} MB)")
-
-
-def _check_page(path: Path) -> None:
-    """Before anybody waits for experiments."""
-    if path.is_dir():
-        raise UserError(f"--output must be a file; {path} is a folder")
-    if blocker := next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None):
-        raise UserError(f"--output must be a file in a folder that can be made; {blocker} is a file")
 
 
 if __name__ == "__main__":

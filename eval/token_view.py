@@ -14,8 +14,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reft_math.command import run
-from reft_math.errors import UserError, require
+from reft_math.command import check_output_file, run
+from reft_math.errors import require, require_one_process
 from reft_math.evaluation_options import ModelOptions
 from reft_math.files import write_text
 
@@ -38,9 +38,13 @@ class TokenViewOptions(ModelOptions):
         rule = "an adapter's folder or hub id, such as results/prefix-reft/adapter, which train/prefix_reft.py writes"
         require(self, "adapter", lambda value: value is not None, rule)
         require(self, "problems", lambda value: value >= 1, "at least 1")
+        require_one_process("a page")
 
 
 def main(options: TokenViewOptions) -> None:
+    path = Path(options.output)
+    check_output_file(path)
+
     from interventions.evaluate import load_setting
     from reft_math.data.registry import held_out_problems
     from reft_math.decoding.gate import KLGate, parse_gate
@@ -50,7 +54,6 @@ def main(options: TokenViewOptions) -> None:
 
     _, problems = held_out_problems(options.dataset, options.data_dir)
     setting = load_setting(options, options.dataset)
-    path = _output_path(options.output)
     gate = parse_gate(str(setting.options.gate))
     direction = gate.direction if isinstance(gate, KLGate) else "mod||base"
     decoders = _decoders(gate, direction)
@@ -71,6 +74,7 @@ def main(options: TokenViewOptions) -> None:
     }
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     made_by = {"command": facts["command"], "commit": facts["commit"] or "unknown", "versions": versions}
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, token_view(answered, settings, made_by, direction))
     print(f"page: {path}")
 
@@ -116,18 +120,6 @@ def _answer(setting: Setting, problem: Problem, decoder: str, gate: Gate, score:
         closing_position=None if closing_position < 0 else closing_position,
         threshold=gate.threshold if isinstance(gate, KLGate) else math.inf,
     )
-
-
-def _output_path(output: str) -> Path:
-    """The page's path in a folder that is there, before anybody waits for a model to decode."""
-    path = Path(output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output must be a file in a folder that can be made; {path}: {error.strerror}") from None
-    if path.is_dir():
-        raise UserError(f"--output must be a file; {path} is a folder")
-    return path
 
 
 if __name__ == "__main__":

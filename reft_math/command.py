@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from reft_math.errors import UserError, printable
-from reft_math.files import is_used, make_folder, read_bytes, remove_folder, storage_fault, write_json
+from reft_math.files import is_used, make_folder, obstacle, read_bytes, remove_folder, storage_fault, write_json
 from reft_math.help_groups import Formatter, arrange
 from reft_math.holding import hold, release
 from reft_math.json_text import read_object
-from reft_math.stopping import ends_on_interrupt
+from reft_math.stopping import end_with_parent, ends_on_interrupt
 
 CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "results.json"
@@ -57,9 +57,15 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
     """Parses the command line into ``config_class`` and calls ``main`` with it.
 
     ``--config file.yaml`` holds the same settings; the command line wins over it. A `UserError`, and a disk that is
-    full or read-only, become one line on standard error and exit code 2; Ctrl-C becomes one line and exit code 130.
+    full or read-only, become one line on standard error and exit code 2; Ctrl-C becomes one line and exit code 130, and
+    so does the end of ``torchrun``, for its workers.
     """
-    with ends_on_interrupt(lambda: "" if _rank() else f"\nstopped; {_way_on(config_class)}\n"):
+
+    def last_words() -> str:
+        return "" if _rank() else f"\nstopped; {_way_on(config_class)}\n"
+
+    end_with_parent(last_words)
+    with ends_on_interrupt(last_words):
         try:
             config = parse(config_class, description, sys.argv[1:])
             is_claimed = hasattr(config, "output_dir") and not getattr(config, "dry_run", False)
@@ -212,8 +218,8 @@ def check_output_dir(config: Any) -> None:
     folder = Path(config.output_dir)
     if config.overwrite and config.resume:
         raise UserError("--resume and --overwrite exclude each other; got both")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output-dir must be a folder; {folder} is a file")
+    if reason := obstacle(folder):
+        raise UserError(f"--output-dir must be a folder that can be written to; {reason}: choose another")
     in_use = is_used(folder)
     if in_use and not (config.resume or config.overwrite):
         raise UserError(
@@ -232,6 +238,14 @@ def _hold(folder: Path) -> None:
             f"--output-dir must be no other run's; a process that is still at work holds {folder}: wait for its end,"
             " end it, or choose another"
         )
+
+
+def check_output_file(path: Path) -> None:
+    """Raises `UserError` where ``--output`` can be seen to be no file that could be written. Writes nothing."""
+    if path.is_dir():
+        raise UserError(f"--output must be a file; {path} is a folder")
+    if reason := obstacle(path.parent):
+        raise UserError(f"--output must be a file in a folder that can be written to; {reason}")
 
 
 _ROWS = "fingerprints"  # stands among the settings

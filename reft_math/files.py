@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SUFFIX = ".tmp"
 _FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),  # full, or broken
-    *(errno.EROFS, errno.EACCES, errno.EPERM),  # not to be written
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),  # not to be written
 )
 # What says so in words only: safetensors' errors, sqlite's, and those of torch.save, which does not say why.
 _RUST = re.compile(rf"\(os error ({'|'.join(map(str, _FAULTS))})\)")
@@ -146,6 +146,18 @@ def remove_folder(folder: Path) -> None:
 def is_used(folder: Path) -> bool:
     """Whether a folder holds more than what a stopped process left aside."""
     return folder.is_dir() and any(path.suffix != SUFFIX for path in folder.iterdir())
+
+
+def obstacle(folder: Path) -> str | None:
+    """What is in the way of making a folder or writing to it, as far as that can be told without; None if nothing is.
+
+    Its nearest part that is there must be a folder that may be written to. Root may write anywhere but where the file
+    system is read-only.
+    """
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        return f"{nearest} is a file"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} may not be written to"
 
 
 def sync(path: Path) -> None:

@@ -18,6 +18,7 @@ from reft_math.errors import UserError
 from reft_math.files import write_json
 from reft_math.json_text import read_object
 from reft_math.schema import from_json
+from reft_math.stopping import PARENT
 
 FINISHED_NAME = "finished.json"
 
@@ -46,7 +47,7 @@ _BOTH = "--adapter {results}/prefix-reft/adapter --reft {results}/reft-free/adap
 _PREFIX = "--adapter {results}/prefix-reft/adapter"
 
 # Adapters first: the others read them.
-EXPERIMENTS = (
+EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("prefix-reft", "train/prefix_reft.py --k 10 --target-norm 0.54 --output-dir {results}/prefix-reft"),
     Experiment(
         "reft-free",
@@ -177,7 +178,13 @@ def _run(experiment: Experiment, root: Path, results: Path, way: str) -> None:
     with path.open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(['python', *words])}\n")
         log.flush()
-        code = subprocess.run([sys.executable, *words], stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        code = subprocess.run(
+            [sys.executable, *words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, PARENT: str(os.getpid())},
+            check=False,
+        ).returncode
     if code != 0:
         last = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1].strip()
         raise UserError(

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from reft_math.command import run
-from reft_math.errors import require, require_seed
+from reft_math.errors import require, require_one_process, require_seed
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class PretrainingOptions:
             require(self, name, lambda value: value >= 1, "at least 1")
         require(self, "learning_rate", lambda value: 0 < value < math.inf, "positive")
         require_seed(self)
+        require_one_process("the embedded model")
 
 
 def main(options: PretrainingOptions) -> None:
@@ -60,7 +61,7 @@ def main(options: PretrainingOptions) -> None:
             weight_decay=0.01,
             adam_beta2=0.98,
             train_sampling_strategy="sequential",
-            logging_steps=100,
+            logging_steps=options.save_steps,
             save_steps=options.save_steps,
             seed=options.seed,
             report_to="none",
@@ -72,11 +73,13 @@ def main(options: PretrainingOptions) -> None:
     )
     resumed = last_checkpoint(folder / "checkpoints") if options.resume else None
     show_progress(trainer)
-    output = trainer.train(resume_from_checkpoint=resumed)
+    trainer.train(resume_from_checkpoint=resumed)
     check_finite(model.state_dict(), "the trained model")
     write_files(folder, model.save_pretrained)
     write_files(folder, tokenizer.save_pretrained)
-    write_json(folder / RESULTS_NAME, {**provenance(options), "training": output.metrics})
+    # Not the metrics that `train` returns: a resumed run's are of the steps since.
+    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    write_json(folder / RESULTS_NAME, {**provenance(options), "losses": losses})
     print(f"model: {folder}")
     print(f"results: {folder / RESULTS_NAME}")
 

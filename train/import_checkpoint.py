@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reft_math.command import run
-from reft_math.errors import require
+from reft_math.errors import require, require_one_process
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class ImportOptions:
     def __post_init__(self) -> None:
         require(self, "source", bool, "a folder or a file to import")
         require(self, "model", bool, "the base that the adapter was trained on")
+        require_one_process("an import")
 
 
 def main(options: ImportOptions) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reft_math.command import run
-from reft_math.errors import require
+from reft_math.errors import require, require_one_process
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class MergeOptions:
 
     def __post_init__(self) -> None:
         require(self, "adapter", bool, "an adapter's folder or hub id")
+        require_one_process("a merged model")
 
 
 def main(options: MergeOptions) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reft_math.command import run
-from reft_math.errors import UserError, require
+from reft_math.errors import UserError, require, require_one_process
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class PushOptions:
             self, "adapter", lambda value: value and Path(value).is_dir(), "the folder of an adapter or a regressor"
         )
         require(self, "repo_id", bool, "a repository's name, user/name")
+        require_one_process("an upload")
 
 
 def main(options: PushOptions) -> None:

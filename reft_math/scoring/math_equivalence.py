@@ -17,9 +17,10 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Self
@@ -201,7 +202,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, time_limit), daemon=True)
-        self.process.start()
+        with _deaf_to_interrupts():  # Ctrl-C is for the parent, which ends the workers
+            self.process.start()
         self.has_started = False
         theirs.close()  # so that its death is the end of the pipe
         self.rest()
@@ -227,7 +229,6 @@ class _Worker:
 
 def _serve(connection: Connection, time_limit: float) -> None:
     """A worker's life: for each pair ``None`` as it begins, then the verdict."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
     compare("1", "$1$")  # imports and grammars load outside the limits
     _limit_memory()
@@ -240,6 +241,23 @@ def _serve(connection: Connection, time_limit: float) -> None:
             verdict = compare(gold, completion)
             faulthandler.cancel_dump_traceback_later()
             connection.send(verdict)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A process started within never gets SIGINT, not even while it imports, when it could not have said so itself.
+
+    The signal is held back from this thread, and so from the process that it starts; here it arrives afterwards.
+    """
+    if sys.platform == "win32":  # has no such mask
+        yield
+        return
+    resource_tracker.ensure_running()  # multiprocessing's own helper, whose start would lift the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _limit_memory() -> None:

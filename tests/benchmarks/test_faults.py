@@ -35,8 +35,10 @@ def test_kills_are_counted_and_what_they_cost(
 ) -> None:
     (tmp_path / "script.py").write_text(SCRIPT.format(start=start, value=value))
     faults = command("benchmarks/faults.py")
+    faults.START_S = 0.2  # type: ignore[attr-defined]
     found = faults.torment(str(tmp_path / "script.py"), tmp_path / "runs", 1, 6, random.Random(0))
     assert found["kills"] == 6
+    assert found["at_start"] > 0
     assert found["rows_at_kills"] > 0
     assert found["equal"] == (found["runs"] if is_whole else 0)
     assert (found["lost_rows"] > 0) == bool(start)

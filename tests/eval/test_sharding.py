@@ -58,25 +58,32 @@ def recorded(folder: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (folder / "records").glob("*.jsonl"))
 
 
-def kill_a_worker(run: subprocess.Popen[bytes], rank: int, folder: Path, at: int) -> None:
-    """SIGKILLs one process once ``at`` rows are on disk; the launcher takes the other down."""
-    while recorded(folder) < at:
+def workers_at(run: subprocess.Popen[bytes], folder: Path, rows: int) -> list[psutil.Process]:
+    """The processes by rank, once so many rows are on disk."""
+    while recorded(folder) < rows:
         assert run.poll() is None
         time.sleep(0.01)
-    for worker in psutil.Process(run.pid).children():
-        if worker.environ().get("RANK") == str(rank):
-            worker.kill()
-    assert run.wait(timeout=120) != 0
+    workers: list[psutil.Process] = psutil.Process(run.pid).children()
+    return sorted(workers, key=lambda worker: worker.environ()["RANK"])
 
 
 def test_whichever_process_dies_no_row_is_lost_or_counted_twice(call: Callable[[str], None], tmp_path: Path) -> None:
-    """Killed twice and resumed, the samples are those of a run in peace by one process, and each is there once."""
+    """Killed twice and resumed, the samples are those of a run in peace by one process, and each is there once.
+
+    One worker is killed, and the launcher takes the other down; then the launcher, and both end by themselves.
+    """
     folder = tmp_path / "killed"
-    kill_a_worker(start(folder), rank=1, folder=folder, at=10)
+    run = start(folder)
+    workers_at(run, folder, 10)[1].kill()
+    assert run.wait(timeout=120) != 0
     before = recorded(folder)
     assert 10 <= before < 110
     assert list((folder / "records").glob("*.shard-*")), "the rows of the stopped run are in its shards"
-    kill_a_worker(start(folder, "--resume"), rank=0, folder=folder, at=before + 10)
+    run = start(folder, "--resume")
+    workers = workers_at(run, folder, before + 10)
+    run.kill()
+    run.wait()
+    assert not psutil.wait_procs(workers, timeout=10)[1]
     assert recorded(folder) < 120
     assert start(folder, "--resume").wait(timeout=300) == 0
 

@@ -113,7 +113,10 @@ def test_a_gate_that_never_opens_or_never_closes_has_no_column_of_its_own(
         ("--adapter {adapter} --problems 0", "--problems must be at least 1; got 0"),
         ("--adapter {adapter} --dataset shopping", 'unknown data set "shopping"'),
         ("--adapter {adapter} --output {folder}", "--output must be a file; {folder} is a folder"),
-        ("--adapter {adapter} --output {folder}/file/a.html", "--output must be a file in a folder that can be made"),
+        (
+            "--adapter {adapter} --output {folder}/file/a.html",
+            "--output must be a file in a folder that can be",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

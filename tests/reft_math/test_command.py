@@ -11,7 +11,16 @@ from typing import Any, Literal
 
 import pytest
 
-from reft_math.command import CONFIG_NAME, claim_output_dir, parse, print_table, provenance, run, versions
+from reft_math.command import (
+    CONFIG_NAME,
+    check_output_dir,
+    claim_output_dir,
+    parse,
+    print_table,
+    provenance,
+    run,
+    versions,
+)
 from reft_math.errors import UserError, require
 from reft_math.files import write_json
 
@@ -389,7 +398,7 @@ def test_resume_and_overwrite_exclude_each_other(used: Path) -> None:
 def test_a_file_in_place_of_the_folder_is_an_error(tmp_path: Path, flags: dict[str, bool]) -> None:
     path = tmp_path / "file"
     path.write_text("mine")
-    with pytest.raises(UserError, match=r"must be a folder; .* is a file"):
+    with pytest.raises(UserError, match=r"must be a folder that can be written to; .*file is a file"):
         claim_output_dir(options_for(path, **flags))
     assert path.read_text() == "mine"
 
@@ -398,6 +407,18 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="output-dir"):
         claim_output_dir(options_for(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}], ids=str)
+def test_a_folder_that_may_not_be_written_to_is_an_error_before_any_work(
+    tmp_path: Path, used: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool]
+) -> None:
+    """Root may write everywhere, so that the system's answer is put in its mouth."""
+    monkeypatch.setattr(os, "access", lambda path, mode: tmp_path not in (path, *path.parents))
+    for folder, place in ((used, used), (tmp_path / "not" / "yet", tmp_path)):
+        with pytest.raises(UserError, match=f"that can be written to; {place} may not be written to: choose another"):
+            check_output_dir(options_for(folder, **flags))
+    assert os.listdir(tmp_path) == ["used"]
 
 
 def test_a_claim_killed_at_any_call_can_be_repeated(used: Path, killed_at_every_call: Any) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C on commands that are processes of their own."""
+"""Ctrl-C, and a launcher that is killed, on commands that are processes of their own."""
 
 from __future__ import annotations
 
@@ -70,3 +70,54 @@ def test_a_command_that_is_told_to_ignore_ctrl_c_goes_on() -> None:
     command.send_signal(signal.SIGINT)
     out, err = command.communicate(timeout=60)
     assert (command.returncode, out, err) == (0, "done\n", "")
+
+
+LAUNCHER = """
+import os, subprocess, sys
+names = {name: value.format(launcher=os.getpid()) for name, value in (pair.split("=") for pair in sys.argv[2:])}
+subprocess.Popen([sys.executable, "-c", sys.argv[1]], env={**os.environ, **names}).wait()
+"""
+WORKER = """
+import os, subprocess, sys, time
+from reft_math import stopping
+stopping._LOOK_S = 0.05
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+stopping.end_with_parent(lambda: "over")
+print(os.getpid(), child.pid, stopping.PARENT in os.environ, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "TORCHELASTIC_RUN_ID=none",
+        "REFT_MATH_PARENT={launcher}",
+        "REFT_MATH_PARENT=1",  # it was gone before anybody looked
+    ],
+)
+def test_a_worker_ends_with_its_launcher_and_says_so(place: str) -> None:
+    launcher = start_launcher(place)
+    assert launcher.stdout is not None
+    *_, is_inherited = launcher.stdout.readline().split() or ["False"]
+    launcher.kill()
+    _, err = launcher.communicate(timeout=10)  # comes back when worker and child have let go of it
+    assert err == "over"
+    assert is_inherited == "False"
+
+
+def test_a_command_stays_when_its_shell_goes() -> None:
+    launcher = start_launcher("SHLVL=2")
+    assert launcher.stdout is not None
+    worker, child, _ = launcher.stdout.readline().split()
+    launcher.kill()
+    time.sleep(0.2)
+    for pid in (worker, child):
+        psutil.Process(int(pid)).kill()
+    assert launcher.communicate(timeout=10)[1] == ""
+
+
+def start_launcher(place: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, WORKER, place], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )

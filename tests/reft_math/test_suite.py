@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Writes its arguments down; starts its folder as a run does, and fails where there is a file that says so.
 SCRIPT = """
-import pathlib, sys
+import os, pathlib, sys
+assert os.environ["REFT_MATH_PARENT"] == str(os.getppid())  # it does not outlive the suite
 root = pathlib.Path(__file__).parent
 folder = pathlib.Path(sys.argv[sys.argv.index("--output-dir") + 1])
 folder.mkdir(exist_ok=True)

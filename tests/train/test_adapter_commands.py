@@ -132,3 +132,30 @@ def test_a_gate_of_the_prompt_is_merged_on_request_and_another_base_is_named(
     with pytest.warns(UserWarning, match="trained on nobody/nothing, and is put on"):
         call(f"{line} --output-dir {tmp_path}/run")
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("train/import_checkpoint.py --source none --model none --output-dir {folder}/run", "an import"),
+        ("train/merge_adapter.py --adapter none --output-dir {folder}/run", "a merged model"),
+        ("train/push_to_hub.py --adapter {folder} --repo-id user/name", "an upload"),
+        ("train/arithmetic.py --output-dir {folder}/run", "the embedded model"),
+        ("eval/token_view.py --adapter none --output {folder}/run/page.html", "a page"),
+    ],
+)
+def test_what_one_process_makes_is_refused_under_torchrun(
+    call: Callable[[str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    what: str,
+) -> None:
+    """Two would write the same files at once."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        call(line.format(folder=tmp_path))
+    assert capsys.readouterr().err == f"error in process 1: {what} is made by one process; run it without torchrun\n"
+    assert not (tmp_path / "run").exists()

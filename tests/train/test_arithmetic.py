@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 
-def test_a_stopped_run_ends_at_the_same_weights(
+def test_a_stopped_run_ends_at_the_same_weights_and_tells_the_same_losses(
     call: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = "train/arithmetic.py --steps 4 --batch-size 2 --save-steps 2 --output-dir"
@@ -30,4 +31,7 @@ def test_a_stopped_run_ends_at_the_same_weights(
     folders = (tmp_path / "whole", tmp_path / "stopped")
     whole, stopped = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in folders)
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+    losses = [json.loads((folder / "results.json").read_text())["losses"] for folder in folders]
+    assert losses[0] == losses[1]
+    assert list(losses[0]) == ["2", "4"]
     assert len(AutoTokenizer.from_pretrained(tmp_path / "stopped")) == len(whole["model.embed_tokens.weight"])

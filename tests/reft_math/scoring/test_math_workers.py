@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from reft_math.scoring.math_equivalence import Equivalence, MathVerifier
+from reft_math.scoring.math_equivalence import Equivalence, MathVerifier, _deaf_to_interrupts
 
 MATH500 = Path(__file__).resolve().parents[4] / "shared" / "data" / "math500" / "test.jsonl"
 HANGING = ("1", "$9^{9^{9^9}}$")
@@ -39,6 +39,17 @@ def test_verdicts_come_in_order_and_workers_serve_again() -> None:
         assert verifier.score([]) == []
         assert {child.pid for child in multiprocessing.active_children()} == workers
     assert not {child.pid for child in multiprocessing.active_children()} & workers
+
+
+def test_a_worker_is_deaf_to_ctrl_c_from_its_first_moment() -> None:
+    """Not from when it has imported what says so: until then it would end with a traceback."""
+    code = "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with _deaf_to_interrupts():
+        mask = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "SIGINT" in mask
+    assert signal.SIGINT not in before
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 def test_a_hanging_pair_is_killed_and_the_others_scored() -> None:
