@@ -91,7 +91,9 @@ START_S = 4.0  # imports take most of that, or more
 # What differs from one run in peace to the next.
 PASSING_FILES = (".png", ".svg", ".log", ".db")
 PASSING_FIELDS = ("date", "command", "resume", "seconds", "time")
-_PASSING_TEXT = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00| --resume")
+_PASSING_TEXT = re.compile(
+    r"\d{4}-\d\d-\d\dT[\d:]+\+00:00|( <span>)?--resume(</span>)?|(?<=<dt>resume</dt><dd>)(true|false)"
+)
 
 
 @dataclass(frozen=True)
@@ -273,17 +275,18 @@ def _import_all() -> None:
 
 
 def _give(folder: Path) -> None:
-    """A task for lm-eval, and an adapter in BREP's format."""
+    """A task for lm-eval, and an adapter in BREP's format; no model, or forks would think themselves alone."""
     import torch
+    from transformers import AutoConfig
 
     from reft_math.arithmetic.problems import arithmetic_problems
-    from reft_math.models import load_model
+    from reft_math.models import EMBEDDED_FOLDER
 
     folder.mkdir(exist_ok=True)
     problems = [{"question": each.question, "answer": each.answer} for each in arithmetic_problems("test", 24)]
     (folder / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     (folder / "sums.yaml").write_text(TASK.replace("PROBLEMS", str(folder / "problems.jsonl")))
-    config = load_model("arithmetic").config
+    config = AutoConfig.from_pretrained(EMBEDDED_FOLDER)
     layers, values = range(config.num_hidden_layers), torch.full((1, config.intermediate_size), 0.5)
     places = [f"model.layers.{layer}.mlp.up_proj.delta_vector.activation_" for layer in layers]
     delta = {f"{place}{name}": values for place in places for name in ("scaling", "bias")}
