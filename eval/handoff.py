@@ -48,7 +48,7 @@ def main(options: HandoffOptions) -> None:
     from reft_math.markdown import markdown
     from reft_math.probes.answers import answer_all
     from reft_math.probes.handoff import hand_over, handoff_lines, handoff_table, problem_sets
-    from reft_math.processes import claim, part_ways
+    from reft_math.processes import part_ways
 
     problems = held_out_problems(options.dataset, options.data_dir)[1][: options.limit]
     setting = load_setting(options, options.dataset)
@@ -59,7 +59,7 @@ def main(options: HandoffOptions) -> None:
         "prefix": setting.generate(str(setting.options.gate)),
     }
     about = about_problems(options.dataset, test=problems)
-    folder = claim(setting.options, about["fingerprints"])
+    folder = setting.claim(about, options.reft)
     records = folder / "records"
     model, decoding, batch_size = setting.model, setting.decoding, options.batch_size
     with Scorer(is_numeric(options.dataset, problems)) as score:

@@ -59,7 +59,7 @@ def main(options: TrajectoryOptions) -> None:
         total_lines,
         total_table,
     )
-    from reft_math.processes import claim, part_ways
+    from reft_math.processes import part_ways
 
     problems = held_out_problems(options.dataset, options.data_dir)[1][: options.limit]
     setting = load_setting(options, options.dataset)
@@ -73,7 +73,7 @@ def main(options: TrajectoryOptions) -> None:
         "prefix": setting.generate(str(gate)),
     }
     head = about_problems(options.dataset, test=problems)
-    folder = claim(setting.options, head["fingerprints"])
+    folder = setting.claim(head)
     records = folder / "records"
     model, decoding, batch_size = setting.model, setting.decoding, options.batch_size
     with Scorer(is_numeric(options.dataset, problems)) as score:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from interventions.card import write_adapter_card
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
 from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
+from reft_math.card import digest
 from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
 from reft_math.data.fingerprint import about_problems
@@ -78,16 +79,32 @@ class Setting:
         """Completions under a gate."""
         return partial(complete, generate=self.generate(gate), decoding=self.decoding, device=self.model.device)
 
+    def claim(self, about: Mapping[str, Any], reft: str | None = None) -> Path:
+        """Makes the output folder the run's own: that of these rows, and of these adapters' parameters.
+
+        Args:
+            about: `about_problems` of the rows.
+            reft: Another adapter that is read beside the first.
+        """
+        adapters = {"adapter": self.options.adapter, "reft": reft}
+        parameters = {name: _parameters(source) for name, source in adapters.items() if source is not None}
+        return claim(self.options, {**about["fingerprints"], **parameters})
+
     def provenance(self) -> dict[str, Any]:
         """For the head of results."""
         return {
             **provenance(self.options),
             "base_commit": getattr(self.model.config, "_commit_hash", None),
             "adapter": None if self.adapter is None else dataclasses.asdict(self.adapter),
+            "parameters": None if self.options.adapter is None else _parameters(self.options.adapter),
             "template": str(self.decoding.template),
             "opener": self.decoding.opener,
             "end_token_ids": self.decoding.end_token_ids,
         }
+
+
+def _parameters(adapter: str) -> str:
+    return digest(fetch(adapter, CONFIG_NAME))
 
 
 def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setting:
@@ -148,7 +165,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
     setting = load_setting(options, dataset, opener)
     complete_rows = _completer(setting, options)
     about = about_problems(dataset, test=problems)
-    folder = claim(setting.options, about["fingerprints"])
+    folder = setting.claim(about)
 
     name = "base" if setting.adapter is None else "adapter"
     path = folder / "records" / f"{name}.jsonl"
@@ -191,7 +208,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     setting, gates = load_setting(options, dataset), _gates(gates or KL_GATES)
     assert setting.adapter is not None
     about = about_problems(dataset, validation=problems)
-    folder = claim(setting.options, about["fingerprints"])
+    folder = setting.claim(about)
     with Scorer(is_numeric(dataset, problems)) as score:
         found = evaluate_gates(gates, problems, setting.completer, score, folder / "records", options.batch_size)
     part_ways()
@@ -217,7 +234,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
     gates, setting = _gates(gates), load_setting(options, dataset)
     about = about_problems(dataset, test=problems)
-    folder = claim(setting.options, about["fingerprints"])
+    folder = setting.claim(about)
     records = folder / "records"
     with Scorer(is_numeric(dataset, problems)) as score:
         every_gate = ["off", *gates, "kl:inf"]

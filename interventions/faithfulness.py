@@ -25,7 +25,7 @@ from reft_math.probes.faithfulness import ALL, BASE, RESIDUAL, probe_rows, score
 from reft_math.probes.number import held_out
 from reft_math.probes.statements import encode_pairs, probe_set, statements
 from reft_math.probes.tables import lines
-from reft_math.processes import claim, part_ways
+from reft_math.processes import part_ways
 from reft_math.recording import record_rows
 
 _FEWEST = 8  # of six of them two each go to a fold; two are held out
@@ -46,7 +46,7 @@ def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | N
     check_site(setting.model, "attn_o")
     sources = _sources(setting, reft)
     about = about_problems(dataset, test=problems)
-    folder = claim(setting.options, about["fingerprints"])
+    folder = setting.claim(about, reft)
     records, batch_size = folder / "records", options.batch_size
 
     tokenizer, decoding = setting.decoding.tokenizer, setting.decoding

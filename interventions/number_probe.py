@@ -46,7 +46,7 @@ from reft_math.probes.tables import (
     wrong_sums,
 )
 from reft_math.probes.texts import FORMS, Sum, draw_sums
-from reft_math.processes import claim, part_ways
+from reft_math.processes import part_ways
 
 _PROBE_SUMS = 500  # to fit on and to choose the prompt form by; none of them is pushed
 _DRAWS = 10
@@ -101,7 +101,7 @@ def run_number_probe(options: RunOptions, dataset: str, plan: Plan, reft: str | 
         raise UserError(f"--layer must be one of the model's, 0-{layers - 1}; got {plan.layer}")
     sources = _sources(setting, reft)
     about = about_problems(dataset, test=problems)
-    folder = claim(setting.options, about["fingerprints"])
+    folder = setting.claim(about, reft)
 
     solver = Solver(setting, options.batch_size)
     forms = [_form_row(solver, probe_sums, form, plan) for form in FORMS]

@@ -182,7 +182,7 @@ def claim_output_dir(config: Any, fingerprints: Mapping[str, Any] | None = None)
 
     Args:
         config: The settings.
-        fingerprints: Of the rows that the run reads, by split.
+        fingerprints: Of the rows that the run reads, by split, and of an adapter's parameters.
 
     Raises:
         UserError: The folder is in use and neither ``resume`` nor ``overwrite`` is given, or ``resume`` is given with
@@ -303,8 +303,8 @@ def _check_same_settings(folder: Path, config: Any, fingerprints: Mapping[str, A
     if isinstance(rows, dict) and fingerprints is not None and rows != fingerprints:
         changed = [name for name in fingerprints if rows.get(name) != fingerprints[name]]
         raise UserError(
-            f"--resume goes on with the rows that the run began with; those of {', '.join(changed)} have changed since:"
-            " put them back, or choose another --output-dir"
+            f"--resume goes on with the rows and parameters that the run began with; those of {', '.join(changed)} have"
+            " changed since: put them back, or choose another --output-dir"
         )
 
 

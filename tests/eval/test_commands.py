@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from interventions import PrefixReftConfig, get_prefix_reft_model
+from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
 from reft_math.models import load_model
 from reft_math.scoring.records import RecordFile
 
@@ -60,6 +60,22 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(call: Callable[[str], Non
     assert results(tmp_path / "run")["evaluation"] == summary
 
 
+def test_a_run_is_not_resumed_with_other_parameters(
+    call: Callable[[str], None], tmp_path: Path, null_adapter: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = f"eval/arithmetic.py --limit 2 --max-new-tokens 2 --adapter {null_adapter} --output-dir {tmp_path}/run"
+    call(line)
+    call(f"{line} --resume")
+    assert results(tmp_path / "run")["parameters"].startswith("SHA-256 `")
+    reft_model = PrefixReftModel.from_pretrained(null_adapter, load_model("arithmetic"))
+    next(iter(reft_model.biases().values())).data += 1
+    reft_model.save_pretrained(null_adapter)
+    with pytest.raises(SystemExit) as stopped:
+        call(f"{line} --resume")
+    assert stopped.value.code == 2
+    assert "those of adapter have changed since: put them back" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(("script", "total"), [("eval/gsm8k.py", 1319), ("eval/math500.py", 500)])
 def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded_model_near_zero(
     call: Callable[[str], None],
@@ -102,6 +118,7 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
         ("--samples 4", "--samples is for sampling; pass --temperature too, such as 0.7"),
         ("--top-p 0.9", "--top-p is for sampling; pass --temperature too"),
         ("--temperature 0", "--temperature must be at least 1e-6 and finite (without it decoding is greedy); got 0"),
+        ("--temperature inf", "--temperature must be at least 1e-6 and finite"),
         ("--adapter {adapter} --gate always --engine http://localhost:1/v1", "gate always never hands over"),
         ("--engine http://me:secret@localhost:1/v1", "put the key in OPENAI_API_KEY, not in the address"),
         ("--engine http://localhost:1/v1 --handoff keep", "goes on as the base would; leave --handoff keep out"),

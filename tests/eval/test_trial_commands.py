@@ -153,6 +153,7 @@ def test_an_ablation_has_eight_combinations(call: Callable[[str], None], tmp_pat
         ("norm_sweep.py --norm-control none", "needs them held"),
         ("norm_sweep.py --target-norms 0.5 0.5", "each once"),
         ("norm_sweep.py --target-norms 0 1", "positive"),
+        ("norm_sweep.py --target-norms 1 nan", "positive"),
         ("norm_sweep.py --seeds 0", "at least 1"),
         ("norm_sweep.py --project-number-direction --intervention loreft", "for red"),
         ("ablation.py --norm-control none", "switched on and off here"),

@@ -415,6 +415,8 @@ MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2
         ("--template chat-thinking", "needs a chat template with a thinking mode, and the tokenizer's has none"),
         ("--intervention loreft --rank 49", "rank must be at most the site's width 32"),
         ("--nosuch 1", "unrecognized arguments: --nosuch 1"),
+        ("--seed -1", "--seed must be from 0 to 4294967295; got -1"),
+        ("--seed 4294967296", "--seed must be from 0 to 4294967295; got 4294967296"),
         ("--resume --overwrite", "exclude each other"),
     ],
 )
