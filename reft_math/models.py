@@ -308,12 +308,13 @@ def running_device(module: nn.Module) -> torch.device:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> None:
-    """Raises `UserError` where a token that texts, prompts or padding need has no embedding.
+    """Raises `UserError` where a token that texts, prompts, their end or padding need has no embedding.
 
     A model may have more embeddings than the tokenizer has tokens, and lack one for an added token that no text has.
     """
     embeddings = model.get_input_embeddings().weight.shape[0]
-    used = {tokenizer.vocab_size - 1, int(tokenizer.pad_token_id), *encode_prompt(template, "", tokenizer)}
+    ends = {template.end_token_id(tokenizer), int(tokenizer.pad_token_id)}
+    used = {tokenizer.vocab_size - 1, *ends, *encode_prompt(template, "", tokenizer)}
     if max(used) >= embeddings:
         raise UserError(
             f"the model must have an embedding for each token of its tokenizer; it has {embeddings}, and the tokenizer"

@@ -75,11 +75,14 @@ def evaluate_regressor(
         inputs = collator(encode_rows(asked, regressor.tokenizer, regressor.template))
         ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
         columns = {key: numbers.tolist() for key, numbers in regressor.predictors(ids, mask).items()}
+        # Before anything is drawn: of probabilities that are NaN nothing can be.
+        predicted = [
+            _record(row, {key: numbers[place] for key, numbers in columns.items()}) for place, row in enumerate(asked)
+        ]
         texts = _written(regressor, ids, mask, writing, f"{writing.seed}/{batch[0].id}") if writes else {}
         found = {
-            row.id: _record(row, {key: numbers[index] for key, numbers in columns.items()})
-            | {key: written[index] for key, written in texts.items()}
-            for index, row in enumerate(asked)
+            row.id: predicted[place] | {key: written[place] for key, written in texts.items()}
+            for place, row in enumerate(asked)
         }
         return [_with_numbers_read(found[row.id], regressor, writing.default) for row in missing]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -324,9 +325,11 @@ def test_embeddings_may_be_more_than_tokens_and_lack_added_ones_that_no_text_has
     check_vocabulary(tiny_model(vocab_size=size + 20), tokenizer, template)
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     check_vocabulary(tiny_model(vocab_size=size), tokenizer, template)
-    tokenizer.pad_token = "<image>"
-    with pytest.raises(UserError, match=rf"it has {size}, and the tokenizer uses token {size}"):
-        check_vocabulary(tiny_model(vocab_size=size), tokenizer, template)
+    for name, uses in (("pad_token", "chat"), ("eos_token", "plain")):
+        other = copy.deepcopy(tokenizer)
+        setattr(other, name, "<image>")
+        with pytest.raises(UserError, match=rf"it has {size}, and the tokenizer uses token {size}"):
+            check_vocabulary(tiny_model(vocab_size=size), other, get_template(uses, other))
 
 
 @pytest.mark.parametrize("line", ["train/prefix_reft.py", "train/lora.py", "train/raft.py", "eval/arithmetic.py"])

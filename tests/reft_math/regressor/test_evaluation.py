@@ -91,7 +91,7 @@ def test_a_row_whose_predictions_are_nan_is_named_and_not_recorded(writer: Regre
     writer.model.get_input_embeddings().weight.data[token] = torch.nan
     rows = [*ROWS, RegressionRow("r/bad", "?", 1.0)]
     with pytest.raises(UserError, match=r"predictions must be finite; those for row r/bad are NaN or infinite"):
-        evaluate_regressor(writer, rows, tmp_path / "r.jsonl", "test", 1, Writing())
+        evaluate_regressor(writer, rows, tmp_path / "r.jsonl", "test", 1, Writing(samples=2))
     assert '"r/0"' in (tmp_path / "r.jsonl").read_text()
     assert "r/bad" not in (tmp_path / "r.jsonl").read_text()
 
