@@ -80,6 +80,8 @@ GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k" / "tes
         ("#### 5π", None),
         (r"\boxed{5!}", None),
         (r"\boxed{5x^2}", None),
+        (r"\boxed{5x^n}", None),
+        ("### 5", None),
         (r"\boxed{5\text{ m}^{3}8}", None),
         (r"\boxed{5\text{8}}", None),
         (r"#### 5^\frac{1}{2}", None),
@@ -273,6 +275,9 @@ def test_what_may_stand_behind_a_boxed_number(rest: str) -> None:
             r"\frac{",
             r"\frac{x}{",
             r"\frac3",
+            r"\frac3{",
+            "sqrt(",
+            "√(",
             r"\dfrac{",
             r"\tfrac{",
             r"\cfrac{",
@@ -306,7 +311,7 @@ def test_a_part_of_a_number_is_no_last_number(before: str) -> None:
             ("p.5", "5"),
             ("1234.56", "1234.56"),
         ),
-        *(("1,234.56", "1234.56"), ("a/8", "8"), ("5. 8", "8"), ("x = 8", "8")),
+        *(("1,234.56", "1234.56"), ("a/8", "8"), ("type-8", "8"), ("5. 8", "8"), ("x = 8", "8")),
     ],
 )
 def test_what_belongs_to_a_number_and_what_does_not(completion: str, expected: str) -> None:
