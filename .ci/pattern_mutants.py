@@ -7,9 +7,9 @@ quantifier, a character of a class, a literal, a flag; atomic groups lose that, 
 up and down by one, truth values turn. What no longer compiles, or compiles to the same, is no change. The module's own
 tests then run in this process, on functions that find the changed constants in their module.
 
-Survivors that are no fault of a test: a LaTeX command that is recognised by a letter less (``\fra``); one character more
-or less to look back; ASCII digits that are translated to themselves; a number that need not be atomic, since what is left
-of it when its last digit is given back is refused by that digit.
+Survivors that are no fault of a test: a LaTeX command that is recognised by a letter less (``\fra``); one character
+more or less to look back; ASCII digits that are translated to themselves; a number that need not be atomic, since what
+is left of it when its last digit is given back is refused by that digit; braces within the braces of a unit.
 """
 
 from __future__ import annotations

@@ -280,6 +280,7 @@ def test_a_worker_heeds_no_interrupt_limits_itself_and_is_watched_over_each_pair
         *(*work[0], ("compare", "3", "$4$"), *work[1]),
     ]
     assert logging.getLogger("math_verify").level == logging.ERROR
+    assert logging.getLogger().level < logging.ERROR
 
 
 @pytest.mark.parametrize(
