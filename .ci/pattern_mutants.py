@@ -1,4 +1,4 @@
-"""Mutation testing of constants: the patterns and numbers that stand in a module, not in a function.
+r"""Mutation testing of constants: the patterns and numbers that stand in a module, not in a function.
 
     uv run .ci/pattern_mutants.py scoring/notation scoring/numeric
 
@@ -6,6 +6,10 @@ mutmut leaves them alone. Of each pattern one piece at a time is dropped: an alt
 quantifier, a character of a class, a literal, a flag; atomic groups lose that, digits become the next one; numbers go
 up and down by one, truth values turn. What no longer compiles, or compiles to the same, is no change. The module's own
 tests then run in this process, on functions that find the changed constants in their module.
+
+Survivors that are no fault of a test: a LaTeX command that is recognised by a letter less (``\fra``); one character
+more or less to look back; ASCII digits that are translated to themselves; a number that need not be atomic, since what
+is left of it when its last digit is given back is refused by that digit; braces within the braces of a unit.
 """
 
 from __future__ import annotations
