@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from reft_math.files import read_bytes
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -40,7 +43,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def is_whole(text: str) -> bool:
     """Whether a file can hold the text: JSON can name halves of characters, which tokenizers and files refuse."""
-    return not any("\ud800" <= mark <= "\udfff" for mark in text)
+    return _HALF.search(text) is None
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

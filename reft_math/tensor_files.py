@@ -48,9 +48,13 @@ def bounded(folder: Path) -> Iterator[None]:
     folder without weights, and one that is not there, bound nothing: that is for the reader to say.
 
     Raises:
+        OSError: What has the name of a file of weights is none.
         ValueError: A module is made beyond that.
     """
-    sizes = [path.stat().st_size for path in folder.glob("*") if path.suffix in _WEIGHTS and path.is_file()]
+    weights = [path for path in folder.glob("*") if path.suffix in _WEIGHTS]
+    for path in weights:
+        check_regular(path)
+    sizes = [path.stat().st_size for path in weights]
     if not sizes:
         yield
         return

@@ -101,3 +101,9 @@ def test_a_copy_that_somebody_keeps_is_no_checkpoint(tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "checkpoint-9-good")
     assert last_checkpoint(tmp_path) == str(whole)
     assert (tmp_path / "checkpoint-9-good").is_dir()
+
+
+def test_a_name_in_the_checksums_that_no_file_can_have_is_a_flaw(tmp_path: Path) -> None:
+    name = "a" * 5000
+    (tmp_path / CHECKSUMS_NAME).write_text(json.dumps({name: 1}))
+    assert flaw(tmp_path) == f"{name} is missing"
