@@ -67,7 +67,7 @@ def fit_layers(model: PreTrainedModel, pairs: Sequence[Pair], folder: Path, batc
         read = [read_states(model, texts[start : start + batch_size]) for start in starts]
         stream, heads = zip(*read, strict=True)
         for part in (found := (np.concatenate(stream), np.concatenate(heads))):
-            check_states(part, questions)
+            check_states(part, questions.tolist())
         return found
 
     def work(_: Any, missing: Sequence[Layer]) -> list[Record]:

@@ -70,7 +70,7 @@ def check_states(states: np.ndarray[Any, Any], names: Sequence[str]) -> None:
     """
     is_finite = np.isfinite(states).reshape(len(states), -1).all(axis=1)
     if not is_finite.all():
-        name = str(names[int(is_finite.argmin())])
+        name = names[int(is_finite.argmin())]
         raise UserError(
             f"hidden states must be finite; those for {name!r} are NaN or infinite: check the weights, or try"
             " --dtype float32"

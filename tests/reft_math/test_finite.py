@@ -43,7 +43,7 @@ def test_hidden_states_are_finite_or_refused_by_name(bad: float) -> None:
     check_states(states, ["a", "b", "c"])
     states[1, 1, 3] = bad
     with pytest.raises(UserError, match=r"hidden states must be finite; those for 'b' are NaN or infinite"):
-        check_states(states, np.array(["a", "b", "c"]))
+        check_states(states, ["a", "b", "c"])
 
 
 def test_the_first_module_is_the_one_whose_own_output_is_not_finite() -> None:
