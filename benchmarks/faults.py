@@ -160,8 +160,10 @@ def torment(
     Run(line, in_peace, processes).finish()
     seconds, peace = time.monotonic() - start, contents(in_peace)
     counts = {"kills": 0, "at_start": 0, "runs": 0, "equal": 0, "rows_at_kills": 0, "lost_rows": 0}
+    tried = 0
     while counts["kills"] < kills:
-        place = folder / f"killed-{processes}-{counts['runs']}"
+        place, kills_before = folder / f"killed-{processes}-{tried}", counts["kills"]
+        tried += 1
         seen: set[tuple[str, str]] = set()
         for number in range(min(KILLS_OF_A_RUN, kills - counts["kills"])):
             imports = is_own and number == 0
@@ -173,6 +175,8 @@ def torment(
             seen |= set(rows(place))
         else:
             Run(line, place, processes).finish()
+        if counts["kills"] == kills_before:
+            continue  # it had ended before
         counts["runs"] += 1
         counts["rows_at_kills"] += len(seen)
         counts["lost_rows"] += len(seen - set(rows(place)))
