@@ -50,6 +50,7 @@ def randomised(model: PreTrainedModel, **config: object) -> PrefixReftModel:
         ("Gemma3", {"intervention": "loreft", "site": "block"}),
     ],
 )
+@pytest.mark.slow
 def test_a_fresh_process_loads_the_folder_with_plain_pyvene_and_pyreft_to_the_last_bit(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, family: str, config: dict[str, object]
 ) -> None:

@@ -104,6 +104,7 @@ def test_pyrefts_interventions_act_by_their_formulas(
     assert (config.act_fn, config.dropout) == (act_fn, 0.1)
 
 
+@pytest.mark.slow
 def test_what_was_imported_is_saved_whole_and_loads_with_stock_classes_too(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from reft_math.errors import UserError
 from reft_math.harness import RESULT_COLUMNS, load_tasks, plain, read_gen_kwargs, result_rows, write_samples
 
 
+@pytest.mark.slow
 def test_lm_evals_own_tasks_are_known_and_no_others(tmp_path: Path) -> None:
     """With the sympy and antlr that the MATH tasks insist on; their data needs the hub."""
     with pytest.raises(UserError, match="names that lm-eval knows, or that --include-path brings; got nope, gsm8k_no"):

@@ -23,6 +23,7 @@ def test_is_mostly_wrong_by_habit_and_right_after_a_careful_start(
     assert low <= accuracy(tmp_path / "run") <= high
 
 
+@pytest.mark.slow
 def test_prefix_training_teaches_it_to_start_carefully(call: Callable[[str], None], tmp_path: Path) -> None:
     """The main command on fewer held-out problems: 45 points above the base, the norm within 2 % of its target."""
     call(f"train/prefix_reft.py --k 10 --target-norm 0.54 --eval-size 100 --output-dir {tmp_path}/run")

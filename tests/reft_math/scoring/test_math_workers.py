@@ -52,6 +52,7 @@ def test_a_worker_is_deaf_to_ctrl_c_from_its_first_moment() -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
+@pytest.mark.slow
 def test_a_hanging_pair_is_killed_and_the_others_scored() -> None:
     with MathVerifier(num_workers=1, time_limit=2) as verifier:
         verdicts = verifier.score([("2", "$2$"), HANGING, ("5", r"\boxed{5}")])

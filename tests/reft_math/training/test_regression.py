@@ -355,6 +355,7 @@ def test_a_best_checkpoint_that_is_gone_is_missed(tmp_path: Path) -> None:
         fitted(regressor_of("red"), tmp_path, resume=True, **OVERSHOOTING)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
     """``torchrun`` with gloo, two rows each, against one process with four; 7 validation rows are not 8."""
     script, result = tmp_path / "script.py", tmp_path / "two.pt"

@@ -398,6 +398,7 @@ part_ways()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_single_process_result(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, free_port: int
 ) -> None:
