@@ -67,7 +67,9 @@ def outcome(read: Callable[[Path], object], path: Path) -> BaseException | None:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             read(path)
-    except (Exception, Hang) as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         return error
     finally:
         signal.alarm(0)

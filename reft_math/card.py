@@ -19,6 +19,7 @@ from reft_math.models import EMBEDDED_MODEL
 CARD_NAME = "README.md"
 PLACE = "folder-or-hub-id"  # stands in a card until it is pushed
 _PART = re.compile(r"<!-- reft-math: (\w+) -->\n(.*?)<!-- /reft-math: \1 -->\n?", re.DOTALL)
+_JOINED = ("tags", "datasets")  # of an old card and a new one
 _DIGEST = re.compile(r"SHA-256 `(\w+)`")
 
 
@@ -67,7 +68,7 @@ def update_card(before: str, new: str) -> str:
     text, parts = old.text if old.text.strip() else fresh.text, dict(_PART.findall(fresh.text))
     text = _PART.sub(lambda part: _marked(part[1], parts.get(part[1]) or part[2]), text)
     data = {**old.data.to_dict(), **fresh.data.to_dict()}
-    for name in ("tags", "datasets"):
+    for name in _JOINED:
         if joined := _listed(old.data.get(name)) + _listed(fresh.data.get(name)):
             data[name] = list(dict.fromkeys(joined))
     merged = ModelCardData(**data)
@@ -160,8 +161,12 @@ def _marked(name: str, text: str) -> str:
 
 def _parse(card: str) -> ModelCard:
     try:
-        return ModelCard(card)
-    except (ValueError, yaml.YAMLError) as error:
+        parsed = ModelCard(card)
+        for name in _JOINED:
+            if not all(isinstance(item, str) for item in _listed(parsed.data.get(name))):
+                raise ValueError(f"{name} must be text, or a list of texts")
+        return parsed
+    except (ValueError, TypeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{CARD_NAME} must start with readable metadata, or hold none; mend or delete it ({reason})"

@@ -36,6 +36,7 @@ from reft_math.sharding import is_asked_for
 from reft_math.tensor_files import bounded
 
 EMBEDDED_MODEL = "arithmetic"
+_PANIC = "PanicException"  # of libraries in Rust; a BaseException, and nowhere to be imported from
 LORA = "LORA"  # the one kind of peft's adapters that is read
 EMBEDDED_FOLDER = Path(__file__).parent / "arithmetic" / "model"
 
@@ -269,7 +270,9 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # what a damaged checkpoint raises shares no class
+    except BaseException as error:  # what a damaged checkpoint raises shares no class
+        if not (isinstance(error, Exception) or type(error).__name__ == _PANIC):
+            raise
         raise UserError(
             f"model {name!r} must be {EMBEDDED_MODEL!r}, a folder with a transformers checkpoint, or a hub id within"
             f" reach; {_reason(error)}"

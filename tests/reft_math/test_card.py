@@ -93,7 +93,7 @@ def test_a_license_replaces_another() -> None:
     assert card == MINE.replace("license: mit", "license: apache-2.0")
 
 
-@pytest.mark.parametrize("metadata", ["a: [1", "- a list"])
+@pytest.mark.parametrize("metadata", ["a: [1", "- a list", "tags: [a, {b: 1}]", "datasets: 3"])
 def test_metadata_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, metadata: str) -> None:
     (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n\nmine\n")
     with pytest.raises(UserError, match=r"^README\.md must start with readable metadata") as caught:

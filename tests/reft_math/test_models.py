@@ -226,6 +226,19 @@ def edited(folder: Path, name: str, **values: object) -> None:
             lambda folder: (folder / "tokenizer.json").write_text('{"model": 3}'),
             "a folder with a transformers checkpoint",
         ),
+        # Text is begun with a token that is not listed: a panic in Rust, at the first text.
+        (
+            lambda folder: edited(
+                folder,
+                "tokenizer.json",
+                post_processor={
+                    "type": "TemplateProcessing",
+                    **{key: [{"SpecialToken": {"id": "<gone>", "type_id": 0}}] for key in ("single", "pair")},
+                    "special_tokens": {},
+                },
+            ),
+            "a folder with a transformers checkpoint",
+        ),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64),
             "a folder with a transformers checkpoint",
