@@ -35,7 +35,8 @@ class Unfinished(UserError):
     """Work on several rows that has stopped for good.
 
     Attributes:
-        done: What became of the rows that were finished, by what tells them apart: none of it need be done again.
+        done: What became of the rows that were finished: none of it need be done again. An engine and completions go by
+            a row's place in what was asked, records by its id.
     """
 
     def __init__(self, message: str, done: Mapping[Any, Any]) -> None:

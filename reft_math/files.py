@@ -51,7 +51,8 @@ def check_regular(path: Path) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """Gives the path to write to; what is there in the end takes the name ``path``.
+    """Yields a temporary path beside ``path``. What is written there is synced and renamed to ``path`` at the end, or
+    deleted where an exception was raised.
 
     Raises:
         OSError: Of any step, with a file's name; then ``path`` is as it was.
@@ -137,7 +138,7 @@ def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Deletes a folder that at no moment is there in part."""
+    """Deletes a folder at once: it is renamed, and deleted under a name that nothing reads."""
     with _folder_aside(folder) as aside:
         os.rename(folder, aside)
         sync(folder.parent)

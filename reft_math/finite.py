@@ -87,7 +87,7 @@ class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
 
 @contextmanager
 def watching(model: nn.Module) -> Iterator[list[str]]:
-    """Within it names of modules whose output is not finite are added to the list, the first to be so first.
+    """Yields a list that collects, in forward order, the names of modules whose output holds a NaN or an infinity.
 
     A module's own output counts, before hooks that were on it already change it.
     """

@@ -203,7 +203,8 @@ def check_unpacked(path: Path, content: bytes) -> None:
 
 
 def bad_byte(error: UnicodeDecodeError) -> str:
-    """Where text is no UTF-8; a byte order mark is not among the bytes that the error counts."""
+    """The byte that is no UTF-8, as ``0xff``: the error's own, for behind a byte order mark, which is not counted, its
+    offset is not the file's."""
     return f"0x{error.object[error.start]:02x}"
 
 

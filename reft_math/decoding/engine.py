@@ -235,7 +235,7 @@ class Engine:
 
 
 def _do(jobs: Mapping[int, Callable[[], Continuation]], concurrency: int, done: dict[int, Continuation]) -> None:
-    """Does jobs, ``concurrency`` at once, into ``done``. After a failure no job is begun.
+    """Runs jobs in ``concurrency`` threads and puts their results into ``done``; begins none after a failure.
 
     The threads are no executor's: for those, an interrupted process would wait until the server has answered.
 

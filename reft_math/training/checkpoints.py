@@ -1,4 +1,4 @@
-"""The trainer's checkpoints, each with checksums that are written last: only what they cover is gone on from."""
+"""Checksums of the trainer's checkpoints, written last: training resumes only from one that agrees with them."""
 
 from __future__ import annotations
 

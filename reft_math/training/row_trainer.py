@@ -28,7 +28,7 @@ class _WithIds:
 
 
 class RowTrainer(Trainer):
-    """A trainer whose loss is a mean over the rows of an optimiser step, and which stops at a number that is none.
+    """A trainer whose loss is a mean over the rows of an optimiser step, and which stops at NaN and infinity.
 
     The rows of all its accumulated batches and processes are counted, so any split of a batch gives the same gradient.
     (Over several processes accelerate fills the epoch's last batch up with rows seen before.)
