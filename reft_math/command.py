@@ -220,6 +220,8 @@ def check_output_dir(config: Any) -> None:
         raise UserError("--resume and --overwrite exclude each other; got both")
     if reason := obstacle(folder):
         raise UserError(f"--output-dir must be a folder that can be written to; {reason}: choose another")
+    if folder.is_dir():
+        _hold(folder)
     in_use = is_used(folder)
     if in_use and not (config.resume or config.overwrite):
         raise UserError(
@@ -228,8 +230,6 @@ def check_output_dir(config: Any) -> None:
         )
     if in_use and config.overwrite:
         _check_is_run(folder, config)
-    if folder.is_dir():
-        _hold(folder)
 
 
 def _hold(folder: Path) -> None:
