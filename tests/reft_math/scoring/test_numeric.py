@@ -71,6 +71,7 @@ GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k" / "tes
         ("The answer is 5 to 6", None),
         ("The answer is $5 and $6", None),
         ("#### 5, 6", None),
+        ("#### 5  8", None),
         ("#### 5; 6", None),
         ("#### 0.(3)", None),
         (r"#### 0.\overline{3}", None),
@@ -280,6 +281,7 @@ def test_what_may_stand_behind_a_boxed_number(rest: str) -> None:
             r"\frac",
             r"\frac{",
             r"\frac{x}{",
+            r"\frac{12}{",
             r"\frac3",
             r"\frac3{",
             "sqrt(",
@@ -290,6 +292,7 @@ def test_what_may_stand_behind_a_boxed_number(rest: str) -> None:
             r"\sqrt",
             r"\sqrt{",
             r"\sqrt[n]{",
+            r"\sqrt[12]{",
         ),
     ],
 )
