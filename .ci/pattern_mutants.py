@@ -9,8 +9,8 @@ tests then run in this process, on functions that find the changed constants in 
 
 Survivors that are no fault of a test: a LaTeX command that is recognised by a letter less (``\fra``); one character
 more or less to look back; ASCII digits that are translated to themselves; a number that need not be atomic, since what
-is left of it when its last digit is given back is refused by that digit; brackets within those of a unit, a numerator or
-a root's index; "answer is" that its number is written on to.
+is left of it when its last digit is given back is refused by that digit; brackets within those of a unit, a numerator
+or a root's index; "answer is" that its number is written on to.
 """
 
 from __future__ import annotations
