@@ -288,7 +288,7 @@ def _check_shards(folder: Path) -> None:
             raise ValueError(f"{index} must name files of its own folder; it names {outside!r}")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
