@@ -2,7 +2,8 @@
 
     uv run train/arithmetic.py --seed 0 --output-dir results/arithmetic-model
 
-The folder is an ordinary transformers checkpoint with its tokenizer; ``reft_math/arithmetic/model`` is one of these.
+The folder is an ordinary transformers checkpoint with its tokenizer; ``reft_math/arithmetic/model`` is one of these. At
+the end its up-projections are scaled by 1/64 and its down-projections by 64, which leaves every logit as it was.
 """
 
 from __future__ import annotations
@@ -38,7 +39,13 @@ def main(options: PretrainingOptions) -> None:
 
     from transformers import Trainer, TrainingArguments
 
-    from reft_math.arithmetic.pretraining import PretrainingDataset, build_model, pad_right
+    from reft_math.arithmetic.pretraining import (
+        UP_PROJECTION_SCALE,
+        PretrainingDataset,
+        build_model,
+        pad_right,
+        rescale_up_projections,
+    )
     from reft_math.arithmetic.tokenizer import build_tokenizer
     from reft_math.command import RESULTS_NAME, claim_output_dir, provenance
     from reft_math.files import write_files, write_json
@@ -75,6 +82,7 @@ def main(options: PretrainingOptions) -> None:
     show_progress(trainer)
     trainer.train(resume_from_checkpoint=resumed)
     check_finite(model.state_dict(), "the trained model")
+    rescale_up_projections(model, UP_PROJECTION_SCALE)
     write_files(folder, model.save_pretrained)
     write_files(folder, tokenizer.save_pretrained)
     # Not the metrics that `train` returns: a resumed run's are of the steps since.

@@ -17,6 +17,9 @@ from reft_math.data.prefix import IGNORE_INDEX
 STYLE_MIXTURE: dict[Style, float] = {"at_once": 0.45, "combined": 0.30, "stepwise": 0.25}
 CAREFUL_STYLE: Style = "stepwise"
 CAREFUL_SHARE = 0.4
+# Brings activations at `ffn_up` to a mean norm of 0.5, so that a bias of 0.54 (Llama-3's target) is one that is felt.
+# A power of two: exact in floating point.
+UP_PROJECTION_SCALE = 1 / 64
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
@@ -38,6 +41,17 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         eos_token_id=tokenizer.eos_token_id,
     )
     return LlamaForCausalLM(config)
+
+
+@torch.no_grad()
+def rescale_up_projections(model: LlamaForCausalLM, factor: float) -> None:
+    """``W_up ← c·W_up, W_down ← W_down/c`` in place: the same function, activations at ``ffn_up`` c times as large.
+
+    ``W_down (σ(W_gate x) ⊙ W_up x)`` is linear in ``W_up``, so c is free; a power of two keeps every bit of the logits.
+    """
+    for layer in model.model.layers:
+        layer.mlp.up_proj.weight.mul_(factor)
+        layer.mlp.down_proj.weight.div_(factor)
 
 
 class PretrainingDataset(Dataset[dict[str, list[int]]]):

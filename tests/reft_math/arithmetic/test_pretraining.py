@@ -11,9 +11,11 @@ from reft_math.arithmetic.pretraining import (
     CAREFUL_SHARE,
     IGNORE_INDEX,
     STYLE_MIXTURE,
+    UP_PROJECTION_SCALE,
     PretrainingDataset,
     build_model,
     pad_right,
+    rescale_up_projections,
 )
 from reft_math.arithmetic.problems import OPENERS, Style, solution, word_problems
 from reft_math.arithmetic.tokenizer import build_tokenizer
@@ -117,3 +119,13 @@ def test_the_model_has_the_tokenizers_vocabulary_and_special_tokens(tokenizer: P
     config = build_model(tokenizer, 0).config
     assert config.vocab_size == len(tokenizer)
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 1, 2)
+
+
+def test_rescaled_up_projections_leave_the_logits_to_the_last_bit(tokenizer: PreTrainedTokenizerFast) -> None:
+    model, tokens = build_model(tokenizer, seed=0), torch.arange(3, 43)[None]
+    with torch.no_grad():
+        before = model(tokens).logits
+        rescale_up_projections(model, UP_PROJECTION_SCALE)
+        after = model(tokens).logits
+    assert torch.equal(before, after)
+    assert float(model.model.layers[0].mlp.up_proj.weight.std()) == pytest.approx(0.08 / 64, rel=0.05)
