@@ -34,7 +34,9 @@ class FittingOptions(LoadingOptions):
 
     LEARNING_RATE: ClassVar[float] = 2e-4
 
-    model: str = field(default="arithmetic", metadata={"help": "Base: hub id, folder, or the embedded 'arithmetic'."})
+    model: str = field(
+        default="arithmetic", metadata={"help": "Base: hub id, folder, .gguf file, or the embedded 'arithmetic'."}
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
