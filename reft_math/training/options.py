@@ -103,6 +103,10 @@ class TrainingOptions(FittingOptions):
         default="arithmetic",
         metadata={"help": "arithmetic, gsm8k, math10k, or a .json/.jsonl file of one's own."},
     )
+    eval_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Set to choose the gate and report results on (the training set, held-out rows)."},
+    )
     noise: float | None = field(
         default=None,
         metadata={"help": "Share of arithmetic's training solutions with one wrong step (0.5); for no other set."},
