@@ -3,8 +3,8 @@
     uv run train/solutions.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset gsm8k --samples 4 --limit 1000
     uv run train/prefix_reft.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset own.jsonl --eval-dataset gsm8k
 
-with ``own.jsonl`` for the run's ``solutions.jsonl``. Reference solutions are often terser than the model's own, and teach it to answer in fewer steps than it needs. The
-output folder holds ``solutions.jsonl`` (for ``--dataset``), ``records/`` (every sample with its score) and
+Reference solutions are often terser than the model's own, and teach it to answer in fewer steps than it needs. The
+output folder holds ``solutions.jsonl`` (``own.jsonl`` above), ``records/`` (every sample with its score) and
 ``results.json`` (settings, versions, yield). With ``--engine`` a server draws the samples.
 """
 
