@@ -30,6 +30,7 @@ from reft_math.processes import claim, process_state
 from reft_math.recording import Record
 from reft_math.scoring.records import RecordFile
 from reft_math.training import job as jobs
+from reft_math.training.options import ELEMENTWISE
 from reft_math.training.prefix_options import PrefixOptions, PrefixReftOptions
 from reft_math.trials import ALWAYS, GATED, Trial
 
@@ -178,7 +179,7 @@ def _complete(
 def _number_shares(prefix: PrefixJob, common: Common) -> dict[str, float]:
     """How much of the biases, and of what they change, lies along the number directions.
 
-    ``bias``: mean over layers of ``|uᵀb| / ‖b‖`` at the adapter's site (RED). ``change``: mean over tokens
+    ``bias``: mean over layers of ``|uᵀb| / ‖b‖`` at the adapter's site (RED, bias). ``change``: mean over tokens
     and layers of ``|uᵀΔ| / ‖Δ‖`` in the residual stream, always on, on validation problems.
     """
     source = Source("always on", "always-on", prefix.model, "always")
@@ -191,7 +192,7 @@ def _number_shares(prefix: PrefixJob, common: Common) -> dict[str, float]:
     projections, sizes = (np.concatenate([record[name] for record in records]) for name in ("projections", "sizes"))
     moved = sizes > 0
     shares = {"change": float(np.mean(np.abs(projections[moved]) / sizes[moved])) if moved.any() else 0.0}
-    if prefix.options.intervention == "red":
+    if prefix.options.intervention in ELEMENTWISE:
         units = common.directions[common.site]
         biases = {layer: bias.detach().cpu().numpy() for layer, bias in prefix.model.biases().items()}
         norms = {layer: np.linalg.norm(bias) for layer, bias in biases.items()}

@@ -11,6 +11,7 @@ from reft_math.errors import UserError, require, require_seed
 from reft_math.loading import LoadingOptions
 
 LAYER = "{layer}"  # stands for a layer's number in the path of a module
+ELEMENTWISE = ("red", "bias")  # interventions whose b has the site's own width; the others' has their rank's
 
 
 def check_site_path(site: str | None, site_path: str | None) -> None:
