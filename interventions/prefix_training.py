@@ -105,7 +105,9 @@ def prepare(
         )
     job = jobs.prepare(options, base, to_be_sharded=shards)
     if _calibrates(options) and not job.validation_problems:
-        raise UserError(f"{options.dataset} is too small to choose a gate on; name one with --gate, such as {gate}")
+        raise UserError(
+            f"{options.eval_dataset} is too small to choose a gate on; name one with --gate, such as {gate}"
+        )
     config = PrefixReftConfig(
         intervention=options.intervention,
         site=site,

@@ -52,7 +52,7 @@ def main(options: PrefixReftOptions) -> None:
     results = prefix_training.summary(prefix)
     part_ways()
     if calibration is not None:
-        title = f"gates on {options.dataset}'s validation split; * is the adapter's default"
+        title = f"gates on {options.eval_dataset}'s validation split; * is the adapter's default"
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
     norm, controller = results["bias_norm"], options.norm_control
     achieved, target = norm["achieved"], norm["target"]
