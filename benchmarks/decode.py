@@ -66,7 +66,7 @@ class DecodeOptions:
         default="medium", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or as Llama 3 8B."}
     )
     dtype: Dtype = field(default="float32", metadata={"help": "Of the base's weights."})
-    intervention: Literal["red", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
+    intervention: Literal["red", "bias", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     positions: Literal["all", "generated"] = field(
         default="all", metadata={"help": "Tokens they act on: with generated, the prompt is read once for both models."}
     )

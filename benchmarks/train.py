@@ -65,7 +65,7 @@ class TrainBenchmarkOptions:
         default="small", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or as Llama 3 8B."}
     )
     dtype: Dtype = field(default="float32", metadata={"help": "Of the base's weights."})
-    intervention: Literal["red", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
+    intervention: Literal["red", "bias", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     k: int = field(default=10, metadata={"help": "Solution tokens that ours and padded512 train on."})
     batch_size: int = field(default=16, metadata={"help": "Problems a batch."})
     steps: int = field(default=8, metadata={"help": "Batches a round."})

@@ -34,7 +34,7 @@ class NormSweepOptions(PrefixOptions):
     )
     seeds: int = field(default=3, metadata={"help": "Runs at each norm, with seeds from --seed on."})
     project_number_direction: bool = field(
-        default=False, metadata={"help": "A second curve with biases kept off the number direction (RED)."}
+        default=False, metadata={"help": "A second curve with biases kept off the number direction (RED, bias)."}
     )
 
     def __post_init__(self) -> None:

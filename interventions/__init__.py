@@ -9,6 +9,7 @@ import io
 with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that nnsight, a backend not used here, is missing
     import pyvene  # noqa: F401
 
+from interventions.bias import BiasIntervention
 from interventions.config import PrefixReftConfig
 from interventions.direft import DireftIntervention
 from interventions.importing import import_checkpoint, read_checkpoint
@@ -21,6 +22,7 @@ from interventions.sites import register_sites
 register_sites()
 
 __all__ = [
+    "BiasIntervention",
     "DireftIntervention",
     "LoreftIntervention",
     "PrefixReftConfig",

@@ -65,7 +65,7 @@ def project_changes(
     """``u_lᵀΔ_l`` and ``‖Δ_l‖`` with ``Δ_l = block_l(x; with interventions) − block_l(x; without)``, of the same ``x``.
 
     The input ``x`` is what reaches the block in the intervened run: what earlier layers changed is in it and counts
-    for nothing here. RED's change at ``ffn_up`` goes through the MLP's product with its gate and its down projection,
+    for nothing here. A change at ``ffn_up`` goes through the MLP's product with its gate and its down projection,
     that of ``attn_k`` through the attention from every later position. Below float32 a small difference of large
     outputs is mostly rounding.
 

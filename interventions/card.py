@@ -25,6 +25,7 @@ from reft_math.training.norm_control import mean_norm
 
 _NAMES = {
     "red": ("RED", "s ⊙ h + b"),
+    "bias": ("Bias", "h + b"),
     "loreft": ("LoReFT", "h + Rᵀ(σ(Wh + b) − Rh)"),
     "direft": ("DiReFT", "h + Rᵀσ(Wh + b)"),
 }

@@ -14,12 +14,14 @@ from reft_math.data.positions import Positions
 from reft_math.decoding.gate import PromptOnly, parse_gate
 from reft_math.errors import UserError
 from reft_math.files import write_json
+from reft_math.gguf_files import digest, is_gguf
 from reft_math.json_text import read_object
 from reft_math.models import EMBEDDED_MODEL, lasting_name
 from reft_math.schema import from_json
+from reft_math.training.options import ELEMENTWISE
 
 CONFIG_NAME = "reft_config.json"
-InterventionName = Literal["red", "loreft", "direft"]
+InterventionName = Literal["red", "bias", "loreft", "direft"]
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,18 @@ class PrefixReftConfig:
     """An adapter: which intervention acts where, how it was trained, how it is meant to be decoded.
 
     Attributes:
-        intervention: ``red``, ``loreft`` or ``direft``.
+        intervention: ``red``, ``bias``, ``loreft`` or ``direft``.
         site: A name from `interventions.sites`, or a module's path with ``{layer}`` for the layer's number.
         layers: ``all``, or numbers and ranges (``0,2,8-11``), or the numbers; saved as the numbers.
         positions: Where the intervention acts: ``all`` (prompt and generated tokens), ``generated`` or ``prompt``.
-        rank: LoReFT's and DiReFT's; None for RED.
+        rank: LoReFT's and DiReFT's; None for the others.
         act_fn: LoReFT's and DiReFT's ``σ``, one of transformers' activations without parameters; None for ``σ(x) = x``.
         dropout: LoReFT's and DiReFT's, while training.
         width: Width of the site; filled in when the adapter is made and checked when it is loaded.
         k: Tokens of each solution it was trained on; None for whole solutions.
         target_norm: The bias norm held in training; None where it was free.
         gate: Default gate in decoding: as text, such as ``kl:2,min=1``, ``tokens:N`` or ``always``.
-        base_model, base_revision: Hub id or folder of the base, and its commit where known.
+        base_model, base_revision: Hub id, folder or ``.gguf`` file of the base, and its commit or the file's digest.
         template: Name and version of the prompt template, e.g. ``chat/1``.
         versions: Versions of the packages that wrote the adapter.
     """
@@ -76,16 +78,17 @@ class PrefixReftConfig:
                 raise UserError(f"{name} must be at least 1; got {count}")
         if self.target_norm is not None and not 0 <= self.target_norm < math.inf:
             raise UserError(f"target_norm must be 0 or more, and finite; got {self.target_norm}")
-        if self.rank is not None and (self.intervention == "red" or self.rank < 1):
+        if self.rank is not None and (self.intervention in ELEMENTWISE or self.rank < 1):
             raise UserError(
                 f"rank is LoReFT's and DiReFT's, a whole number of at least 1; got {self.rank} for {self.intervention}"
             )
         self._check_options()
 
     def _check_options(self) -> None:
-        if self.intervention == "red" and (self.act_fn is not None or self.dropout != 0):
+        if self.intervention in ELEMENTWISE and (self.act_fn is not None or self.dropout != 0):
             raise UserError(
-                f"act_fn and dropout are LoReFT's and DiReFT's; got {self.act_fn!r} and {self.dropout} for red"
+                f"act_fn and dropout are LoReFT's and DiReFT's; got {self.act_fn!r} and {self.dropout} for"
+                f" {self.intervention}"
             )
         check_options(self.act_fn or LINEAR, self.dropout)
 
@@ -98,6 +101,8 @@ class PrefixReftConfig:
         base = self.base_model or EMBEDDED_MODEL
         if model is None:
             return base, revision or self.base_revision
+        if is_gguf(model) and Path(model).is_file() and digest(Path(model)) == self.base_revision:
+            return model, self.base_revision
         if lasting_name(model) != base:
             warnings.warn(f"the adapter was trained on {base}, and is put on {model}", stacklevel=2)
         return model, revision

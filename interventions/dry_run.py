@@ -62,8 +62,8 @@ def show_regression(options: RegressionOptions, regressor: Regressor, splits: Re
 def _interventions(model: PrefixReftModel, decoded: int = 1) -> Trained:
     config, base = model.prefix_config, model.model
     layers = [layer for layer, _ in model.by_layer()]
-    # RED keeps what it acts on as it is, the others in float32.
-    element = base.dtype.itemsize if config.intervention == "red" else 4
+    # RED keeps what it acts on as it is, a bias nothing, the others in float32.
+    element = {"red": base.dtype.itemsize, "bias": 0}.get(config.intervention, 4)
     assert config.width is not None  # get_prefix_reft_model
     kept = len(layers) * config.width * element
     return Trained(base, model, num_layers(base) - 1 - min(layers), kept, config.site == "block", decoded)

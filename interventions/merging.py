@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from interventions.bias import BiasIntervention
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel
 from interventions.sites import site_module, site_path, sites_of
@@ -26,9 +27,10 @@ _SWITCHES = ("mlp_bias", "attention_bias")
 def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedModel:
     """``W ← f(W) − f(0)`` column by column and ``β ← f(β)``, of the linear ``Wx + β`` whose output ``f`` edits
 
-    Exact for any affine ``f(h) = Ah + c``: it gives ``AW`` and ``Aβ + c``, for RED ``diag(s)W`` and ``s ⊙ β + b``.
-    Computed in float64, kept in the base's dtype. Where the linear has no bias and the architecture's config has a
-    switch for one, the switch is set, and the other linears that it concerns get zeros.
+    Exact for any affine ``f(h) = Ah + c``: it gives ``AW`` and ``Aβ + c``, for RED ``diag(s)W`` and ``s ⊙ β + b``, for
+    a bias ``W`` to the bit and ``β + b``. A bias at ``block``, a sum that the MLP's output enters as it is, is one at
+    ``ffn_down``. Computed in float64, kept in the base's dtype. Where the linear has no bias and the architecture's
+    config has a switch for one, the switch is set, and the other linears that it concerns get zeros.
 
     Args:
         reft_model: The base, left as it is, and interventions that act at every token.
@@ -42,6 +44,8 @@ def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedM
     """
     base, site = reft_model.model, reft_model.prefix_config.site
     check_mergeable(reft_model.prefix_config, every_token)
+    if site == "block":
+        site = _summand(base)
     if getattr(base, "is_quantized", False):
         raise UserError("quantised weights cannot be folded into; load the base in bfloat16 or float32")
     if not isinstance(module := site_module(base, site, 0), nn.Linear):
@@ -56,7 +60,8 @@ def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedM
         path, edit = site_path(base, site, layer), copy.deepcopy(intervention).eval()  # without dropout
         weight, bias = state[f"{path}.weight"], state[f"{path}.bias"]
         offset = edit(torch.zeros_like(bias, dtype=torch.float64))
-        state[f"{path}.weight"] = (edit(weight.double().T) - offset).T.to(weight.dtype)
+        if not isinstance(edit, BiasIntervention):  # there h + b − b would be h but for rounding
+            state[f"{path}.weight"] = (edit(weight.double().T) - offset).T.to(weight.dtype)
         state[f"{path}.bias"] = edit(bias.double()).to(bias.dtype)
     if bad := not_finite(state):
         raise UserError(
@@ -79,9 +84,21 @@ def check_mergeable(config: PrefixReftConfig, every_token: bool = False) -> None
             "weights act at every token, and the adapter's gate is prompt, which leaves generated tokens alone;"
             " --every-token (from Python every_token=True) folds it all the same"
         )
-    if config.site == "block":
-        raise UserError("site block is a sum, the output of no linear module, so nothing there can be folded into one")
+    if config.site == "block" and config.intervention != "bias":
+        raise UserError(
+            "site block is a sum, the output of no linear module, so nothing there but a bias can be folded into one"
+        )
     _check_affine(config.act_fn or LINEAR)
+
+
+def _summand(base: PreTrainedModel) -> str:
+    """The site of a linear whose output is added into the residual stream as it is, behind which a block ends."""
+    if "ffn_down" not in sites_of(base) or hasattr(site_module(base, "block", 0), "post_feedforward_layernorm"):
+        raise UserError(
+            f"a bias at block can be folded in where a block adds up its MLP's output as it is; a"
+            f" {type(base).__name__}'s is not known to, or normalises it first"
+        )
+    return "ffn_down"
 
 
 def _with_weights(base: PreTrainedModel, config: PretrainedConfig, state: Tensors) -> PreTrainedModel:

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from interventions import checkpoint
+from interventions.bias import BiasIntervention
 from interventions.card import write_adapter_card
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.direft import DireftIntervention
@@ -34,13 +35,19 @@ from reft_math.decoding.generation import Handoff, generate_with_gate
 from reft_math.errors import UserError
 from reft_math.files import write_files
 from reft_math.hub import fetch, push
+from reft_math.training.options import ELEMENTWISE
 
 _EVERYWHERE = torch.ones((), dtype=torch.bool)  # a mask known to be true without a look at it
-_CLASSES = {"red": RedIntervention, "loreft": LoreftIntervention, "direft": DireftIntervention}
+_CLASSES = {
+    "red": RedIntervention,
+    "bias": BiasIntervention,
+    "loreft": LoreftIntervention,
+    "direft": DireftIntervention,
+}
 
 
 def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> PrefixReftModel:
-    """Puts fresh interventions on a frozen base. RED's change nothing yet; the others start from random directions.
+    """Puts fresh interventions on a frozen base. RED and biases change nothing yet, the others start at random.
 
     Raises:
         UserError: The model lacks the site or the layers, or its width is not the one in the config.
@@ -53,7 +60,7 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
             f"an adapter fits models of its own width: this one is for {config.site} of width {config.width}"
             f" (base {config.base_model}), the model's is {width}"
         )
-    rank = None if config.intervention == "red" else config.rank or DEFAULT_RANK
+    rank = None if config.intervention in ELEMENTWISE else config.rank or DEFAULT_RANK
     if rank is not None and rank > width:
         raise UserError(f"rank must be at most the site's width {width}; got {rank}")
     config = replace(config, layers=layers, width=width, rank=rank)
@@ -284,7 +291,7 @@ class PrefixReftModel(pyreft.ReftModel):
         self.model.gradient_checkpointing_disable()
 
     def biases(self) -> dict[int, torch.Tensor]:
-        """``b`` by layer: RED's ``(width,)``, the others' ``(rank,)``."""
+        """``b`` by layer: RED's and a bias's ``(width,)``, the others' ``(rank,)``."""
         return {layer: intervention.bias for layer, intervention in self.by_layer()}
 
     def scales(self) -> dict[int, torch.Tensor]:

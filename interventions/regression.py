@@ -22,7 +22,7 @@ from reft_math.regressor.config import CONFIG_NAME, RegressorConfig
 from reft_math.regressor.model import ADAPTER_FOLDER, MODEL_FOLDER, Intervening, Regressor, make_template
 from reft_math.tensor_files import bounded, read_parameters
 
-DEFAULT_SITES = {"red": "ffn_up", "loreft": "block"}
+DEFAULT_SITES = {"red": "ffn_up", "bias": "ffn_up", "loreft": "block"}
 DEFAULT_LORA_RANK = 8
 
 
@@ -40,7 +40,7 @@ def make_regressor(
         model: The base; changed in place.
         tokenizer: The base's; changed in place where tokens are added.
         config: How outputs become numbers.
-        site, layers: Where RED and LoReFT act.
+        site, layers: Where interventions act.
         rank: LoReFT's or LoRA's (4, 8).
 
     Raises:
@@ -58,7 +58,7 @@ def make_regressor(
         )
     if config.tune == "full" and getattr(model, "is_quantized", False):
         raise UserError(
-            "quantised weights cannot be tuned; take --tune red, loreft or lora, or leave --quantization out"
+            "quantised weights cannot be tuned; take --tune red, bias, loreft or lora, or leave --quantization out"
         )
     template = make_template(config, tokenizer)
     check_vocabulary(model, tokenizer, template)
@@ -66,7 +66,7 @@ def make_regressor(
     grid = config.make_grid(model, tokenizer, template)
     model.requires_grad_(config.tune == "full")
     adapter: nn.Module | None = None
-    if config.tune == "red" or config.tune == "loreft":
+    if config.tune == "red" or config.tune == "bias" or config.tune == "loreft":
         reft_config = PrefixReftConfig(
             intervention=config.tune,
             site=site or DEFAULT_SITES[config.tune],
@@ -112,7 +112,7 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
     check_vocabulary(model, tokenizer, template)
     grid = config.make_grid(model, tokenizer, template)
     adapter: nn.Module | None = None
-    if config.tune in ("red", "loreft"):
+    if config.tune in DEFAULT_SITES:
         adapter = PrefixReftModel.from_pretrained(folder / ADAPTER_FOLDER, model)
     elif config.tune == "lora":
         adapter = _load_lora(model, folder / ADAPTER_FOLDER)

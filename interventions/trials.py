@@ -30,6 +30,7 @@ from reft_math.processes import claim, process_state
 from reft_math.recording import Record
 from reft_math.scoring.records import RecordFile
 from reft_math.training import job as jobs
+from reft_math.training.options import ELEMENTWISE
 from reft_math.training.prefix_options import PrefixOptions, PrefixReftOptions
 from reft_math.trials import ALWAYS, GATED, Trial
 
@@ -76,7 +77,7 @@ def prepare(options: PrefixOptions, target_norm: float) -> tuple[PrefixJob, dict
     """
     prefix = prefix_training.prepare(options_of(options, Path(options.output_dir), target_norm=target_norm))
     if not prefix.job.validation_problems:
-        raise UserError(f"{options.dataset} has no validation problems to choose by; take a larger --dataset")
+        raise UserError(f"{prefix.options.eval_dataset} has no validation problems to choose by; take a larger one")
     prefix.model.unload()  # trials put interventions of their own on the base
     sites = dict.fromkeys([str(prefix.options.site), "block"])
     return prefix, {site: prefix_training.number_directions(prefix.job, site) for site in sites}
@@ -171,14 +172,14 @@ def _complete(
     job = prefix.job
     assert prefix.options.eval_batch_size is not None  # resolved
     rows = partial(complete, generate=generate, decoding=jobs.decoding(job), device=job.model.device)
-    with Scorer(is_numeric(prefix.options.dataset, problems)) as score:
+    with Scorer(is_numeric(str(prefix.options.eval_dataset), problems)) as score:
         return evaluate(problems, rows, score, path, name, batch_size=prefix.options.eval_batch_size)
 
 
 def _number_shares(prefix: PrefixJob, common: Common) -> dict[str, float]:
     """How much of the biases, and of what they change, lies along the number directions.
 
-    ``bias``: mean over layers of ``|uᵀb| / ‖b‖`` at the adapter's site (RED). ``change``: mean over tokens
+    ``bias``: mean over layers of ``|uᵀb| / ‖b‖`` at the adapter's site (RED, bias). ``change``: mean over tokens
     and layers of ``|uᵀΔ| / ‖Δ‖`` in the residual stream, always on, on validation problems.
     """
     source = Source("always on", "always-on", prefix.model, "always")
@@ -191,7 +192,7 @@ def _number_shares(prefix: PrefixJob, common: Common) -> dict[str, float]:
     projections, sizes = (np.concatenate([record[name] for record in records]) for name in ("projections", "sizes"))
     moved = sizes > 0
     shares = {"change": float(np.mean(np.abs(projections[moved]) / sizes[moved])) if moved.any() else 0.0}
-    if prefix.options.intervention == "red":
+    if prefix.options.intervention in ELEMENTWISE:
         units = common.directions[common.site]
         biases = {layer: bias.detach().cpu().numpy() for layer, bias in prefix.model.biases().items()}
         norms = {layer: np.linalg.norm(bias) for layer, bias in biases.items()}

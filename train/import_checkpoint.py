@@ -56,6 +56,7 @@ def main(options: ImportOptions) -> None:
     from reft_math.decoding.gate import TokenGate, parse_gate
     from reft_math.files import write_json
     from reft_math.models import lasting_name, load_model
+    from reft_math.training.options import ELEMENTWISE
 
     assert options.source is not None  # checked
     assert options.model is not None
@@ -80,7 +81,7 @@ def main(options: ImportOptions) -> None:
     ):
         if names:
             print(f"{how}: {', '.join(f'{name} {getattr(config, name)}' for name in names)}")
-    if config.intervention == "red" and isinstance(parse_gate(config.gate), TokenGate):
+    if config.intervention in ELEMENTWISE and isinstance(parse_gate(config.gate), TokenGate):
         print("BREP goes on from the cache that the prefix has changed: evaluate with --handoff keep")
     print(f"adapter: {folder}")
 

@@ -25,6 +25,7 @@ from reft_math.regressor.config import RegressorConfig
 _TUNED = {
     "none": "nothing",
     "red": "RED interventions",
+    "bias": "bias interventions",
     "loreft": "LoReFT interventions",
     "lora": "LoRA",
     "full": "the whole model",

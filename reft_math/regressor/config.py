@@ -23,7 +23,7 @@ from reft_math.schema import from_json
 
 CONFIG_NAME = "regressor_config.json"
 LOSSES = ("raft", "mbr", "ce", "log", *(f"head:{name}" for name in HEADS))
-Tune = Literal["none", "red", "loreft", "lora", "full"]
+Tune = Literal["none", "red", "bias", "loreft", "lora", "full"]
 
 
 def _are_bounds(bounds: Sequence[object]) -> bool:

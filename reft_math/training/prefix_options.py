@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reft_math.errors import UserError, require
-from reft_math.training.options import TrainingOptions, check_site_path
+from reft_math.training.options import ELEMENTWISE, TrainingOptions, check_site_path
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class PrefixOptions(TrainingOptions):
     full_fraction: float = field(
         default=0.0, metadata={"help": "Share of the rows that keep the whole solution; 1 is ordinary ReFT."}
     )
-    norm_control: Literal["projection", "penalty", "step-size", "loss-weight", "none"] = field(
-        default="projection", metadata={"help": "How the norm is held; loss-weight is the authors' PID."}
+    norm_control: Literal["pid", "note", "projection", "penalty", "step-size", "none", "loss-weight"] = field(
+        default="pid",
+        metadata={"help": "How the norm is held: pid acts on the biases; note (loss-weight) is the authors' PID."},
     )
     target_scale_norm: float | None = field(
         default=None, metadata={"help": "Hold the mean over layers of ‖s − 1‖₂ at or under this (RED)."}
@@ -32,11 +33,13 @@ class PrefixOptions(TrainingOptions):
         default="ntl",
         metadata={"help": "N: squared error of the expected value of each number token, or of each whole number."},
     )
-    intervention: Literal["red", "loreft", "direft"] = field(default="red", metadata={"help": "Kind of intervention."})
+    intervention: Literal["red", "bias", "loreft", "direft"] = field(
+        default="red", metadata={"help": "Kind of intervention."}
+    )
     site: str | None = field(
         default=None,
         metadata={
-            "help": "Where: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block (ffn_up for red, else block)."
+            "help": "Where: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block (ffn_up; LoReFT, DiReFT: block)."
         },
     )
     site_path: str | None = field(
@@ -83,7 +86,7 @@ class PrefixReftOptions(PrefixOptions):
     )
     project_number_direction: bool = field(
         default=False,
-        metadata={"help": "Keep every bias off the direction that its layer encodes numbers along (RED)."},
+        metadata={"help": "Keep every bias off the direction that its layer encodes numbers along (RED, bias)."},
     )
 
     def __post_init__(self) -> None:
@@ -94,5 +97,7 @@ class PrefixReftOptions(PrefixOptions):
 
 def check_number_direction(options: PrefixOptions, project: bool) -> None:
     """The others' b has the rank's width and comes back by a learnt R: no direction of the layer to keep it off."""
-    if project and options.intervention != "red":
-        raise UserError(f"--project-number-direction is for red, whose bias is the layer's; got {options.intervention}")
+    if project and options.intervention not in ELEMENTWISE:
+        raise UserError(
+            f"--project-number-direction is for red and bias, whose b is the layer's; got {options.intervention}"
+        )

@@ -26,8 +26,8 @@ from reft_math.training.arguments import check_precision
 from reft_math.training.regression import TRACE_NAME
 from reft_math.training.regression_options import GRIDLESS, RegressionOptions
 
-LEARNING_RATES = {"red": 2e-4, "loreft": 2e-4, "lora": 2e-4, "full": 1e-5}
-EMBEDDED_LEARNING_RATES = {"red": 5e-3, "loreft": 5e-3, "lora": 5e-3, "full": 1e-3}
+LEARNING_RATES = {"red": 2e-4, "bias": 2e-4, "loreft": 2e-4, "lora": 2e-4, "full": 1e-5}
+EMBEDDED_LEARNING_RATES = {"red": 5e-3, "bias": 5e-3, "loreft": 5e-3, "lora": 5e-3, "full": 1e-3}
 
 
 def resolve(options: RegressionOptions) -> RegressionOptions:

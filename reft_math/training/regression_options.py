@@ -37,7 +37,7 @@ class RegressionOptions(FittingOptions):
         },
     )
     loss: str = field(default="raft", metadata={"help": "raft, mbr, ce, log, or head:NAME; see above."})
-    tune: Literal["red", "loreft", "lora", "full"] = field(default="red", metadata={"help": "What is trained."})
+    tune: Literal["red", "bias", "loreft", "lora", "full"] = field(default="red", metadata={"help": "What is trained."})
     grid: str | None = field(
         default=None,
         metadata={
@@ -64,12 +64,12 @@ class RegressionOptions(FittingOptions):
     random_start: bool = field(default=False, metadata={"help": "Draw the base's weights anew."})
     site: str | None = field(
         default=None,
-        metadata={"help": "Where RED and LoReFT act, as in train/prefix_reft.py (ffn_up; block for loreft)."},
+        metadata={"help": "Where RED, bias and LoReFT act, as in train/prefix_reft.py (ffn_up; block for loreft)."},
     )
     site_path: str | None = field(
         default=None, metadata={"help": "The same by a module's path: model.layers.{layer}.mlp.up_proj; any decoder's."}
     )
-    layers: str = field(default="all", metadata={"help": "RED and LoReFT: all, or such as 0,2,8-11."})
+    layers: str = field(default="all", metadata={"help": "RED, bias and LoReFT: all, or such as 0,2,8-11."})
     rank: int | None = field(default=None, metadata={"help": "LoReFT's (4) or LoRA's (8)."})
     schedule: Literal["constant", "cosine"] = field(
         default="constant", metadata={"help": "Of the learning rate, after its warm-up."}
@@ -116,7 +116,7 @@ class RegressionOptions(FittingOptions):
             raise UserError(f"--rank is LoReFT's or LoRA's; leave it out for --tune {self.tune}")
         check_site_path(self.site, self.site_path)
         places = self.site or self.site_path
-        if self.tune not in ("red", "loreft") and (places is not None or self.layers != "all"):
+        if self.tune in ("lora", "full") and (places is not None or self.layers != "all"):
             raise UserError(
-                f"--site, --site-path and --layers are RED's and LoReFT's; leave them out for --tune {self.tune}"
+                f"--site, --site-path and --layers are for interventions; leave them out for --tune {self.tune}"
             )

@@ -37,6 +37,18 @@ def facts_of(folder: Path) -> dict[str, str]:
             },
         ),
         (
+            {"intervention": "bias", "site": "block"},
+            {
+                "intervention": "Bias, `h + b`",
+                "site": "`block`, width 32",
+                "layers": "0, 1, 2",
+                "positions": "all",
+                "bias norm, mean over layers of ‖b‖₂": "2.0000",
+                "gate in decoding": "`always`",
+                "parameters": str(3 * 32),
+            },
+        ),
+        (
             {"intervention": "loreft", "site": "block", "rank": 2, "layers": "0,2", "act_fn": "relu", "gate": "prompt"},
             {
                 "intervention": "LoReFT, `h + Rᵀ(σ(Wh + b) − Rh)` with σ = relu",

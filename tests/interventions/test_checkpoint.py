@@ -94,7 +94,14 @@ def test_paths_come_back_here_and_in_pyvene_once_it_has_heard_of_the_class(
     assert torch.equal(stock({"input_ids": TOKENS}, unit_locations={"base": list(range(8))})[1].logits, logits)
 
 
-@pytest.mark.parametrize("config", [{}, {"intervention": "loreft", "site": "block", "rank": 2, "layers": "1"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"intervention": "bias", "site": "block"},
+        {"intervention": "loreft", "site": "block", "rank": 2, "layers": "1"},
+    ],
+)
 def test_from_pretrained_gives_the_same_model(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, config: dict[str, object]
 ) -> None:

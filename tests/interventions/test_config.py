@@ -51,9 +51,11 @@ def test_every_field_has_to_be_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"intervention": "lora"}, "intervention must be one of red, loreft, direft; got 'lora'"),
+        ({"intervention": "lora"}, "intervention must be one of red, bias, loreft, direft; got 'lora'"),
         ({"positions": "last"}, "positions must be one of all, generated, prompt; got 'last'"),
         ({"rank": 2}, "rank is LoReFT's and DiReFT's"),
+        ({"intervention": "bias", "rank": 4}, "got 4 for bias"),
+        ({"intervention": "bias", "dropout": 0.5}, "act_fn and dropout are .*; got None and 0.5 for bias"),
         ({"intervention": "loreft", "rank": 0}, "at least 1; got 0"),
         ({"act_fn": "relu"}, "act_fn and dropout are LoReFT's and DiReFT's; got 'relu'"),
         ({"dropout": 0.1}, "act_fn and dropout are LoReFT's and DiReFT's; got None and 0.1 for red"),

@@ -44,11 +44,11 @@ def kept_bytes(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["red", "loreft", "lora", "bfloat16"])
+@pytest.mark.parametrize("kind", ["red", "bias", "loreft", "lora", "bfloat16"])
 def test_activations_are_estimated_within_a_tenth(kind: str, checkpointing: bool) -> None:
     """Against a count on the embedded model; the log-probabilities are the estimate's logits in float32."""
     dtype = "bfloat16" if kind == "bfloat16" else "auto"
-    intervention = "loreft" if kind == "loreft" else "red"
+    intervention = kind if kind in ("bias", "loreft") else "red"
     options = PrefixReftOptions(
         train_size=16, intervention=intervention, dtype=dtype, gradient_checkpointing=checkpointing
     )
@@ -90,7 +90,8 @@ def told(text: str) -> dict[str, str]:
     [
         "train/prefix_reft.py --k 4 --gate tokens:4",
         "train/prefix_reft.py --intervention loreft --full-fraction 1 --norm-control none --accumulation 2",
-        "train/prefix_reft.py --site-path model.layers.{layer}.mlp --layers 1",
+        "train/prefix_reft.py --layers 1 --site-path model.layers.{layer}.mlp",
+        "train/prefix_reft.py --intervention bias --site block --project-number-direction",
         "train/lora.py --rank 2 --target-modules q_proj,up_proj",
     ],
 )

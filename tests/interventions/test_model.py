@@ -39,6 +39,8 @@ def loss_of(logits: torch.Tensor) -> torch.Tensor:
         ("Qwen2", "loreft", "block"),
         ("Phi3", "red", "ffn_down"),
         ("GPTNeoX", "red", "ffn_up"),
+        ("Llama", "bias", "ffn_up"),
+        ("Qwen2", "bias", "block"),
     ],
 )
 @pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
@@ -159,7 +161,7 @@ def test_foreign_hooks_survive_and_are_called(tiny_model: Callable[..., PreTrain
     assert calls == ["pre", "forward"] * 3
 
 
-@pytest.mark.parametrize("intervention", ["red", "loreft"])
+@pytest.mark.parametrize("intervention", ["red", "bias", "loreft"])
 def test_gradient_checkpointing_gives_the_same_gradients(
     tiny_model: Callable[..., PreTrainedModel], intervention: str
 ) -> None:

@@ -34,6 +34,7 @@ LAYERS, WIDTH, INNER, TOKENS = 4, 128, 384, 86
 ATTENTION, FEED_FORWARD = 4 * WIDTH * WIDTH, 3 * WIDTH * INNER
 TRAINED = {
     "red": LAYERS * 2 * INNER,
+    "bias": LAYERS * INNER,
     "loreft": LAYERS * (2 * 4 * WIDTH + 4),
     "lora": LAYERS * 8 * (4 * (WIDTH + WIDTH) + 3 * (WIDTH + INNER)),
     "full": TOKENS * WIDTH + LAYERS * (ATTENTION + FEED_FORWARD + 2 * WIDTH) + WIDTH,

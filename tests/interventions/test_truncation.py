@@ -19,7 +19,7 @@ ROWS = [([5, 6, 7, 8], [11, 12, 13, 14, 15, 16]), ([9, 10], [21, 22, 23, 24, 2])
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2"])
-@pytest.mark.parametrize(("intervention", "site"), [("red", "ffn_up"), ("loreft", "block")])
+@pytest.mark.parametrize(("intervention", "site"), [("red", "ffn_up"), ("bias", "block"), ("loreft", "block")])
 @pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
 @pytest.mark.parametrize("pack", [True, False])
 def test_truncated_batch_equals_the_full_length_batch_with_masked_labels(

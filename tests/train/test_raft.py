@@ -248,7 +248,7 @@ def test_a_finished_run_that_is_resumed_does_nothing_again(
         ("--tune loreft --rank 129", "rank must be at most the site's width 128; got 129"),
         (
             "--tune full --layers 1",
-            "--site-path and --layers are RED's and LoReFT's; leave them out for --tune full",
+            "--site-path and --layers are for interventions; leave them out for --tune full",
         ),
         ("--site mlp", "has no site 'mlp'; it has ffn_up"),
         ("--layers 4", "layers must lie in 0-3, the model's decoder layers; got 4"),

@@ -25,7 +25,7 @@ LOG: dict[str, Any] = {"loss": "log", "grid": "1", "bounds": (1.0, 5.0)}
     [
         ({"loss": "rmse"}, "loss must be one of raft, mbr, ce, log, head:logit, .*head:raft-all; got 'rmse'"),
         ({"loss": "head:linear"}, "loss must be one of .* got 'head:linear'"),
-        ({"tune": "adapter"}, "tune must be one of none, red, loreft, lora, full; got 'adapter'"),
+        ({"tune": "adapter"}, "tune must be one of none, red, bias, loreft, lora, full; got 'adapter'"),
         ({"added_tokens": "random"}, "added_tokens must be one of zero, first, average; got 'random'"),
         ({"grid": "1:5"}, "lower:upper:resolution, .* got '1:5'"),
         ({"grid": "1,five"}, "numbers such as 3 or 0.25; got 'five'"),

@@ -1,0 +1,34 @@
+"""Bias: add a learnt vector to a representation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyvene as pv
+import torch
+from torch import nn
+
+
+class BiasIntervention(pv.SourcelessIntervention, pv.TrainableIntervention, pv.DistributedRepresentationIntervention):
+    """``Bias(h) = h + b``
+
+    ``h: (…, width)`` of any dtype; ``b: (width,)``, kept and added in float32, from zeros, so that a fresh
+    intervention changes nothing. The result has the dtype of ``h``. RED without its scale, whose edit a norm of ``b``
+    bounds wholly.
+
+    pyvene constructs it as it does `RedIntervention`: the width may come later, by `set_interchange_dim`.
+    """
+
+    bias: nn.Parameter
+
+    def __init__(self, *, embed_dim: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs, keep_last_dim=True)
+        if embed_dim is not None:
+            self.set_interchange_dim(embed_dim)
+
+    def set_interchange_dim(self, interchange_dim: int | torch.Tensor) -> None:
+        super().set_interchange_dim(interchange_dim)
+        self.bias = nn.Parameter(torch.zeros(int(interchange_dim)))
+
+    def forward(self, base: torch.Tensor, source: None = None, subspaces: None = None) -> torch.Tensor:
+        return (base + self.bias).to(base.dtype)  # promoted to the bias's dtype or wider
