@@ -70,7 +70,7 @@ def main(options: CompareOptions) -> None:
     from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.generations import ELSEWHERE, numeric_scoring, read_entries, rescored
     from reft_math.markdown import markdown
-    from reft_math.pairing import check_templates, not_known, paired, reference_of
+    from reft_math.pairing import check_templates, not_known, paired, reference_of, scored_otherwise
 
     entries = read_entries(options.runs)
     against = reference_of(entries, options.against).name
@@ -78,7 +78,7 @@ def main(options: CompareOptions) -> None:
     entries = paired(entries, options.shared_only)
     is_numeric = numeric_scoring(entries, options.scoring)
     folder = command.claim_output_dir(options)
-    entries = rescored(entries, is_numeric)
+    before, entries = entries, rescored(entries, is_numeric)
     rows = comparison_rows(entries, against)
 
     write_csv(folder / "comparison.csv", rows)
@@ -108,7 +108,7 @@ def main(options: CompareOptions) -> None:
     names, end = COLUMNS[:2], 2 + len(TRAINING_COLUMNS)
     command.print_table("trained on", COLUMNS[:end], [line[:end] for line in lines])
     command.print_table(title, names + COLUMNS[end:], [line[:2] + line[end:] for line in lines])
-    for note in not_known(entries):
+    for note in (*not_known(entries), *scored_otherwise(before, entries)):
         print(note)
     print(f"table, figure and outcomes: {folder}")
 

@@ -20,7 +20,7 @@ TRAINING_COLUMNS = ("data_num", "epochs", "prefix", "lr", "parameters", "norm", 
 SCORE_COLUMNS = ("correct", "total", "accuracy", "95 % interval", "strict", "p", "only first", "only this")
 COLUMNS = ("run", "decoder", *TRAINING_COLUMNS, *SCORE_COLUMNS)
 
-_KINDS = {"question": str, "gold": str, "correct": bool, "strict": bool}  # the last only where answers are numbers
+_KINDS = {"question": str, "gold": str, "completion": str, "correct": bool, "strict": bool}  # some have not all
 
 # What results may call things: no path, markup, formula or sign that steers a terminal, wherever it is written.
 NAME = re.compile(r"\w[\w.,:=+-]*")
@@ -97,7 +97,10 @@ class Run:
                 " problems?"
             )
         odd = [
-            name for record in records for name, kind in _KINDS.items() if not isinstance(record.get(name, False), kind)
+            name
+            for record in records
+            for name, kind in _KINDS.items()
+            if name in record and not isinstance(record[name], kind)
         ]
         if odd:
             raise UserError(f"{path}: a record's {odd[0]} must be {_KINDS[odd[0]].__name__}; was the file edited?")

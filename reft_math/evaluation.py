@@ -18,9 +18,11 @@ from reft_math.completion import Complete
 from reft_math.data.problem import Problem
 from reft_math.data.templates import without_thoughts
 from reft_math.errors import Unfinished
+from reft_math.processes import process_state
 from reft_math.recording import Record, record_rows
 from reft_math.scoring.math_equivalence import MathVerifier
 from reft_math.scoring.numeric import last_number, score_numeric
+from reft_math.scoring.records import RecordFile
 from reft_math.scoring.sampling import majority_vote, pass_at_k
 from reft_math.scoring.statistics import mcnemar, wilson_interval
 
@@ -84,7 +86,29 @@ def evaluate(
         return {row.id: {**row.record(), **found[row.id], **scored} for row, scored in zip(rows, scores, strict=True)}
 
     rows = [Row(problem, sample, samples) for problem in problems for sample in range(samples)]
-    return record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, batch_size)
+    records = record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, batch_size)
+    return _as_scored_now(records, score, records_path) if "strict" in records[0] else records
+
+
+def scored_again(records: Sequence[Record], score: Score) -> list[Record]:
+    """The records with new scores, as far as they hold completions.
+
+    An older version's verdict on a number was the last number's, whatever was stated before it.
+    """
+    rows = [record for record in records if "completion" in record]
+    scores = score([(record["gold"], record["completion"]) for record in rows])
+    found = {record["id"]: scored for record, scored in zip(rows, scores, strict=True)}
+    return [{**record, **found.get(record["id"], {})} for record in records]
+
+
+def _as_scored_now(records: list[Record], score: Score, path: Path) -> list[Record]:
+    """The records, after a run of an older version went on with its scores made new, in the file, too."""
+    again = scored_again(records, score)
+    changed = [new for new, old in zip(again, records, strict=True) if new != old]
+    if changed and process_state().is_main_process:
+        RecordFile(path).replace(changed)
+        print(f"note: {path}: {len(changed)} of {len(records)} scores were of another version and are made anew")
+    return again
 
 
 @dataclass(frozen=True)
@@ -119,9 +143,9 @@ def is_numeric(dataset: str, problems: Sequence[Problem]) -> bool:
 class Scorer(AbstractContextManager["Scorer"]):
     """``(gold, completion)`` pairs to scores: by numbers, or by math-verify in worker processes for other answers.
 
-    Numeric scores hold ``strict`` (the stated answer) and ``flexible`` (the last number); ``correct`` is the latter,
-    for a base model has not been told how to state an answer. math-verify's hold ``unscored``, ``timed_out`` and
-    ``prediction``. Thoughts before an answer count for nothing.
+    Numeric scores are `NumericScore`: ``correct`` by the stated answer, and where none is stated by the last number,
+    for a base model has not been told how to state one; ``strict`` and ``flexible`` by either alone. math-verify's
+    hold ``correct``, ``unscored``, ``timed_out`` and ``prediction``. Thoughts before an answer count for nothing.
     """
 
     def __init__(self, is_numeric: bool) -> None:
@@ -132,8 +156,7 @@ class Scorer(AbstractContextManager["Scorer"]):
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         pairs = [(gold, without_thoughts(completion)) for gold, completion in pairs]
         if self.is_numeric:
-            scores = [score_numeric(completion, gold) for gold, completion in pairs]
-            return [{"correct": score["flexible"], **score} for score in scores]
+            return [{**score_numeric(completion, gold)} for gold, completion in pairs]
         if self._verifier is None:
             self._verifier = self._stack.enter_context(MathVerifier())
         return [
@@ -171,9 +194,8 @@ def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
         if name in records[0]:
             summary[name] = sum(record[name] for record in records)
     if "last_number" in records[0]:
-        errors = [
-            abs(float(row["last_number"]) - float(row["gold"])) for row in records if row["last_number"] is not None
-        ]
+        answers = [(_answer(row), row["gold"]) for row in records]
+        errors = [abs(float(answer) - float(gold)) for answer, gold in answers if answer is not None]
         mean_error = sum(errors) / len(errors) if errors else math.nan
         summary |= {
             "unanswered": total - len(errors),
@@ -210,9 +232,9 @@ def _summarise_samples(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _answer(record: Mapping[str, Any]) -> str | None:
-    """What a sample votes for: the answer that was scored."""
-    answer: str | None = record["last_number"] if "last_number" in record else record["prediction"]
-    return answer
+    """The answer that ``correct`` is the verdict on."""
+    names = ("stated", "last_number", "prediction")
+    return next((record[name] for name in names if record.get(name) is not None), None)
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
@@ -230,7 +252,7 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
     return {"value": float(np.mean(values)), "interval_95": [float(low), float(high)]}
 
 
-EVALUATION_COLUMNS = ("", "correct", "total", "accuracy", "95 % interval", "strict", "tokens", "p vs base")
+EVALUATION_COLUMNS = ("", "correct", "total", "accuracy", "95 % interval", "strict", "flexible", "tokens", "p vs base")
 SAMPLING_COLUMNS = ("", "estimate", "95 % interval")
 
 
@@ -243,7 +265,7 @@ def _row(name: str, summary: Mapping[str, Any]) -> Iterable[str]:
     test = summary.get("mcnemar_vs_base")
     yield from (name, str(summary["correct"]), str(summary["total"]), accuracy_cell(summary))
     yield _interval(summary)
-    yield str(summary.get("strict", "-"))
+    yield from (str(summary.get(name, "-")) for name in ("strict", "flexible"))
     yield f"{summary['mean_tokens']:.0f}"
     yield "-" if test is None else f"{test['p_value']:.2g}"
 

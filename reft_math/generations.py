@@ -12,12 +12,13 @@ from reft_math.comparison import Entry, Run, by_problem, run_names
 from reft_math.data.problem import Problem
 from reft_math.data.rows import Row, file_rows
 from reft_math.errors import UserError
-from reft_math.evaluation import Scorer, is_numeric
-from reft_math.scoring.numeric import last_number
+from reft_math.evaluation import Scorer, is_numeric, scored_again
+from reft_math.scoring.numeric import number_alone
 
 ELSEWHERE = "elsewhere"  # the decoder of completions made elsewhere
 
 _BRACE = re.compile(r"\\[{}]|[{}]")
+_DIGITS = re.compile("-?[0-9.,]+")
 
 
 def read_entries(sources: Sequence[str]) -> list[Entry]:
@@ -69,11 +70,11 @@ def read_generations(path: Path) -> list[dict[str, Any]]:
 def final_answer(text: str) -> str:
     r"""What follows the last ``####``, of that what the last ``\boxed{…}`` holds, where there are such marks.
 
-    Without dollar signs around it; a number without the commas of its thousands.
+    Without dollar signs around it; a number without the commas of its thousands, and with a point before its decimals.
     """
     answer = _last_boxed(text.rpartition("####")[2]).strip("$ \t\r\n")
-    plain = answer.replace(",", "")
-    return plain if last_number(answer) == plain else answer
+    number = number_alone(answer) if _DIGITS.fullmatch(answer) else None
+    return answer if number is None else number
 
 
 def numeric_scoring(entries: Sequence[Entry], scoring: str) -> bool:
@@ -108,16 +109,14 @@ def numeric_scoring(entries: Sequence[Entry], scoring: str) -> bool:
 
 
 def rescored(entries: Sequence[Entry], as_numbers: bool) -> list[Entry]:
-    """The entries, with scores for those that have none."""
+    """The entries, with scores for those that have none; numbers are read again wherever a completion is recorded."""
     with Scorer(as_numbers) as score:
-        return [entry if entry.is_scored else _rescored(entry, score) for entry in entries]
+        return [entry if entry.is_scored and not as_numbers else _rescored(entry, score) for entry in entries]
 
 
 def _rescored(entry: Entry, score: Scorer) -> Entry:
-    records = entry.records.values()
-    scores = score([(record["gold"], record["completion"]) for record in records])
-    keyed = zip(entry.records.items(), scores, strict=True)
-    return replace(entry, records={key: {**record, **scored} for (key, record), scored in keyed})
+    records = scored_again(list(entry.records.values()), score)
+    return replace(entry, records=dict(zip(entry.records, records, strict=True)))
 
 
 def _record(row: Row) -> dict[str, Any]:

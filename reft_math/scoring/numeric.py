@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TypedDict
 
 from reft_math.errors import UserError
@@ -37,6 +37,7 @@ _NUMBER = (
     r"|[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+))"
 )
 _ANY_NUMBER = re.compile(_NUMBER)
+_ALONE = re.compile(rf"[\s+\\{_CURRENCY}]*({_NUMBER})[\s\\%.{_CURRENCY}]*")
 # What makes a number a part of another: "12,5", "1.2.3", "10:30", "0.(3)", "1,234e5", "5_8", "5^n" (but not
 # "18^\circ"), "5\sqrt{2}", "5π", the denominator of "5/8".
 _GLUE = r"[.,:'\u2019_]"
@@ -109,11 +110,8 @@ class NumericScore(TypedDict):
     last_number: str | None
 
 
-def undressed(text: str) -> str:
-    r"""The text with its numbers as `plain_numbers` writes them, without what LaTeX dresses them in.
-
-    Spaces of every kind become one, ``\text{18 m}`` and ``\mathbf{18}`` their contents; units lose their powers:
-    ``18\,\mathrm{cm}^2`` becomes ``18  cm``.
+def unwrapped(text: str) -> str:
+    r"""The text without what LaTeX wraps it in: ``\text{18~m}`` and ``\mathbf{18}`` become ``18 m`` and ``18``.
 
     Args:
         text: A completion or an answer.
@@ -122,7 +120,7 @@ def undressed(text: str) -> str:
     text = _UNIT_FRACTION.sub(r" \1/\2", text)
     for _ in range(_NESTED):
         text = _DRESSED.sub(r" \1", text)
-    return _RAISED.sub(r"\g<unit>", plain_numbers(text))
+    return text
 
 
 def stated_answer(completion: str) -> str | None:
@@ -139,7 +137,7 @@ def stated_answer(completion: str) -> str | None:
     Returns:
         The number without currency, percent sign and thousands commas, or ``None`` where nothing is stated.
     """
-    return _stated(undressed(completion))
+    return _stated(_readable(completion))
 
 
 def last_number(completion: str) -> str | None:
@@ -153,7 +151,25 @@ def last_number(completion: str) -> str | None:
     Returns:
         The number, or ``None`` where the text holds none.
     """
-    return _last(undressed(completion))
+    return _last(_readable(completion))
+
+
+def number_alone(text: str) -> str | None:
+    """The number that is all of a text, in the form of `stated_answer`: ``"$1,234.50"`` gives ``"1234.50"``.
+
+    Args:
+        text: An answer.
+
+    Returns:
+        The number, or ``None`` where the text is another or holds more.
+    """
+    found = _ALONE.fullmatch(_readable(text))
+    return None if found is None else _plain(found[1])
+
+
+def _readable(text: str) -> str:
+    r"""Numbers as `plain_numbers` writes them, and units without powers: ``18\,\mathrm{cm}^2`` becomes ``18  cm``."""
+    return _RAISED.sub(r"\g<unit>", plain_numbers(unwrapped(text)))
 
 
 def _stated(text: str) -> str | None:
@@ -207,7 +223,7 @@ def score_numeric(completion: str, gold: str) -> NumericScore:
         UserError: If gold is not a number.
     """
     _decimal(gold)
-    text = undressed(completion)
+    text = _readable(completion)
     stated, last = _stated(text), _last(text)
     strict = stated is not None and numbers_equal(stated, gold)
     flexible = last is not None and numbers_equal(last, gold)
@@ -222,25 +238,17 @@ def score_numeric(completion: str, gold: str) -> NumericScore:
 
 def _plain(number: str) -> str:
     """The matched text as `Decimal` reads it."""
-    return re.sub(r"[^0-9.-]", "", _point(number))
-
-
-def _point(number: str) -> str:
-    """``0,125`` with a decimal point."""
-    return re.sub(r"(?<![0-9])0,(?=[0-9])", "0.", number)
+    return re.sub(r"[^0-9.-]", "", re.sub(r"(?<![0-9])0,", "0.", number))
 
 
 def _decimal(text: str) -> Decimal:
-    try:
-        value = Decimal(re.sub(r"[,$%]", "", _point(text.strip())))
-    except InvalidOperation:
-        value = Decimal("NaN")
-    if not value.is_finite():
+    number = number_alone(text)
+    if number is None:
         raise UserError(
             f"numeric scoring compares numbers: expected one such as '18' or '1,234.5', got {text!r}; "
             "score other answers with math-verify"
         )
-    return value
+    return Decimal(number)
 
 
 def _decimals(value: Decimal) -> int:

@@ -167,6 +167,25 @@ def test_completions_made_elsewhere_are_compared_without_a_run_of_ours(
     assert [row["strict"] for row in rows_by_name.values()] == ["0", "0"]  # no answer is stated
 
 
+def test_a_run_of_an_older_version_is_scored_by_this_one_and_that_is_said(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its verdict was the last number's, whatever was stated before it."""
+    run = write_run(tmp_path / "run", {"base": "--", "prefix": "+-"})
+    path = run / "records" / "base.jsonl"
+    lines = path.read_text().splitlines()
+    completions = (r"\boxed{1} in 4 weeks", "2")
+    rows = [{**json.loads(line), "completion": text} for line, text in zip(lines, completions, strict=True)]
+    write_generations(path, rows)
+    call(f"eval/compare.py --runs {run} --output-dir {tmp_path}/out")
+    assert [(row["correct"], row["strict"]) for row in table(tmp_path / "out").values()] == [("1", "1"), ("1", "1")]
+    assert (
+        "note: run:base: 1 of 2 recorded verdicts are another version's; the table is of the recorded completions,"
+        " scored by this one\n"
+    ) in capfd.readouterr().out
+    assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def with_template(template: str, total: int) -> dict[str, Any]:
     """Results as this version writes them: of the problems that `write_run` makes."""
     rows = digest((f"q{index}?", "1") for index in range(total))

@@ -86,7 +86,8 @@ def test_results_that_were_edited_are_one_line(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("question", 3), ("gold", 1), ("correct", "false"), ("correct", 1), ("strict", "no")]
+    ("name", "value"),
+    [*(("question", 3), ("gold", 1), ("completion", 1)), *(("correct", "false"), ("correct", 1), ("strict", "no"))],
 )
 def test_a_score_is_true_or_false_and_never_a_text(tmp_path: Path, name: str, value: object) -> None:
     """To Python, the text "false" is true."""

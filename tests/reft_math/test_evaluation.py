@@ -107,6 +107,23 @@ def test_a_kill_between_batches_loses_no_row_and_scores_none_twice(tmp_path: Pat
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_a_run_of_an_older_version_goes_on_with_this_ones_verdicts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It took the last number whatever was stated; a row of a problem that is no longer asked for stays as it is."""
+    path, script = tmp_path / "records.jsonl", {**RIGHT, QUESTIONS[0]: r"\boxed{3} in 4 weeks"}
+    with Scorer(is_numeric=True) as score:
+        whole = evaluate(PROBLEMS, Scripted(script), score, path, "test", batch_size=2)
+        new = path.read_text()
+        verdicts = '"correct": {}, "strict": true, "flexible": false'
+        old = new.replace(verdicts.format("true"), verdicts.format("false"))
+        assert old != new
+        path.write_text(old + '{"id": "other"}\n' + '{"id": "to')
+        assert evaluate(PROBLEMS, Scripted({}), score, path, "test", batch_size=2) == whole
+    assert path.read_text() == new + '{"id": "other"}\n'
+    assert capsys.readouterr().out == f"note: {path}: 1 of 5 scores were of another version and are made anew\n"
+
+
 def test_records_of_other_problems_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     evaluate(PROBLEMS, Scripted(RIGHT), Scoring(), path, "test", batch_size=2)
@@ -147,12 +164,11 @@ def test_thoughts_are_no_answers(is_numeric: bool) -> None:
     assert is_numeric or [row["unscored"] for row in rows] == [False] * 3
 
 
-def test_a_numeric_answer_counts_by_the_last_number_and_the_stated_one_is_told_beside_it() -> None:
+def test_a_numeric_answer_counts_by_what_is_stated_and_else_by_the_last_number() -> None:
     with Scorer(is_numeric=True) as score:
-        stated, last, wrong = score([("7", "#### 7"), ("7", "3+4=7"), ("5", "15")])
-    assert (stated["correct"], stated["strict"], stated["flexible"]) == (True, True, True)
-    assert (last["correct"], last["strict"], last["flexible"]) == (True, False, True)
-    assert (wrong["correct"], wrong["last_number"]) == (False, "15")
+        rows = score([("7", "#### 7"), ("7", "3+4=7"), ("7", r"\boxed{7} in 4 weeks"), ("4", r"\boxed{7} in 4 weeks")])
+    verdicts = [(row["correct"], row["strict"], row["flexible"]) for row in rows]
+    assert verdicts == [(True, True, True), (True, False, True), (True, True, False), (False, False, True)]
 
 
 @pytest.mark.parametrize(("dataset", "expected"), [("arithmetic", True), ("math500", False), ("math10k", True)])
@@ -216,9 +232,10 @@ def test_scores_that_the_records_hold_are_counted() -> None:
 
 
 def test_the_error_of_numeric_answers_is_over_those_there_are() -> None:
-    answers = [("7", "7"), ("10", "4.5"), (None, "3")]
-    summary = summarise([{**record(False), "last_number": answer, "gold": gold} for answer, gold in answers])
-    assert (summary["mean_absolute_error"], summary["unanswered"]) == (2.75, 1)
+    answers = [("9", "7", "7"), (None, "10", "4.5"), (None, None, "3")]
+    names = ("stated", "last_number", "gold")
+    summary = summarise([{**record(False), **dict(zip(names, row, strict=True))} for row in answers])
+    assert (summary["mean_absolute_error"], summary["unanswered"]) == (3.75, 1)
     summary = summarise([{**record(False), "last_number": "9" * 400, "gold": "7"}])
     assert (summary["mean_absolute_error"], summary["unanswered"]) == (None, 0)
 
@@ -236,8 +253,8 @@ def test_the_table_has_a_row_a_system_and_a_cell_a_column() -> None:
     this = [record(True, 9)] * 4
     rows = evaluation_rows({"base": summarise(base), "prefix": summarise(this, base)})
     assert [len(row) for row in rows] == [len(EVALUATION_COLUMNS)] * 2
-    assert rows[0] == ["base", "1", "4", "25.0%", "4.6% - 69.9%", "1", "6", "-"]
-    assert rows[1] == ["prefix", "4", "4", "100.0%", "51.0% - 100.0%", "-", "9", "0.25"]
+    assert rows[0] == ["base", "1", "4", "25.0%", "4.6% - 69.9%", "1", "1", "6", "-"]
+    assert rows[1] == ["prefix", "4", "4", "100.0%", "51.0% - 100.0%", "-", "-", "9", "0.25"]
 
 
 def test_samples_are_summarised_over_problems_by_hand() -> None:

@@ -415,9 +415,9 @@ STATED_18 = {
     "units": r"""
         \boxed{18\text{ m}^2} | \boxed{18\text{ m}^{2}} | \boxed{18 \mathrm{~cm}^{2}} | \boxed{18 m^2} |
         \boxed{18 ft2} | \boxed{18ft2} | \boxed{18\text{ cm}^2\text{ of paint}} | \boxed{18\text{ sq. ft.}} |
-        \boxed{18\text{ km/h}} | \boxed{18\ \frac{\text{miles}}{\text{hour}}} | \boxed{18\,\text{m}\cdot\text{s}^{-1}} | \boxed{18\text{(eggs)}} |
-        \boxed{18\text{-egg}} | \boxed{18^\circ\text{C}} | \boxed{18\text{ percent}} | \boxed{\text{\$18}} |
-        \boxed{\text{\$}18} | Answer: US$18 | Answer: USD 18 | #### 18 ft2 | #### 18 m²""",
+        \boxed{18\text{ km/h}} | \boxed{18\ \frac{\text{miles}}{\text{hour}}} | \boxed{18\,\text{m}\cdot\text{s}^{-1}} |
+        \boxed{18\text{ (eggs)}} | \boxed{18\text{-egg}} | \boxed{18^\circ\text{C}} | \boxed{18\text{ percent}} |
+        \boxed{\text{\$18}} | \boxed{\text{\$}18} | Answer: US$18 | Answer: USD 18 | #### 18 ft2 | #### 18 m²""",
     "spaces": r"""
         \boxed{18~\text{apples}} | \boxed{\,18\,} | \boxed{\;18\;} | \boxed{18\:\mathrm{m}} | \boxed{~18~} |
         \boxed{\ 18\ } | \boxed{\quad 18\qquad} | \boxed{\!18\!} | \boxed {18} | \boxed{ 18 } | #### ~18 |
