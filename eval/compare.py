@@ -5,8 +5,9 @@
     uv run eval/compare.py --runs results/gsm8k elsewhere.jsonl --output-dir results/compare-elsewhere
 
 ``data_num`` counts training problems, ``prefix`` the solution tokens trained on, ``tracking`` is the bias norm's error
-against its target, ``strict`` counts stated answers, ``p`` is McNemar's, ``only first`` and ``only this`` count the
-problems that one alone solved.
+against its target, ``strict`` counts stated answers, ``flexible`` last numbers, ``p`` is McNemar's, ``only first`` and
+``only this`` count the problems that one alone solved. Tokens an answer, and how many more or less than the first's to
+the same problems (``against first``), have 95 % intervals bootstrapped over problems.
 
 Runs over different problems, or with different prompt templates, are refused unless ``--shared-only`` or
 ``--any-template`` says that it is meant.
@@ -64,13 +65,22 @@ class CompareOptions:
 
 def main(options: CompareOptions) -> None:
     from reft_math import command
-    from reft_math.comparison import COLUMNS, TRAINING_COLUMNS, cells, comparison_rows, outcomes
+    from reft_math.comparison import (
+        COLUMNS,
+        COST_COLUMNS,
+        SCORE_COLUMNS,
+        TRAINING_COLUMNS,
+        cells,
+        comparison_rows,
+        outcomes,
+    )
     from reft_math.data.fingerprint import digest
     from reft_math.figures.comparison import comparison_figure
     from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.generations import ELSEWHERE, numeric_scoring, read_entries, rescored
     from reft_math.markdown import markdown
     from reft_math.pairing import check_templates, not_known, paired, reference_of, scored_otherwise
+    from reft_math.scoring.lengths import LENGTH_TITLE
 
     entries = read_entries(options.runs)
     against = reference_of(entries, options.against).name
@@ -105,9 +115,11 @@ def main(options: CompareOptions) -> None:
     write_figure(folder, "comparison", figure)
 
     # One table would be too wide for a terminal.
-    names, end = COLUMNS[:2], 2 + len(TRAINING_COLUMNS)
-    command.print_table("trained on", COLUMNS[:end], [line[:end] for line in lines])
-    command.print_table(title, names + COLUMNS[end:], [line[:2] + line[end:] for line in lines])
+    start = 2
+    for name, columns in (("trained on", TRAINING_COLUMNS), (title, SCORE_COLUMNS), (LENGTH_TITLE, COST_COLUMNS)):
+        end = start + len(columns)
+        command.print_table(name, COLUMNS[:2] + columns, [line[:2] + line[start:end] for line in lines])
+        start = end
     for note in (*not_known(entries), *scored_otherwise(before, entries)):
         print(note)
     print(f"table, figure and outcomes: {folder}")

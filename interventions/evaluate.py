@@ -27,13 +27,12 @@ from reft_math.decoding.gate import AlwaysOn, PromptOnly, parse_gate
 from reft_math.decoding.generation import GatedOutput
 from reft_math.errors import UserError
 from reft_math.evaluation import (
-    EVALUATION_COLUMNS,
     SAMPLING_COLUMNS,
     Scorer,
     default_max_new_tokens,
     evaluate,
-    evaluation_rows,
     is_numeric,
+    print_evaluation,
     sampling_rows,
     summarise,
 )
@@ -181,11 +180,11 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
             seed=options.seed if options.sampling else None,
         )
     part_ways()
-    summary = summarise(records)
+    summary = {**summarise(records), "seconds_per_answer": records.seconds_per_answer}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, "evaluation": {name: summary}})
     how = "greedy" if options.temperature is None else f"temperature {options.temperature:g}"
     title = f"{dataset}, {len(problems)} problems, {how}, gate {setting.options.gate}"
-    print_table(title, EVALUATION_COLUMNS, evaluation_rows({name: summary}))
+    print_evaluation(title, {name: summary})
     if options.samples > 1:
         print_table("over problems", SAMPLING_COLUMNS, sampling_rows(summary))
     print(f"results: {folder / RESULTS_NAME}")

@@ -12,11 +12,12 @@ import numpy as np
 from reft_math.completion import Complete
 from reft_math.data.problem import Problem
 from reft_math.evaluation import Score, accuracy_cell, evaluate, summarise
+from reft_math.scoring.lengths import tokens_cell
 
 # In nats. The interventions always draw the first token, which decides the path: under the base it often costs more
 # than all that follows, and without ``min=1`` a prompt on which it costs more than the threshold gets none of them.
 KL_GATES = tuple(f"kl:{nats},min=1" for nats in ("0.25", "0.5", "1", "2", "4", "8", "16"))
-GATE_COLUMNS = ("gate", "correct", "total", "accuracy", "95 % interval", "tokens", "closes at", "never")
+GATE_COLUMNS = ("gate", "correct", "total", "accuracy", "95 % interval", "tokens", "cut off", "closes at", "never")
 
 
 def evaluate_gates(
@@ -72,8 +73,9 @@ def gate_rows(summaries: Mapping[str, Mapping[str, Any]], best: str | None = Non
     rows = []
     for gate, summary in summaries.items():
         low, high = summary["interval_95"]
-        closings = (summary["median_closing_position"], summary["never_closed"])
+        counts = (summary.get("unfinished"), summary["median_closing_position"], summary["never_closed"])
         row = [f"{gate} *" if gate == best else gate, str(summary["correct"]), str(summary["total"])]
-        row += [accuracy_cell(summary), f"{low:.1%} - {high:.1%}", f"{summary['mean_tokens']:.0f}"]
-        rows.append([*row, *("-" if count is None else str(count) for count in closings)])
+        row += [accuracy_cell(summary), f"{low:.1%} - {high:.1%}"]
+        row += [tokens_cell(summary["mean_tokens"], summary.get("tokens_interval_95"))]
+        rows.append([*row, *("-" if count is None else str(count) for count in counts)])
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,19 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
+from reft_math.command import print_table
 from reft_math.completion import Complete
 from reft_math.data.problem import Problem
 from reft_math.data.templates import without_thoughts
 from reft_math.errors import Unfinished
 from reft_math.processes import process_state
 from reft_math.recording import Record, record_rows
+from reft_math.scoring.lengths import (
+    LENGTH_TITLE,
+    difference_cell,
+    time_cell,
+    tokens_cell,
+    tokens_difference,
+    tokens_interval,
+)
 from reft_math.scoring.math_equivalence import MathVerifier
 from reft_math.scoring.numeric import last_number, score_numeric
-from reft_math.scoring.records import RecordFile
+from reft_math.scoring.records import RecordFile, shard_path
 from reft_math.scoring.sampling import majority_vote, pass_at_k
-from reft_math.scoring.statistics import mcnemar, wilson_interval
+from reft_math.scoring.statistics import mcnemar, mean_interval, wilson_interval
 
 Score = Callable[[Sequence[tuple[str, str]]], list[dict[str, Any]]]
 
@@ -39,6 +48,17 @@ def default_max_new_tokens(dataset: str) -> int:
     return {"arithmetic": 80, "math500": 1024}.get(dataset, 512)
 
 
+class Records(list[Record]):
+    """One evaluation's, in the order of its problems.
+
+    Attributes:
+        seconds_per_answer: Seconds that the evaluation took, over all its processes, by its rows; None where some were
+            done before.
+    """
+
+    seconds_per_answer: float | None = None
+
+
 def evaluate(
     problems: Sequence[Problem],
     complete: Complete,
@@ -49,7 +69,7 @@ def evaluate(
     batch_size: int,
     samples: int = 1,
     seed: int | None = None,
-) -> list[Record]:
+) -> Records:
     """Completes and scores every problem that has no record yet, as `record_rows`.
 
     Args:
@@ -86,8 +106,13 @@ def evaluate(
         return {row.id: {**row.record(), **found[row.id], **scored} for row, scored in zip(rows, scores, strict=True)}
 
     rows = [Row(problem, sample, samples) for problem in problems for sample in range(samples)]
-    records = record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, batch_size)
-    return _as_scored_now(records, score, records_path) if "strict" in records[0] else records
+    begun, start = records_path.exists() or shard_path(records_path, 0).exists(), time.monotonic()
+    records = Records(record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, batch_size))
+    seconds = time.monotonic() - start
+    if "strict" in records[0]:
+        records = _as_scored_now(records, score, records_path)
+    records.seconds_per_answer = None if begun else seconds / len(records)
+    return records
 
 
 def scored_again(records: Sequence[Record], score: Score) -> list[Record]:
@@ -101,9 +126,9 @@ def scored_again(records: Sequence[Record], score: Score) -> list[Record]:
     return [{**record, **found.get(record["id"], {})} for record in records]
 
 
-def _as_scored_now(records: list[Record], score: Score, path: Path) -> list[Record]:
+def _as_scored_now(records: Records, score: Score, path: Path) -> Records:
     """The records, after a run of an older version went on with its scores made new, in the file, too."""
-    again = scored_again(records, score)
+    again = Records(scored_again(records, score))
     changed = [new for new, old in zip(again, records, strict=True) if new != old]
     if changed and process_state().is_main_process:
         RecordFile(path).replace(changed)
@@ -174,11 +199,12 @@ class Scorer(AbstractContextManager["Scorer"]):
 
 
 def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """Counts, accuracy, 95 % interval, mean length, and the exact McNemar test against ``base``'s records.
+    """Counts, accuracy and mean length with 95 % intervals, and what the same problems say against ``base``'s records.
 
-    With one completion a problem the interval is Wilson's. With several, accuracy is pass@1, its interval is
-    bootstrapped over problems, ``pass_at_k`` and ``majority`` are added, and there is no test. ``unscored`` completions
-    count as wrong. ``mean_absolute_error`` is None where there is no number, or one that no float holds.
+    With one completion a problem accuracy's interval is Wilson's. With several, accuracy is pass@1, its interval is
+    bootstrapped over problems, ``pass_at_k`` and ``majority`` are added, and there is no test. Against the base: the
+    exact McNemar test, and the mean difference in tokens, its interval bootstrapped over problems. ``unscored``
+    completions count as wrong. ``mean_absolute_error`` is None where there is no number, or one that no float holds.
     """
     is_sampled = "problem" in records[0]
     correct, total = sum(record["correct"] for record in records), len(records)
@@ -188,6 +214,7 @@ def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
         "accuracy": correct / total,
         "interval_95": None if is_sampled else list(wilson_interval(correct, total)),
         "mean_tokens": sum(record["num_tokens"] for record in records) / total,
+        "tokens_interval_95": tokens_interval(records),
         "unfinished": sum(not record["finished"] for record in records),
     }
     for name in ("strict", "flexible", "unscored", "timed_out"):
@@ -210,6 +237,7 @@ def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
             "only_this": test.only_second,
             "p_value": test.p_value,
         }
+        summary["tokens_vs_base"] = tokens_difference(base, records)
     return summary
 
 
@@ -242,17 +270,13 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
 
     The bootstrap of equal values would have no width; then there is none.
     """
-    if len(set(values)) == 1 and not set(values) <= {0.0, 1.0}:
-        return {"value": values[0], "interval_95": None}
-    if set(values) <= {0.0, 1.0}:
-        low, high = wilson_interval(round(sum(values)), len(values))
-    else:
-        found = bootstrap((np.asarray(values),), np.mean, method="percentile", rng=np.random.default_rng(0))
-        low, high = found.confidence_interval
-    return {"value": float(np.mean(values)), "interval_95": [float(low), float(high)]}
+    is_rate = set(values) <= {0.0, 1.0}
+    interval = wilson_interval(round(sum(values)), len(values)) if is_rate else mean_interval(values)
+    return {"value": float(np.mean(values)), "interval_95": None if interval is None else list(interval)}
 
 
-EVALUATION_COLUMNS = ("", "correct", "total", "accuracy", "95 % interval", "strict", "flexible", "tokens", "p vs base")
+EVALUATION_COLUMNS = ("", "correct", "total", "accuracy", "95 % interval", "strict", "flexible", "p vs base")
+COST_COLUMNS = ("", "tokens an answer", "against base", "cut off", "time an answer")
 SAMPLING_COLUMNS = ("", "estimate", "95 % interval")
 
 
@@ -266,8 +290,27 @@ def _row(name: str, summary: Mapping[str, Any]) -> Iterable[str]:
     yield from (name, str(summary["correct"]), str(summary["total"]), accuracy_cell(summary))
     yield _interval(summary)
     yield from (str(summary.get(name, "-")) for name in ("strict", "flexible"))
-    yield f"{summary['mean_tokens']:.0f}"
     yield "-" if test is None else f"{test['p_value']:.2g}"
+
+
+def print_evaluation(title: str, summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Scores and what they cost, two tables: one would be too wide for a terminal."""
+    print_table(title, EVALUATION_COLUMNS, evaluation_rows(summaries))
+    print_table(LENGTH_TITLE, COST_COLUMNS, cost_rows(summaries))
+
+
+def cost_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Table rows for `COST_COLUMNS`; what an older version left out is a dash."""
+    return [
+        [
+            name,
+            tokens_cell(summary["mean_tokens"], summary.get("tokens_interval_95")),
+            difference_cell(summary.get("tokens_vs_base")),
+            str(summary.get("unfinished", "-")),
+            time_cell(summary.get("seconds_per_answer")),
+        ]
+        for name, summary in summaries.items()
+    ]
 
 
 def accuracy_cell(summary: Mapping[str, Any]) -> str:

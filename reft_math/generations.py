@@ -115,7 +115,7 @@ def rescored(entries: Sequence[Entry], as_numbers: bool) -> list[Entry]:
 
 
 def _rescored(entry: Entry, score: Scorer) -> Entry:
-    records = scored_again(list(entry.records.values()), score)
+    records = scored_again([dict(record) for record in entry.records.values()], score)
     return replace(entry, records=dict(zip(entry.records, records, strict=True)))
 
 

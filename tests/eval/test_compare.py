@@ -26,10 +26,15 @@ def write_run(folder: Path, decoders: Mapping[str, str], results: Mapping[str, A
     """A run whose decoders solved the problems marked ``+``, with a stated answer, or ``f``, without."""
     for name, marks in decoders.items():
         RecordFile(folder / "records" / f"{name}.jsonl").append(
-            {"id": f"p{index}", "question": f"q{index}?", "gold": "1", "correct": mark != "-", "strict": mark == "+"}
+            {
+                **{"id": f"p{index}", "question": f"q{index}?", "gold": "1"},
+                **{"correct": mark != "-", "strict": mark == "+", "flexible": mark != "-"},
+                **{"num_tokens": index + (5 if mark == "+" else 2), "finished": mark != "f"},
+            }
             for index, mark in enumerate(marks)
         )
-    (folder / "results.json").write_text(json.dumps({**results, "evaluation": {name: {} for name in decoders}}))
+    evaluation = {name: {"seconds_per_answer": 0.25} for name in decoders}
+    (folder / "results.json").write_text(json.dumps({**results, "evaluation": evaluation}))
     return folder
 
 
@@ -65,6 +70,8 @@ def test_the_table_is_what_hand_calculation_gives(
     for name, correct, strict in (("one:base", 1, 1), ("one:prefix", 8, 7), ("two:lora", 3, 3)):
         row = rows[name]
         assert (int(row["correct"]), int(row["total"]), int(row["strict"])) == (correct, 10, strict)
+        assert (int(row["flexible"]), int(row["cut_off"]), row["seconds"]) == (correct, correct - strict, "0.25")
+        assert float(row["tokens"]) == 6.5 + 0.3 * strict  # 0 to 9 and 2, and 3 more where an answer is stated
         assert float(row["accuracy"]) == correct / 10
         assert (float(row["low"]), float(row["high"])) == pytest.approx(wilson(correct, 10))
     prefix, trained = rows["one:prefix"], ("data_num", "epochs", "prefix", "lr", "parameters", "norm", "tracking")
@@ -74,13 +81,16 @@ def test_the_table_is_what_hand_calculation_gives(
     assert (prefix["only_first"], prefix["only_this"]) == ("1", "8")
     assert float(prefix["p_value"]) == pytest.approx(2 * (comb(9, 0) + comb(9, 1)) / 2**9)
     assert float(rows["two:lora"]["p_value"]) == pytest.approx(2 / 2**2)
+    differences = {name: float(row["difference"]) for name, row in rows.items() if row["difference"]}
+    assert differences == {"one:prefix": pytest.approx(1.8), "two:lora": pytest.approx(0.6)}
+    assert float(rows["two:lora"]["difference_low"]) == 0 < float(rows["two:lora"]["difference_high"]) < 1.6
 
     printed = capfd.readouterr().out
     assert "10 problems, answers compared as numbers, p against one:base" in printed
     written = (out / "comparison.md").read_text()
-    assert (
-        "| one | prefix | 64 | 3 | 10 | 0.005 | 3,072 | 0.540 | 1.0% | 8 | 10 | 80.0% | 49.0% - 94.3% | 7 |" in written
-    )
+    assert "| one | prefix | 64 | 3 | 10 | 0.005 | 3,072 | 0.540 | 1.0% | 8 | 10 | 80.0% | 49.0% - 94.3% |" in written
+    assert "| 7 | 8 | 0.039 | 1 | 8 | 8.6 (" in written
+    assert "| 1 | 250 ms |" in written
     results = json.loads((out / "results.json").read_text())
     assert results["against"] == "one:base"
     assert results["config"]["runs"] == [str(one), str(two)]

@@ -10,8 +10,10 @@ import pytest
 
 from reft_math.data.problem import Problem
 from reft_math.evaluation import (
+    COST_COLUMNS,
     EVALUATION_COLUMNS,
     Scorer,
+    cost_rows,
     default_max_new_tokens,
     evaluate,
     evaluation_rows,
@@ -90,6 +92,9 @@ def test_a_second_call_scores_only_what_has_no_record_and_decodes_its_batches_wh
     assert generate.batches == [[QUESTIONS[2], QUESTIONS[3]], [QUESTIONS[4]]]
     assert score.golds == ANSWERS[3:]
     assert records[:3] == first
+    assert first.seconds_per_answer is not None
+    assert 0 < first.seconds_per_answer < 1
+    assert records.seconds_per_answer is None, "of some rows it is not known"
     again = Scripted({})
     assert evaluate(PROBLEMS, again, Scoring(), path, "test", batch_size=2) == records
     assert again.batches == []
@@ -215,6 +220,7 @@ def test_a_summary_by_hand() -> None:
         "accuracy": 0.75,
         "interval_95": pytest.approx([0.300642, 0.954413], abs=1e-5),
         "mean_tokens": 9.5,
+        "tokens_interval_95": [5.0, 16.5],  # 15 of the 256 ways to draw four are 5 or less, 9 are 16.5 or more
         "unfinished": 1,
     }
 
@@ -253,8 +259,12 @@ def test_the_table_has_a_row_a_system_and_a_cell_a_column() -> None:
     this = [record(True, 9)] * 4
     rows = evaluation_rows({"base": summarise(base), "prefix": summarise(this, base)})
     assert [len(row) for row in rows] == [len(EVALUATION_COLUMNS)] * 2
-    assert rows[0] == ["base", "1", "4", "25.0%", "4.6% - 69.9%", "1", "1", "6", "-"]
-    assert rows[1] == ["prefix", "4", "4", "100.0%", "51.0% - 100.0%", "-", "-", "9", "0.25"]
+    assert rows[0] == ["base", "1", "4", "25.0%", "4.6% - 69.9%", "1", "1", "-"]
+    assert rows[1] == ["prefix", "4", "4", "100.0%", "51.0% - 100.0%", "-", "-", "0.25"]
+    rows = cost_rows({"base": {**summarise(base), "seconds_per_answer": 0.0123}, "prefix": summarise(this, base)})
+    assert [len(row) for row in rows] == [len(COST_COLUMNS)] * 2
+    assert rows[0] == ["base", "5.5 (5.0 to 6.5)", "-", "0", "12 ms"]
+    assert rows[1] == ["prefix", "9.0", "+3.5 (+2.5 to +4.0)", "0", "-"]
 
 
 def test_samples_are_summarised_over_problems_by_hand() -> None:
