@@ -306,7 +306,7 @@ def _resolve(options: Options, adapter: PrefixReftConfig | None, dataset: str) -
 def _check_template(template: PromptTemplate, adapter: PrefixReftConfig | None) -> None:
     """A template whose wording has changed since the adapter was trained is another prompt."""
     trained_with = adapter.template if adapter is not None else None
-    if trained_with and trained_with.partition("/")[0] == template.name and trained_with != str(template):
+    if trained_with and trained_with.partition("/")[0] == template.name and not template.is_recorded_as(trained_with):
         raise UserError(
             f"the adapter was trained with prompt template {trained_with}, this version has {template};"
             " choose another --template, or the version of reft-math that trained it"

@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize
 
 from interventions.checkpoint import digest
 from interventions.evaluate import load_setting
-from reft_math.data.templates import THOUGHT_END
+from reft_math.data.templates import THOUGHT_END, framed
 from reft_math.decoding.gate import TokenGate, parse_gate
 from reft_math.decoding.generation import Handoff, acting_positions, gated_generate
 from reft_math.errors import UserError
@@ -131,6 +131,19 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         if state.num_processes > 1:  # with a model that is loaded already HFLM leaves this to others
             self.accelerator = Accelerator()
             self._rank, self._world_size = state.process_index, state.num_processes
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """HFLM's, but for the date, which is that of our own prompts, and for contents that the template leaves out."""
+        settings = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        settings |= self.chat_template_args
+        try:
+            return framed(chat_history, self.tokenizer, **settings)
+        except UserError:
+            rest = [message for message in chat_history if message["role"] != "system"]
+            if len(rest) == len(chat_history):
+                raise
+            warnings.warn("the chat template takes no system message; it is left out", stacklevel=2)
+            return framed(rest, self.tokenizer, **settings)
 
     def unlike_training(self, prompts: Iterable[str]) -> int | None:
         """How many prompts the template of the adapter's training would not have framed; empty ones do not count.
