@@ -100,6 +100,7 @@ class Setting:
             "template": str(self.decoding.template),
             "opener": self.decoding.opener,
             "end_token_ids": self.decoding.end_token_ids,
+            "stops": self.decoding.stops,
         }
 
 

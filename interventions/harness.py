@@ -127,6 +127,9 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 think_end_token=think_end_token,
                 chat_template_args=chat_template_args,
             )
+        decoding = self.setting.decoding
+        ends = [self.tok_decode(token, skip_special_tokens=False) for token in decoding.end_token_ids]
+        self.stops = [*decoding.stops, *ends]
         state = process_state()
         if state.num_processes > 1:  # with a model that is loaded already HFLM leaves this to others
             self.accelerator = Accelerator()
@@ -247,6 +250,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 gate=self.gate,
                 handoff=self.setting.options.handoff,
             )
+        stop += self.stops  # the list that HFLM cuts the answer by, before it keeps it
         with parametrize.cached():  # LoReFT's R once a generation
             generated: torch.Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
         return generated

@@ -326,8 +326,9 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
-    """Every token that ends a solution: the model's, the tokenizer's and the template's."""
+    """Every token that ends a solution: the model's, the tokenizer's, the template's, and what begins its next turn."""
     from_model = model.generation_config.eos_token_id
     from_model = from_model if isinstance(from_model, list) else [from_model]
-    candidates = [*from_model, tokenizer.eos_token_id, template.end_token_id(tokenizer)]
+    from_template = [template.end_token_id(tokenizer), *template.stops(tokenizer)[0]]
+    candidates = [*from_model, tokenizer.eos_token_id, *from_template]
     return sorted({int(token) for token in candidates if token is not None})

@@ -107,7 +107,7 @@ class PromptTemplate:
         prompt = self.prompt(question, tokenizer)
         whole = self._framed([question + self.instruction, solution], tokenizer)
         before, after = self._around(tokenizer)
-        token, end = _end_of_turn(after, tokenizer)
+        token, end = _end(after, tokenizer)
         if whole.startswith(prompt) and whole.endswith(after):
             written = whole[len(prompt) : len(whole) - len(after)]
             if THOUGHT_END in written or THOUGHT_END not in solution:
@@ -117,7 +117,21 @@ class PromptTemplate:
     def end_token_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """The token that ends a solution: what the chat template puts after an assistant's turn, else the tokenizer's
         end of sequence (the two differ, e.g. ``<end_of_turn>`` and ``<eos>`` for Gemma)."""
-        return _end_of_turn(self._around(tokenizer)[1], tokenizer)[0] if self.is_chat else _eos(tokenizer)
+        return _end(self._around(tokenizer)[1], tokenizer)[0] if self.is_chat else _eos(tokenizer)
+
+    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[set[int], tuple[str, ...]]:
+        """What begins the next question, where a completion ends though the model may go on: tokens, and texts.
+
+        Between a chat template's turns stands a special token, or plain text, such as a token that the tokenizer lacks.
+        """
+        if not self.is_chat:
+            return set(), ("Question:",)
+        try:
+            between = self._framed([_MARK, _MARK, _MARK], tokenizer).rpartition(_MARK)[0].rpartition(_MARK)[2]
+        except UserError:  # a template of two turns
+            return set(), ()
+        token, before, _ = _first_special(between, tokenizer)
+        return ({token} if token is not None else set()), ((before.strip(),) if before.strip() else ())
 
     def _around(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         """What the chat template writes between the prompt and a solution, and after that."""
@@ -169,7 +183,7 @@ def _rendered(
 
 
 def _messages(turns: Iterable[str]) -> list[dict[str, str]]:
-    return [{"role": role, "content": turn} for role, turn in zip(("user", "assistant"), turns, strict=False)]
+    return [{"role": role, "content": turn} for role, turn in zip(("user", "assistant", "user"), turns, strict=False)]
 
 
 @cache
@@ -181,17 +195,22 @@ def _clock(day: date) -> str:
     return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
 
 
-def _end_of_turn(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
-    """The first special token in what a chat template writes after a solution, and the text up to its end.
+def _end(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
+    """The token that ends a turn, in what is written after it, and the text up to its end.
 
-    The tokenizer's end of sequence, and no text, where there is none.
+    The tokenizer's end of sequence, and no text, where no special token is written.
     """
+    token, before, text = _first_special(after, tokenizer)
+    return (_eos(tokenizer), "") if token is None else (token, before + text if text else "")
+
+
+def _first_special(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, str, str]:
+    """The first special token, the text before it, and its own; None where there is none."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
-    for token in tokenizer.encode(after, add_special_tokens=False):
-        if token in special:
-            before, text, _ = after.partition(str(tokenizer.convert_ids_to_tokens(token)))
-            return int(token), before + text if text else ""
-    return _eos(tokenizer), ""
+    token = next((token for token in tokenizer.encode(text, add_special_tokens=False) if token in special), None)
+    own = "" if token is None else str(tokenizer.convert_ids_to_tokens(token))
+    before, own, _ = text.partition(own) if own else (text, "", "")
+    return token, before, own
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -10,8 +10,8 @@ from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from byte_tokenizer import make_tokenizer
+from tokenizers import AddedToken
 from transformers.utils import chat_template_utils
 
 from reft_math.data.templates import TEMPLATES, encode_prompt, encode_start, encode_target, get_template
@@ -127,19 +127,6 @@ CASES = {
 }
 
 
-def make_tokenizer(chat_template: str) -> PreTrainedTokenizerFast:
-    """A token a byte, and special tokens, of which ``</s>`` is the end of sequence."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
-    ends = [AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>", "<|start|>", "<|stop|>")]
-    tokenizer.add_tokens(ends)
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_prompt_and_target_are_what_the_chat_template_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
@@ -229,6 +216,24 @@ def test_a_template_that_leaves_out_the_assistants_turn_cannot_be_trained_on() -
     tokenizer = make_tokenizer(CHATML.replace("message.content", "(message.content if message.role == 'user' else '')"))
     with pytest.raises(UserError, match="leaves out what it is given"):
         encode_target(TEMPLATES["chat"], "Why?", "So. 7", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "token", "text"),
+    [
+        (CHATML, "<|im_end|>", None),
+        (CHATML.replace("<|im_end|>", "<|end|>"), "<|im_start|>", "<|end|>"),  # no token of the tokenizer's
+        (CHATML.replace("<|im_end|>", ""), "<|im_start|>", None),  # as GLM's: the next turn's token ends this one
+        (VICUNA.replace("</s>", ""), None, "USER:"),
+        ("{% for m in messages %}{{ m.content + '\n' }}{% endfor %}", None, None),
+        ("{% if messages[2] %}{{ 1 / 0 }}{% endif %}" + VICUNA.replace("</s>", ""), None, None),
+    ],
+)
+def test_the_next_turn_ends_a_completion(template: str, token: str | None, text: str | None) -> None:
+    tokenizer = make_tokenizer(template)
+    tokens = set() if token is None else {tokenizer.convert_tokens_to_ids(token)}
+    assert get_template("chat", tokenizer).stops(tokenizer) == (tokens, () if text is None else (text,))
+    assert TEMPLATES["plain-boxed"].stops(tokenizer) == (set(), ("Question:",))
 
 
 def test_an_empty_turn_is_not_shown_to_the_template() -> None:
