@@ -127,9 +127,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 think_end_token=think_end_token,
                 chat_template_args=chat_template_args,
             )
-        decoding = self.setting.decoding
-        ends = [self.tok_decode(token, skip_special_tokens=False) for token in decoding.end_token_ids]
-        self.stops = [*decoding.stops, *ends]
+        self.stops = self._stops()
         state = process_state()
         if state.num_processes > 1:  # with a model that is loaded already HFLM leaves this to others
             self.accelerator = Accelerator()
@@ -231,6 +229,12 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             "adapter_template": None if self.setting.adapter is None else self.setting.adapter.template,
         }
 
+    def _stops(self) -> list[str]:
+        """Where evaluations stop. A token that ends a turn and is no special one would stay in the text."""
+        decoding, added = self.setting.decoding, self.tokenizer.added_tokens_decoder
+        ends = [str(added[token]) for token in decoding.end_token_ids if token in added]
+        return [*decoding.stops, *ends]
+
     def _warn_of_prompts(self, requests: Sequence[Instance]) -> None:
         prompts = {request.args[0] for request in requests if request.args[0]}
         if unlike := self.unlike_training(prompts):
@@ -250,7 +254,9 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 gate=self.gate,
                 handoff=self.setting.options.handoff,
             )
-        stop += self.stops  # the list that HFLM cuts the answer by, before it keeps it
+        stop += [
+            text for text in self.stops if text not in stop
+        ]  # HFLM cuts the answer by this list before it keeps it
         with parametrize.cached():  # LoReFT's R once a generation
             generated: torch.Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
         return generated
