@@ -46,13 +46,13 @@ def main(options: TokenViewOptions) -> None:
     check_output_file(path)
 
     from interventions.evaluate import load_setting
-    from reft_math.data.registry import held_out_problems
+    from reft_math.data.registry import problems_to_report_on
     from reft_math.decoding.gate import KLGate, parse_gate
     from reft_math.evaluation import Scorer, is_numeric
     from reft_math.figures.token_view import AnsweredProblem, token_view
     from reft_math.progress import progress
 
-    _, problems = held_out_problems(options.dataset, options.data_dir)
+    problems = problems_to_report_on(options.dataset, options.data_dir)
     setting = load_setting(options, options.dataset)
     gate = parse_gate(str(setting.options.gate))
     direction = gate.direction if isinstance(gate, KLGate) else "mod||base"

@@ -20,7 +20,7 @@ from reft_math.card import digest
 from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
 from reft_math.data.fingerprint import about_problems
-from reft_math.data.registry import held_out_problems
+from reft_math.data.registry import problems_to_choose_by, problems_to_report_on
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.decoding.engine import Engine
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, parse_gate
@@ -162,7 +162,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
         dataset: A name `load_problems` knows.
         opener: Text that every completion is made to start with.
     """
-    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
+    problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, dataset, opener)
     complete_rows = _completer(setting, options)
     about = about_problems(dataset, test=problems)
@@ -203,7 +203,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     """
     if save and not Path(str(options.adapter)).is_dir():
         raise UserError(f"--save writes into the adapter's folder; {options.adapter} is none")
-    problems = held_out_problems(dataset, options.data_dir)[0][: options.limit]
+    problems = problems_to_choose_by(dataset, options.data_dir)[: options.limit]
     if not problems:
         raise UserError(f"{dataset} has no validation problems to choose a gate by; take another --dataset")
     setting, gates = load_setting(options, dataset), _gates(gates or KL_GATES)
@@ -232,7 +232,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
         dataset: A name `load_problems` knows.
         gates: Gates, as text.
     """
-    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
+    problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
     gates, setting = _gates(gates), load_setting(options, dataset)
     about = about_problems(dataset, test=problems)
     folder = setting.claim(about)
