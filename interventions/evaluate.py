@@ -20,7 +20,7 @@ from reft_math.card import digest
 from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
 from reft_math.data.fingerprint import about_problems
-from reft_math.data.registry import held_out_problems
+from reft_math.data.registry import problems_to_choose_by, problems_to_report_on
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.decoding.engine import Engine
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, parse_gate
@@ -99,6 +99,7 @@ class Setting:
             "template": str(self.decoding.template),
             "opener": self.decoding.opener,
             "end_token_ids": self.decoding.end_token_ids,
+            "stops": self.decoding.stops,
         }
 
 
@@ -160,7 +161,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
         dataset: A name `load_problems` knows.
         opener: Text that every completion is made to start with.
     """
-    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
+    problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, dataset, opener)
     complete_rows = batch_completer(setting, options)
     about = about_problems(dataset, test=problems)
@@ -201,7 +202,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     """
     if save and not Path(str(options.adapter)).is_dir():
         raise UserError(f"--save writes into the adapter's folder; {options.adapter} is none")
-    problems = held_out_problems(dataset, options.data_dir)[0][: options.limit]
+    problems = problems_to_choose_by(dataset, options.data_dir)[: options.limit]
     if not problems:
         raise UserError(f"{dataset} has no validation problems to choose a gate by; take another --dataset")
     setting, gates = load_setting(options, dataset), _gates(gates or KL_GATES)
@@ -230,7 +231,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
         dataset: A name `load_problems` knows.
         gates: Gates, as text.
     """
-    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
+    problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
     gates, setting = _gates(gates), load_setting(options, dataset)
     about = about_problems(dataset, test=problems)
     folder = setting.claim(about)
@@ -306,7 +307,7 @@ def _resolve(options: Options, adapter: PrefixReftConfig | None, dataset: str) -
 def _check_template(template: PromptTemplate, adapter: PrefixReftConfig | None) -> None:
     """A template whose wording has changed since the adapter was trained is another prompt."""
     trained_with = adapter.template if adapter is not None else None
-    if trained_with and trained_with.partition("/")[0] == template.name and trained_with != str(template):
+    if trained_with and trained_with.partition("/")[0] == template.name and not template.is_recorded_as(trained_with):
         raise UserError(
             f"the adapter was trained with prompt template {trained_with}, this version has {template};"
             " choose another --template, or the version of reft-math that trained it"

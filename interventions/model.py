@@ -35,6 +35,7 @@ from reft_math.decoding.generation import Handoff, generate_with_gate
 from reft_math.errors import UserError
 from reft_math.files import write_files
 from reft_math.hub import fetch, push
+from reft_math.models import endings
 from reft_math.training.options import ELEMENTWISE
 
 _EVERYWHERE = torch.ones((), dtype=torch.bool)  # a mask known to be true without a look at it
@@ -205,7 +206,8 @@ class PrefixReftModel(pyreft.ReftModel):
                 by default.
             handoff: ``base`` goes on as the base that has read prompt and prefix itself, ``keep`` from the cache that
                 the interventions have changed.
-            **kwargs: What the base's ``generate`` takes.
+            **kwargs: What the base's ``generate`` takes. With ``tokenizer`` it stops where completions with the prompt
+                template of the adapter end, unless ``eos_token_id`` and ``stopping_criteria`` say otherwise.
 
         Returns:
             What the base's ``generate`` returns: prompts and completions, padded on the right; with
@@ -221,6 +223,9 @@ class PrefixReftModel(pyreft.ReftModel):
             raise UserError("generate needs prompts, as inputs or as input_ids; got none, or both")
         if not isinstance(gate, Gate):
             gate = parse_gate(self.gate if gate is None else gate)
+        tokenizer, template = kwargs.get("tokenizer"), self.prefix_config.template
+        if tokenizer is not None and template is not None and kwargs.get("generation_config") is None:
+            kwargs = {**endings(self.model, tokenizer, template), **kwargs}
         with parametrize.cached():  # LoReFT's R once a generation
             return generate_with_gate(self.model, prompts, self, gate, handoff, **kwargs)
 

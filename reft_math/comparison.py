@@ -223,14 +223,21 @@ class Entry:
 
 
 def by_problem(records: Sequence[Record]) -> dict[Key, Record]:
-    """Records by question, white space aside, and by how often it was asked before: MAWPS asks four of them twice."""
+    """Records by question, white space aside, and by how often it was asked before: MAWPS asks four of them twice.
+
+    In the order of ids, numbers in them by value: that is a data set's, and that of a file's lines.
+    """
     asked: Counter[str] = Counter()
     keyed = {}
-    for record in sorted(records, key=lambda record: str(record["id"])):
+    for record in sorted(records, key=lambda record: _by_value(str(record["id"]))):
         question = " ".join(record["question"].split())
         asked[question] += 1
         keyed[question, asked[question]] = record
     return keyed
+
+
+def _by_value(name: str) -> list[str | int]:
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def outcomes(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from reft_math.data.rows import Row, file_rows
 from reft_math.errors import UserError
 from reft_math.evaluation import Scorer, is_numeric, scored_again
 from reft_math.scoring.numeric import number_alone
+from reft_math.scoring.turns import first_turns
 
 ELSEWHERE = "elsewhere"  # the decoder of completions made elsewhere
 
@@ -52,19 +53,49 @@ def read_generations(path: Path) -> list[dict[str, Any]]:
             a number, the answer alone or a solution that `final_answer` reads it from.
 
     Raises:
-        UserError: The file or a row of it cannot be read so, or a question stands in it twice.
+        UserError: The file or a row of it cannot be read so.
     """
-    records = [_record(row) for row in file_rows(path)]
-    first: dict[str, str] = {}
-    for record in records:
-        question = " ".join(record["question"].split())
-        if question in first:
-            raise UserError(
-                f"a paired test needs one completion a problem; {record['id']} repeats the question of"
-                f" {first[question]}: {question[:60]!r}"
-            )
-        first[question] = record["id"]
-    return records
+    return [_record(row) for row in file_rows(path)]
+
+
+def with_turns(entries: Sequence[Entry], cut: bool) -> tuple[list[Entry], dict[str, dict[str, int]]]:
+    """The entries, and for each that was made elsewhere how many completions repeat their prompt or run on.
+
+    Args:
+        entries: Those made elsewhere without scores yet.
+        cut: Leaves of such completions the first answer.
+
+    Returns:
+        The counts are ``echoes``, ``run_on`` and ``total``, by the entry's name.
+    """
+    found, counts = [], {}
+    for entry in entries:
+        if entry.decoder == ELSEWHERE:
+            records = entry.records
+            turns = first_turns([(record["question"], record["completion"]) for record in records.values()])
+            counts[entry.name] = {
+                "echoes": sum(turn.is_echo for turn in turns),
+                "run_on": sum(turn.runs_on for turn in turns),
+                "total": len(turns),
+            }
+            if cut:
+                keyed = zip(records.items(), turns, strict=True)
+                entry = replace(
+                    entry, records={key: {**record, "completion": turn.text} for (key, record), turn in keyed}
+                )
+        found.append(entry)
+    return found, counts
+
+
+def turn_notes(counts: Mapping[str, Mapping[str, int]], cut: bool) -> list[str]:
+    """A line for each entry of `with_turns` that has such completions."""
+    what = "only the first answer is scored" if cut else "all of it is scored; --first-turn scores the first answer"
+    return [
+        f"note: {name}: of {count['total']} completions {count['echoes']} repeat their prompt and {count['run_on']} go"
+        f" on with further turns: {what}"
+        for name, count in counts.items()
+        if count["echoes"] or count["run_on"]
+    ]
 
 
 def final_answer(text: str) -> str:

@@ -32,7 +32,7 @@ GROUPS = {
     ),
     "Evaluation": (
         "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"
-        " gen_kwargs max_length log_samples runs against shared_only any_template scoring digits sums alphas"
+        " gen_kwargs max_length log_samples runs against shared_only any_template first_turn scoring digits sums alphas"
         " only ladders rounds seconds kills processes quick"
     ),
     "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing",

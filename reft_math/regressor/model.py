@@ -301,7 +301,7 @@ def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -
         raise UserError(
             f"a regressor's number follows the prompt at once, with no thought between; got template {name}"
         )
-    if version and str(template) != config.template:
+    if version and not template.is_recorded_as(config.template):
         raise UserError(
             f"the regressor was trained with prompt template {config.template}, this version has {template};"
             " use the version of reft-math that trained it"

@@ -266,6 +266,36 @@ def test_shared_only_leaves_out_what_one_of_them_lacks(
     assert "2 problems that all runs share" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("cut", ["", " --first-turn"])
+def test_further_turns_are_counted_and_cut_where_asked_for(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str], cut: str
+) -> None:
+    """The questions of a data set that asks one twice are met in its order."""
+    rows = [(f"What is {n}+1?", str(n + 1)) for n in range(10)] + [("What is 0+1?", "1")]
+    said = [f"Question: {question}\nAnswer: {gold}\n\nQuestion: What is 50+1?\nAnswer: 51" for question, gold in rows]
+    said[9:] = ["10", "2"]
+    ours = [(f"mawps/test/{n}", *row) for n, row in enumerate(rows)]
+    RecordFile(tmp_path / "run/records/base.jsonl").append(
+        {"id": name, "question": question, "gold": gold, "correct": name.endswith("10"), "strict": False}
+        for name, question, gold in ours[::-1]
+    )
+    (tmp_path / "run/results.json").write_text('{"evaluation": {"base": {}}}')
+    made = write_generations(
+        tmp_path / "made.jsonl",
+        [{"question": row[0], "gold": row[1], "completion": text} for row, text in zip(rows, said, strict=True)],
+    )
+    call(f"eval/compare.py --runs {tmp_path}/run {made} --output-dir {tmp_path}/out{cut}")
+    found = table(tmp_path / "out")["made.jsonl:elsewhere"]
+    assert (found["correct"], found["total"]) == (("10" if cut else "1"), "11")
+    assert (found["only_first"], found["only_this"]) == ("1", "10" if cut else "1")
+    assert json.loads((tmp_path / "out/results.json").read_text())["turns"] == {
+        "made.jsonl:elsewhere": {"echoes": 9, "run_on": 9, "total": 11}
+    }
+    note = "note: made.jsonl:elsewhere: of 11 completions 9 repeat their prompt and 9 go on with further turns: "
+    what = "only the first answer is scored" if cut else "all of it is scored; --first-turn scores the first answer"
+    assert note + what in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
