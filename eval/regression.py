@@ -24,7 +24,7 @@ class RegressionEvaluationOptions(LoadingOptions):
     base: bool = field(default=True, metadata={"help": "Evaluate the regressor's base as well."})
     model: str | None = field(
         default=None,
-        metadata={"help": "A base on its own: hub id, folder, or arithmetic (arithmetic)."},
+        metadata={"help": "A base on its own: hub id, folder, .gguf file, or arithmetic (arithmetic)."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of either on the hub."})
     grid: str | None = field(

@@ -14,6 +14,7 @@ from reft_math.data.positions import Positions
 from reft_math.decoding.gate import PromptOnly, parse_gate
 from reft_math.errors import UserError
 from reft_math.files import write_json
+from reft_math.gguf_files import digest, is_gguf
 from reft_math.json_text import read_object
 from reft_math.models import EMBEDDED_MODEL, lasting_name
 from reft_math.schema import from_json
@@ -39,7 +40,7 @@ class PrefixReftConfig:
         k: Tokens of each solution it was trained on; None for whole solutions.
         target_norm: The bias norm held in training; None where it was free.
         gate: Default gate in decoding: as text, such as ``kl:2,min=1``, ``tokens:N`` or ``always``.
-        base_model, base_revision: Hub id or folder of the base, and its commit where known.
+        base_model, base_revision: Hub id, folder or ``.gguf`` file of the base, and its commit or the file's digest.
         template: Name and version of the prompt template, e.g. ``chat/1``.
         versions: Versions of the packages that wrote the adapter.
     """
@@ -100,6 +101,8 @@ class PrefixReftConfig:
         base = self.base_model or EMBEDDED_MODEL
         if model is None:
             return base, revision or self.base_revision
+        if is_gguf(model) and Path(model).is_file() and digest(Path(model)) == self.base_revision:
+            return model, self.base_revision
         if lasting_name(model) != base:
             warnings.warn(f"the adapter was trained on {base}, and is put on {model}", stacklevel=2)
         return model, revision

@@ -163,7 +163,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
     """
     problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
     setting = load_setting(options, dataset, opener)
-    complete_rows = _completer(setting, options)
+    complete_rows = batch_completer(setting, options)
     about = about_problems(dataset, test=problems)
     folder = setting.claim(about)
 
@@ -261,7 +261,8 @@ def _gates(texts: Sequence[str]) -> list[str]:
     return [str(parse_gate(text)) for text in texts]
 
 
-def _completer(setting: Setting, options: EvaluationOptions) -> Complete:
+def batch_completer(setting: Setting, options: EvaluationOptions) -> Complete:
+    """Completions under the setting's gate, sampled as the options say, by an engine where they name one."""
     gate = str(setting.options.gate)
     decoding = replace(setting.decoding, sampling=options.sampling)
     common = {"decoding": decoding, "device": setting.model.device}

@@ -62,7 +62,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         adapter: Folder or hub id; None for the base on its own.
         gate: As text; the adapter's own by default. One with a comma in it needs ``model_args`` as a dictionary.
         handoff: What goes on once the gate has closed.
-        revision, dtype, quantization, device_map, attn_implementation: Of the base.
+        gguf_file, revision, dtype, quantization, device_map, attn_implementation: Of the base.
         batch_size: Requests at once.
         device: Checked, not chosen: the model is on its process's.
         max_batch_size: lm-eval's bound on batch sizes it finds by itself; ours is given.
@@ -78,6 +78,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         adapter: str | None = None,
         gate: str | None = None,
         handoff: Handoff = "base",
+        gguf_file: str | None = None,
         revision: str | None = None,
         dtype: Dtype = "auto",
         quantization: Quantization | None = None,
@@ -100,6 +101,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             adapter=adapter,
             gate=gate,
             handoff=handoff,
+            gguf_file=gguf_file,
             revision=revision,
             dtype=dtype,
             quantization=quantization,

@@ -26,10 +26,11 @@ from reft_math.processes import process_state
 from reft_math.regression.grid import number_tokens
 from reft_math.sharding import is_sharded, shard
 from reft_math.training import job as jobs
-from reft_math.training.norm_control import make_controller, tracking_error
+from reft_math.training.norm_control import make_controller
 from reft_math.training.options import ELEMENTWISE
 from reft_math.training.packing import packs
 from reft_math.training.prefix_options import PrefixReftOptions
+from reft_math.training.tracking import tracking
 from reft_math.training.trainer import NormControl, NumberLoss
 
 # Problems that number directions are fitted on, and how many are read at once.
@@ -100,7 +101,9 @@ def prepare(
         )
     job = jobs.prepare(options, base, to_be_sharded=shards)
     if _calibrates(options) and not job.validation_problems:
-        raise UserError(f"{options.dataset} is too small to choose a gate on; name one with --gate, such as {gate}")
+        raise UserError(
+            f"{options.eval_dataset} is too small to choose a gate on; name one with --gate, such as {gate}"
+        )
     config = PrefixReftConfig(
         intervention=options.intervention,
         site=site,
@@ -188,7 +191,7 @@ def summary(prefix: PrefixJob) -> dict[str, Any]:
         "bias_norm": {
             "target": target,
             "achieved": norms[-1],
-            "tracking_error": tracking_error(norms, target),
+            **tracking(norms, target),
             "controller": prefix.control.controller.name,
             "trace": prefix.control.trace,
         },

@@ -77,7 +77,7 @@ def prepare(options: PrefixOptions, target_norm: float) -> tuple[PrefixJob, dict
     """
     prefix = prefix_training.prepare(options_of(options, Path(options.output_dir), target_norm=target_norm))
     if not prefix.job.validation_problems:
-        raise UserError(f"{options.dataset} has no validation problems to choose by; take a larger --dataset")
+        raise UserError(f"{prefix.options.eval_dataset} has no validation problems to choose by; take a larger one")
     prefix.model.unload()  # trials put interventions of their own on the base
     sites = dict.fromkeys([str(prefix.options.site), "block"])
     return prefix, {site: prefix_training.number_directions(prefix.job, site) for site in sites}
@@ -172,7 +172,7 @@ def _complete(
     job = prefix.job
     assert prefix.options.eval_batch_size is not None  # resolved
     rows = partial(complete, generate=generate, decoding=jobs.decoding(job), device=job.model.device)
-    with Scorer(is_numeric(prefix.options.dataset, problems)) as score:
+    with Scorer(is_numeric(str(prefix.options.eval_dataset), problems)) as score:
         return evaluate(problems, rows, score, path, name, batch_size=prefix.options.eval_batch_size)
 
 

@@ -19,7 +19,8 @@ class DecoderOptions(LoadingOptions):
     """
 
     model: str | None = field(
-        default=None, metadata={"help": "Base: hub id, folder, or 'arithmetic' (the adapter's base; arithmetic)."}
+        default=None,
+        metadata={"help": "Base: hub id, folder, .gguf file, or 'arithmetic' (the adapter's base; arithmetic)."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
     adapter: str | None = field(

@@ -10,15 +10,16 @@ from pathlib import Path
 # Groups and their options, in the order in which they are shown. Light: ``--help`` waits for it.
 GROUPS = {
     "Model": (
-        "shape hidden_size num_layers vocabulary model revision dtype quantization device_map attn_implementation"
-        " random_start bidirectional"
+        "shape hidden_size num_layers vocabulary model gguf_file revision dtype quantization device_map"
+        " attn_implementation random_start bidirectional"
     ),
     "Adapter": (
         "adapter reft regressor base source every_token intervention tune site site_path layers layer positions rank"
         " alpha target_modules match act_fn dropout"
     ),
     "Data": (
-        "dataset data data_dir split template prompt_length problems limit train_size validation_size test_size noise"
+        "dataset eval_dataset data data_dir split template prompt_length problems limit train_size validation_size"
+        " test_size noise"
     ),
     "Training": (
         "k full_fraction target_norm target_norms norm_control target_scale_norm project_number_direction"
@@ -27,7 +28,7 @@ GROUPS = {
     "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
     "Decoding": (
         "gate gates handoff calibrate_gate calibration_size save opener max_new_tokens new_tokens samples temperature"
-        " top_p top_k min_p engine engine_model engine_concurrency engine_timeout"
+        " top_p top_k min_p keep engine engine_model engine_concurrency engine_timeout"
     ),
     "Evaluation": (
         "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"
@@ -46,7 +47,10 @@ METAVARS = {
     "GATE": "gate gates",
     "GRID": "grid",
     "LIST": "bounds gen_kwargs grid_texts layers target_modules tasks",
-    "NAME": "act_fn against data dataset engine_model ladders license loss model repo_id revision site template",
+    "NAME": (
+        "act_fn against data dataset engine_model eval_dataset gguf_file ladders license loss model repo_id revision"
+        " site template"
+    ),
     "TEXT": "commit_message system_instruction",
     "URL": "engine",
 }

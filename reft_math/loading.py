@@ -16,8 +16,12 @@ DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 
 @dataclass(frozen=True)
 class LoadingOptions:
-    """Of the base: dtype, quantisation, devices and attention."""
+    """How the base is read: file, dtype, quantisation, devices and attention."""
 
+    gguf_file: str | None = field(
+        default=None,
+        metadata={"help": "The file to read where --model names a folder or hub repository of GGUF files."},
+    )
     dtype: Dtype = field(default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."})
     quantization: Quantization | None = field(
         default=None,
@@ -32,6 +36,8 @@ class LoadingOptions:
     )
 
     def __post_init__(self) -> None:
+        if self.gguf_file is not None:
+            self._name_file(self.gguf_file)
         if self.device_map is not None:
             require_one_process("a run with --device-map")
         if self.quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
@@ -39,3 +45,14 @@ class LoadingOptions:
                 f"--quantization {self.quantization} needs the package bitsandbytes, which is not installed:"
                 " uv sync --extra quantization"
             )
+
+    def _name_file(self, file: str) -> None:
+        """``--model M --gguf-file F`` becomes ``--model M/F``, the name that is used and recorded."""
+        model = getattr(self, "model", None)
+        if model is None or not file.endswith(".gguf"):
+            raise UserError(
+                f"--gguf-file names a .gguf file of the folder or hub repository given as --model; got {file}"
+                f" of {model}"
+            )
+        object.__setattr__(self, "model", f"{model}/{file}")
+        object.__setattr__(self, "gguf_file", None)

@@ -29,6 +29,7 @@ from transformers.utils import (
 from reft_math.data.templates import PromptTemplate, encode_prompt
 from reft_math.errors import UserError
 from reft_math.finite import check_finite
+from reft_math.gguf_files import as_plain, check_digest, is_gguf, local_file
 from reft_math.json_text import read_object
 from reft_math.loading import LoadingOptions
 from reft_math.processes import process_state
@@ -42,8 +43,9 @@ EMBEDDED_FOLDER = Path(__file__).parent / "arithmetic" / "model"
 
 
 def lasting_name(name: str) -> str:
-    """The name to save for a base: a folder's absolute path, so that it is found from other folders too."""
-    return str(Path(name).resolve()) if name != EMBEDDED_MODEL and Path(name).is_dir() else name
+    """The name to save for a base: a folder's or file's absolute path, so that it is found from other folders too."""
+    is_local = name != EMBEDDED_MODEL and (Path(name).is_dir() or (is_gguf(name) and Path(name).is_file()))
+    return str(Path(name).resolve()) if is_local else name
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -75,8 +77,9 @@ def load_model(
     """The model, frozen use in mind: in evaluation mode, on this process's device where it is told no other.
 
     Args:
-        name: Hub id, folder, or ``arithmetic`` for the embedded model; a peft adapter's is its base with it.
-        revision: Branch, tag or commit on the hub.
+        name: Hub id, folder, ``.gguf`` file, or ``arithmetic`` for the embedded model; a peft adapter's is its base
+            with it.
+        revision: Branch, tag or commit on the hub; a ``.gguf`` file's digest.
         loading: Dtype, quantisation, devices and attention; a command's options are such, too.
         random_seed: Draws weights anew, by the model's own initialisation; None for the checkpoint's.
         to_be_sharded: For `reft_math.sharding.shard`: off the accelerator, and in all but the main process empty.
@@ -121,6 +124,8 @@ def load_model(
         raise UserError(
             f"model {name!r} must have all of its weights; {len(missing)} are missing, such as {missing[0]}"
         )
+    if is_gguf(name):
+        model = as_plain(model, local_file(name, revision))
     if random_seed is not None:
         if "device_map" in settings:
             raise UserError("random weights are drawn whole, on one device; leave --quantization and --device-map out")
@@ -206,7 +211,7 @@ class _Base:
 
 def _base_of_lora(name: str, revision: str | None) -> _Base | None:
     """What a peft adapter was trained on; None where the name is a model's."""
-    if name == EMBEDDED_MODEL:
+    if name == EMBEDDED_MODEL or is_gguf(name):
         return None
     path = _peft_config_file(name, revision)
     if path is None:
@@ -258,6 +263,10 @@ def _settings(loading: LoadingOptions) -> dict[str, Any]:
 def _from_pretrained(loader: Any, name: str, revision: str | None, **kwargs: Any) -> Any:
     source = str(EMBEDDED_FOLDER) if name == EMBEDDED_MODEL else name
     with _naming(name):
+        if is_gguf(name):
+            path = local_file(name, revision)
+            check_digest(path, revision)
+            source, revision, kwargs = str(path.parent), None, {**kwargs, "gguf_file": path.name}
         _check_shards(Path(source))
         # Left open, transformers would ask at the terminal whether to run a checkpoint's own code.
         return loader.from_pretrained(source, revision=revision, trust_remote_code=False, **kwargs)
@@ -268,14 +277,14 @@ def _naming(name: str) -> Iterator[None]:
     """Makes what goes wrong within it the mistake of naming this model."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, UserError):
         raise
     except BaseException as error:  # what a damaged checkpoint raises shares no class
         if not (isinstance(error, Exception) or type(error).__name__ == _PANIC):
             raise
         raise UserError(
-            f"model {name!r} must be {EMBEDDED_MODEL!r}, a folder with a transformers checkpoint, or a hub id within"
-            f" reach; {_reason(error)}"
+            f"model {name!r} must be {EMBEDDED_MODEL!r}, a folder with a transformers checkpoint, a .gguf file, or a"
+            f" hub id within reach; {_reason(error)}"
         ) from None
 
 

@@ -50,7 +50,7 @@ def main(options: PrefixReftOptions) -> None:
     evaluation = None if prefix.is_sharded else jobs.evaluate_all(job, decoders)
     part_ways()
     if calibration is not None:
-        title = f"gates on {options.dataset}'s validation split; * is the adapter's default"
+        title = f"gates on {options.eval_dataset}'s validation split; * is the adapter's default"
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
     results = prefix_training.summary(prefix)
     achieved, controller = results["bias_norm"]["achieved"], options.norm_control

@@ -13,6 +13,7 @@ from reft_math.errors import UserError
 
 ARITHMETIC = "arithmetic"
 ARITHMETIC_SIZES: dict[Split, int] = {"train": 2048, "validation": 200, "test": 500}
+VALIDATION_SIZE = 500  # rows at most, of a source's train split
 SOURCES = {module.SOURCE.name: module.SOURCE for module in (gsm8k, math10k, math500, mawps, svamp)}
 
 
@@ -46,7 +47,7 @@ def load_problems(
     *,
     data_dir: str | None = None,
     seed: int = 0,
-    validation_size: int = 500,
+    validation_size: int = VALIDATION_SIZE,
     limit: int | None = None,
     noise: float = 0.5,
 ) -> list[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from reft_math.command import FORM_ERRORS, bad_form
 from reft_math.comparison import Run, run_names
 from reft_math.errors import UserError
+from reft_math.training.tracking import tracking
 
 # Okabe and Ito's palette, told apart by colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def bias_norm(run: Run) -> dict[str, Any]:
-    """What a run says of its bias norm, ``trace`` among it: as many numbers by step under each name.
+    """What a run says of its bias norm, ``trace`` among it (as many numbers by step under each name), and `tracking`.
 
     Raises:
         UserError: It held none, or says so in another form.
@@ -31,7 +32,7 @@ def bias_norm(run: Run) -> dict[str, Any]:
             rows = list(zip(*columns, strict=True))
             if not all(math.isfinite(value) for row in [(norm["target"],), *rows] for value in row):
                 raise ValueError("trace")
-            return norm
+            return {**norm, **tracking(trace["norm"], norm["target"])}
     except FORM_ERRORS as error:
         raise bad_form(run.folder, error) from None
     raise UserError(f"{run.folder} held no bias norm; pass output folders of train/prefix_reft.py")
@@ -52,6 +53,14 @@ def _named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
     return list(zip(run_names([str(run.folder) for run in runs]), runs, strict=True))
 
 
+def _course(norm: Mapping[str, Any]) -> str:
+    """How the target was kept, for the legend; nothing where the norm did not come to stay there."""
+    if norm["settling_step"] is None:
+        return ""
+    overshoot, error = max(norm["overshoot"], 0.0), norm["steady_state_error"]
+    return f": overshoot {overshoot:.1%}, settled at step {norm['settling_step']}, then off by {error:+.2%}"
+
+
 def norm_trace(runs: Sequence[Run]) -> Figure:
     """One panel for the norm, one for the distance of RED's scales from 1; one line a run, the target dashed."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -59,7 +68,7 @@ def norm_trace(runs: Sequence[Run]) -> Figure:
         norm_axes, scale_axes = figure.subplots(1, 2)
     for index, (name, run) in enumerate(_named(runs)):
         norm = bias_norm(run)
-        style = {"color": PALETTE[index % len(PALETTE)], "linewidth": 1.3, "label": name}
+        style = {"color": PALETTE[index % len(PALETTE)], "linewidth": 1.3, "label": f"{name}{_course(norm)}"}
         norm_axes.plot(norm["trace"]["step"], norm["trace"]["norm"], **style)
         scale_axes.plot(norm["trace"]["step"], norm["trace"]["scale_norm"], **style)
     for target in sorted({bias_norm(run)["target"] for run in runs}):

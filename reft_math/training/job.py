@@ -19,7 +19,7 @@ from reft_math.completion import Complete, Decoding, Generate, complete
 from reft_math.data.fingerprint import about_problems
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
-from reft_math.data.registry import held_out_problems, load_problems
+from reft_math.data.registry import VALIDATION_SIZE, held_out_problems, load_problems
 from reft_math.data.templates import PromptTemplate, check_thoughts, get_template
 from reft_math.evaluation import (
     EVALUATION_COLUMNS,
@@ -67,7 +67,8 @@ class Job:
     @property
     def about(self) -> dict[str, Any]:
         """For the head of results: data set, what its rows say by split, and prompt template."""
-        return {**about_problems(self.options.dataset, **self._splits), "template": str(self.template)}
+        about = about_problems(self.options.dataset, **self._splits)
+        return {**about, "eval_dataset": self.options.eval_dataset, "template": str(self.template)}
 
     @property
     def _splits(self) -> dict[str, list[Problem]]:
@@ -80,14 +81,16 @@ class Job:
 
 
 def resolve(options: Options) -> Options:
-    """Fills in the settings whose default depends on the data set."""
+    """Fills in the settings whose default depends on the data sets."""
     is_embedded = options.dataset == "arithmetic"
+    eval_dataset = options.eval_dataset or options.dataset
     return replace(
         options,
         learning_rate=options.learning_rate or (5e-3 if is_embedded else options.LEARNING_RATE),
         noise=0.5 if is_embedded and options.noise is None else options.noise,
-        eval_batch_size=options.eval_batch_size or default_batch_size(options.dataset),
-        max_new_tokens=options.max_new_tokens or default_max_new_tokens(options.dataset),
+        eval_dataset=eval_dataset,
+        eval_batch_size=options.eval_batch_size or default_batch_size(eval_dataset),
+        max_new_tokens=options.max_new_tokens or default_max_new_tokens(eval_dataset),
     )
 
 
@@ -110,8 +113,11 @@ def prepare(options: TrainingOptions, model: PreTrainedModel | None = None, to_b
     # must find the same ones.
     seed = options.seed if options.dataset == "arithmetic" else 0
     load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=seed)
-    train = load("train", limit=options.train_size, noise=options.noise or 0.0)
-    validation, test = held_out_problems(options.dataset, options.data_dir)
+    assert options.eval_dataset is not None  # resolved
+    # Where another set is reported on, every row is for training.
+    held_out = VALIDATION_SIZE if options.eval_dataset == options.dataset else 0
+    train = load("train", limit=options.train_size, noise=options.noise or 0.0, validation_size=held_out)
+    validation, test = held_out_problems(options.eval_dataset, options.data_dir)
     if model is None and options.dry_run:
         model = load_skeleton(options.model, options.revision, options)
     elif model is None:
@@ -167,14 +173,15 @@ def evaluate_all(job: Job, decoders: Mapping[str, Generate]) -> dict[str, dict[s
     """
     options = job.options
     assert options.eval_batch_size is not None  # resolved
+    assert options.eval_dataset is not None
     plain = decoding(job)
     runs: dict[str, tuple[Generate, Decoding]] = {name: (generate, plain) for name, generate in decoders.items()}
-    if options.dataset == "arithmetic":
+    if options.eval_dataset == "arithmetic":
         base = next(iter(decoders.values()))
         runs["base_given_careful_start"] = (base, replace(plain, opener=OPENERS["stepwise"]))
     records = {}
     folder = Path(options.output_dir) / "records"
-    with Scorer(is_numeric(options.dataset, job.test_problems)) as score:
+    with Scorer(is_numeric(options.eval_dataset, job.test_problems)) as score:
         for name, (generate, how) in runs.items():
             rows = partial(complete, generate=generate, decoding=how, device=job.model.device)
             path = folder / f"{name}.jsonl"
@@ -193,13 +200,14 @@ def evaluate_kl_gates(job: Job, generate: Generate, size: int) -> dict[str, dict
     """
     options = job.options
     assert options.eval_batch_size is not None  # resolved
+    assert options.eval_dataset is not None
     problems, plain = job.validation_problems[:size], decoding(job)
     device = job.model.device
 
     def completer(gate: str) -> Complete:
         return partial(complete, generate=partial(generate, gate=gate), decoding=plain, device=device)
 
-    with Scorer(is_numeric(options.dataset, problems)) as score:
+    with Scorer(is_numeric(options.eval_dataset, problems)) as score:
         folder = Path(options.output_dir) / "calibration"
         return evaluate_gates(KL_GATES, problems, completer, score, folder, options.eval_batch_size)
 
@@ -218,10 +226,10 @@ def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str,
         adapter = f"--adapter {folder / 'adapter'} --device-map auto"
         print(
             "not evaluated: a sharded base is for training. On one machine that holds it:"
-            f" eval/calibrate_gate.py {adapter} --dataset {options.dataset} --save, then eval/gsm8k.py {adapter}"
+            f" eval/calibrate_gate.py {adapter} --dataset {options.eval_dataset} --save, then eval/gsm8k.py {adapter}"
         )
     else:
-        title = f"{options.dataset}, {len(job.test_problems)} held-out problems, greedy"
+        title = f"{options.eval_dataset}, {len(job.test_problems)} held-out problems, greedy"
         print_table(title, EVALUATION_COLUMNS, evaluation_rows(evaluation))
     for note in notes:
         print(note)

@@ -1,14 +1,15 @@
 """Holding the bias norm at a target.
 
-The measured norm is ``n = mean_l ‖b_l‖₂`` over the intervened layers, in float32. Four controllers try to bring it to
+The measured norm is ``n = mean_l ‖b_l‖₂`` over the intervened layers, in float32. Five controllers try to bring it to
 the target ``n*`` and keep it there, each through another actuator:
 
-| name          | acts on                 | how                                                           |
-| ------------- | ----------------------- | ------------------------------------------------------------- |
-| `loss-weight` | the loss                | ``L = w · CE``, w by PID (the authors')                         |
-| `step-size`   | the optimiser's step    | learning rate × m, m by the same PID                          |
-| `penalty`     | the loss                | ``L = CE + c · (n − n*)²``                                    |
-| `projection`  | the biases              | ``b_l ← b_l · n*/n`` after every step that ends outside       |
+| name         | acts on              | how                                                           |
+| ------------ | -------------------- | ------------------------------------------------------------- |
+| `pid`        | the biases           | ``b_l ← f · b_l`` after every step, f ≤ 1 by PID              |
+| `projection` | the biases           | ``b_l ← b_l · n*/n`` after every step that ends outside       |
+| `penalty`    | the loss             | ``L = CE + c · (n − n*)²``                                    |
+| `step-size`  | the optimiser's step | learning rate × m, m by the note's PID                        |
+| `note`       | the loss             | ``L = w · CE``, w by PID (the authors', BREP)                 |
 
 Under Adam a loss weight has little authority: Adam divides a gradient by its own size, so w slows growth only where
 ``w·|grad|`` nears Adam's eps, and no positive w or m can make a norm shrink.
@@ -52,17 +53,21 @@ class Pid:
     """``v ← clip(v · (1 + γ·(K_p e_t + K_i Σ_{j≤t} e_j + K_d (e_t − e_{t−1}))), lower, upper)``
 
     The integral does not grow while a bound holds the value back (anti-windup), and the first update has no derivative
-    term. Defaults are the method's authors'.
+    term.
 
     Args:
         value: Start, clipped to the bounds.
         bounds: ``(lower, upper)``.
+        gains: ``(K_p, K_i, K_d)``; the defaults are the method's authors'.
     """
 
-    gamma, proportional, integral_gain, derivative_gain = 5.0, 0.1, 1e-4, 0.01
+    gamma = 5.0
 
-    def __init__(self, value: float, bounds: tuple[float, float]) -> None:
+    def __init__(
+        self, value: float, bounds: tuple[float, float], gains: tuple[float, float, float] = (0.1, 1e-4, 0.01)
+    ) -> None:
         self.bounds = bounds
+        self.gains = gains
         self.value = min(max(value, bounds[0]), bounds[1])
         self.integral = 0.0
         self.previous_error: float | None = None
@@ -71,7 +76,7 @@ class Pid:
         lower, upper = self.bounds
         integral = self.integral + error
         derivative = 0.0 if self.previous_error is None else error - self.previous_error
-        signal = self.proportional * error + self.integral_gain * integral + self.derivative_gain * derivative
+        signal = sum(gain * term for gain, term in zip(self.gains, (error, integral, derivative), strict=True))
         wanted = self.value * (1 + self.gamma * signal)
         self.value = min(max(wanted, lower), upper)
         winds_up = (wanted > upper and error > 0) or (wanted < lower and error < 0)
@@ -119,8 +124,41 @@ class NormController:
         pass
 
 
-class _PidController(NormController):
-    """PID on a factor, updated every 4 optimiser steps."""
+class PidController(NormController):
+    """``b_l ← f_t · b_l`` after every step, ``f_t = 1 + γ·(K_p e_t + K_i Σ_{j≤t} e_j + K_d (e_t − e_{t−1}))``, clipped
+
+    ``e_t = (n* − n_t) / n*``, of the norm that the optimiser's step left. Clipped to ``min(1, n*/n_t) ≤ f_t ≤ 1``: a
+    correction only damps, and takes the norm no further than to the target. At these bounds the integral stands still,
+    so it is 0 until the target is passed.
+
+    The plant adds a step's growth to the norm and has no lag, so γ(K_p + K_d) = 1 takes the first excess away at once;
+    of growth that goes on, K_p alone leaves a tenth, which the integral removes over ``K_p/K_i = 18`` steps. (With the
+    authors' gains the norm overshoots by the growth of a step, and comes back over hundreds.)
+    """
+
+    name = "pid"
+
+    def __init__(self, target: float) -> None:
+        super().__init__(target)
+        self.pid = Pid(1.0, (1.0, 1.0), gains=(0.18, 0.01, 0.02))
+
+    def after_step(self, biases: Sequence[torch.Tensor]) -> None:
+        norm = mean_norm(biases).item()
+        self.pid.value, self.pid.bounds = 1.0, (self.target / max(norm, self.target), 1.0)
+        factor = self.pid.update(1 - norm / self.target)
+        with torch.no_grad():
+            for bias in biases:
+                bias.mul_(factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.pid.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pid.load_state_dict(state)
+
+
+class _FactorController(NormController):
+    """The authors' PID on a factor, updated every 4 optimiser steps."""
 
     update_every = 4
 
@@ -142,10 +180,10 @@ class _PidController(NormController):
         self.pid.load_state_dict(state["pid"])
 
 
-class LossWeightController(_PidController):
+class LossWeightController(_FactorController):
     """The authors': ``L = w·CE`` with ``w_0 = 500/N`` for N training rows and w in [1e-5, 1e-1]."""
 
-    name = "loss-weight"
+    name = "note"
 
     def __init__(self, target: float, num_rows: int) -> None:
         super().__init__(target, start=500 / num_rows, bounds=(1e-5, 1e-1))
@@ -155,7 +193,7 @@ class LossWeightController(_PidController):
         return self.pid.value
 
 
-class StepSizeController(_PidController):
+class StepSizeController(_FactorController):
     """The same controller on the learning rate, what a loss weight is under SGD: m starts at 1, in [1e-4, 1]."""
 
     name = "step-size"
@@ -187,23 +225,14 @@ class ProjectionController(NormController):
         project_mean_norm(biases, self.target)
 
 
-CONTROLLERS = ("projection", "penalty", "step-size", "loss-weight", "none")
+CONTROLLERS = ("pid", "projection", "penalty", "step-size", "note", "none")
 
 
 def make_controller(name: str, target: float, num_rows: int) -> NormController:
-    """The controller of that name; ``num_rows`` is the number of training rows."""
+    """The controller of that name (``loss-weight`` is the note's old one); ``num_rows``: training rows."""
     if not math.isfinite(target) or target <= 0:
         raise ValueError(f"a target norm must be positive; got {target}")
-    if name == LossWeightController.name:
+    if name in (LossWeightController.name, "loss-weight"):
         return LossWeightController(target, num_rows)
-    simple = {kind.name: kind for kind in (NormController, StepSizeController, PenaltyController, ProjectionController)}
-    return simple[name](target)
-
-
-def tracking_error(norms: Sequence[float], target: float, tolerance: float = 0.02) -> float | None:
-    """``mean_t |n_t − n*| / n*`` from the first step with ``n_t ≥ (1 − tolerance)·n*`` on; None if there is none."""
-    reached = next((step for step, norm in enumerate(norms) if norm >= (1 - tolerance) * target), None)
-    if reached is None:
-        return None
-    after = norms[reached:]
-    return sum(abs(norm - target) for norm in after) / (len(after) * target)
+    simple = (NormController, PidController, StepSizeController, PenaltyController, ProjectionController)
+    return {kind.name: kind for kind in simple}[name](target)

@@ -35,7 +35,9 @@ class FittingOptions(LoadingOptions):
 
     LEARNING_RATE: ClassVar[float] = 2e-4
 
-    model: str = field(default="arithmetic", metadata={"help": "Base: hub id, folder, or the embedded 'arithmetic'."})
+    model: str = field(
+        default="arithmetic", metadata={"help": "Base: hub id, folder, .gguf file, or the embedded 'arithmetic'."}
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
@@ -101,6 +103,10 @@ class TrainingOptions(FittingOptions):
     dataset: str = field(
         default="arithmetic",
         metadata={"help": "arithmetic, gsm8k, math10k, or a .json/.jsonl file of one's own."},
+    )
+    eval_dataset: str | None = field(
+        default=None,
+        metadata={"help": "Set to choose the gate and report results on (the training set, held-out rows)."},
     )
     noise: float | None = field(
         default=None,

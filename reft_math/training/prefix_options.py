@@ -18,8 +18,9 @@ class PrefixOptions(TrainingOptions):
     full_fraction: float = field(
         default=0.0, metadata={"help": "Share of the rows that keep the whole solution; 1 is ordinary ReFT."}
     )
-    norm_control: Literal["projection", "penalty", "step-size", "loss-weight", "none"] = field(
-        default="projection", metadata={"help": "How the norm is held; loss-weight is the authors' PID."}
+    norm_control: Literal["pid", "note", "projection", "penalty", "step-size", "none", "loss-weight"] = field(
+        default="pid",
+        metadata={"help": "How the norm is held: pid acts on the biases; note (loss-weight) is the authors' PID."},
     )
     target_scale_norm: float | None = field(
         default=None, metadata={"help": "Hold the mean over layers of ‖s − 1‖₂ at or under this (RED)."}

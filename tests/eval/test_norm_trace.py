@@ -26,7 +26,10 @@ def test_draws_the_trace_it_was_given(run_folder: Path) -> None:
     norm_axes, scale_axes = norm_trace([Run.read(str(run_folder))]).axes
     assert norm_axes.lines[0].get_xydata().tolist() == [[1, 0.1], [2, 0.5], [3, 0.54]]
     assert scale_axes.lines[0].get_ydata().tolist() == [0.0, 0.2, 0.3]
-    assert [text.get_text() for text in norm_axes.get_legend().get_texts()] == ["penalty", "target 0.54"]
+    assert [text.get_text() for text in norm_axes.get_legend().get_texts()] == [
+        "penalty: overshoot 0.0%, settled at step 3, then off by +0.00%",
+        "target 0.54",
+    ]
 
 
 def test_writes_figure_table_and_settings(call: Callable[[str], None], run_folder: Path, tmp_path: Path) -> None:
@@ -36,7 +39,8 @@ def test_writes_figure_table_and_settings(call: Callable[[str], None], run_folde
     lines = (tmp_path / "run" / "norm_trace.csv").read_text().splitlines()
     assert lines == ["run,step,norm,scale_norm", "penalty,1,0.1,0.0", "penalty,2,0.5,0.2", "penalty,3,0.54,0.3"]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["bias_norm"][str(run_folder)]["target"] == 0.54
+    norm = results["bias_norm"][str(run_folder)]
+    assert (norm["target"], norm["overshoot"], norm["settling_step"]) == (0.54, 0.0, 3)
     assert results["config"]["runs"] == [str(run_folder)]
 
 
@@ -46,7 +50,7 @@ def test_runs_of_one_name_are_told_apart(run_folder: Path, tmp_path: Path) -> No
     rows = trace_rows(runs)
     assert len(rows) == 6
     assert {row["run"] for row in rows} == {str(run.folder) for run in runs}
-    labels = [line.get_label() for line in norm_trace(runs).axes[0].lines]
+    labels = [str(line.get_label()).partition(":")[0] for line in norm_trace(runs).axes[0].lines]
     assert labels[:2] == [str(run.folder) for run in runs]
 
 

@@ -13,8 +13,8 @@ from reft_math.training.norm_control import (
     mean_norm,
     project_mean_norm,
     remove_directions,
-    tracking_error,
 )
+from reft_math.training.tracking import tracking
 
 
 def biases(*norms: float) -> list[torch.Tensor]:
@@ -122,24 +122,24 @@ def test_an_error_that_falls_fast_still_counts_at_the_bound_it_leads_away_from(s
 
 
 def test_loss_weight_starts_at_500_over_the_rows_within_its_bounds() -> None:
-    assert make_controller("loss-weight", 0.54, num_rows=10_000).loss_weight == pytest.approx(0.05)
-    assert make_controller("loss-weight", 0.54, num_rows=100).loss_weight == 0.1
-    assert make_controller("loss-weight", 0.54, num_rows=10**9).loss_weight == 1e-5
+    assert make_controller("note", 0.54, num_rows=10_000).loss_weight == pytest.approx(0.05)
+    assert make_controller("note", 0.54, num_rows=100).loss_weight == 0.1
+    assert make_controller("loss-weight", 0.54, num_rows=10**9).loss_weight == 1e-5, "its name until then"
 
 
-@pytest.mark.parametrize("name", ["loss-weight", "step-size"])
+@pytest.mark.parametrize("name", ["note", "step-size"])
 def test_pid_controllers_act_every_fourth_step_and_against_the_error(name: str) -> None:
     controller = make_controller(name, 0.5, num_rows=10_000)
     values = []
     for _ in range(8):
         controller.after_step(biases(2.0))
         values.append(controller.loss_weight * controller.step_scale)
-    start = 0.05 if name == "loss-weight" else 1.0
+    start = 0.05 if name == "note" else 1.0
     assert values[:3] == [start] * 3
     assert start > values[3] == values[6] > values[7]
 
 
-@pytest.mark.parametrize(("name", "least", "most"), [("loss-weight", 1e-5, 0.1), ("step-size", 1e-4, 1.0)])
+@pytest.mark.parametrize(("name", "least", "most"), [("note", 1e-5, 0.1), ("step-size", 1e-4, 1.0)])
 def test_pid_controllers_go_to_a_bound_and_no_further(name: str, least: float, most: float) -> None:
     for norm, bound in ((0.0, most), (2.0, least)):
         controller = make_controller(name, 0.5, num_rows=10_000)
@@ -147,6 +147,41 @@ def test_pid_controllers_go_to_a_bound_and_no_further(name: str, least: float, m
         for _ in range(60):
             controller.after_step(vectors)
         assert controller.loss_weight * controller.step_scale == bound
+
+
+def test_pid_on_the_biases_is_the_formula_until_it_would_pass_the_target() -> None:
+    """Norms 0.4 (no more than 1), 1.05 (crossing: the target is the bound), 1.1, 1.05, 0.9 of the target."""
+    controller, errors, integral = make_controller("pid", 0.5, num_rows=1), [0.6, -0.05, -0.1, -0.05, 0.1], 0.0
+    for t, error in enumerate(errors):
+        vectors = biases(0.4 * (1 - error), 0.6 * (1 - error))
+        before = [vector.clone() for vector in vectors]
+        controller.after_step(vectors)
+        step = error - errors[t - 1] if t else 0.0
+        wanted = 1 + 5.0 * (0.18 * error + 0.01 * (integral + error) + 0.02 * step)
+        factor = min(max(wanted, 1 / (1 - error)), 1) if error < 0 else 1.0
+        if factor == wanted:
+            integral += error
+        for vector, old in zip(vectors, before, strict=True):
+            torch.testing.assert_close(vector, factor * old)
+    assert controller.state_dict()["integral"] == pytest.approx(integral) != 0
+
+
+@pytest.mark.parametrize(("growth", "noise"), [(0.01, 0.0), (0.05, 0.02), (0.2, 0.05), (3.0, 0.0)])
+def test_pid_on_the_biases_holds_a_norm_that_every_step_makes_grow(growth: float, noise: float) -> None:
+    """By up to three times the target, in a plant of numbers: ``n ← f · |n + growth + noise|``."""
+    torch.manual_seed(0)
+    controller, vectors, norms = make_controller("pid", 0.54, num_rows=1), biases(1e-9), []
+    for shock in torch.randn(300).tolist():
+        norm = mean_norm(vectors).item()
+        vectors[0].mul_(abs(norm + 0.54 * (growth + noise * shock)) / norm)
+        controller.after_step(vectors)
+        norms.append(mean_norm(vectors).item())
+    held = tracking(norms, 0.54)
+    assert held["overshoot"] is not None
+    assert held["overshoot"] < 0.05
+    assert held["steady_state_error"] == pytest.approx(0, abs=0.003)
+    assert held["settling_step"] is not None
+    assert held["settling_step"] <= 1 / growth + 20
 
 
 def test_penalty_is_the_square_of_the_error_and_pulls_towards_the_target() -> None:
@@ -173,10 +208,10 @@ def test_a_controller_acts_through_its_own_hook_alone(name: str) -> None:
     for _ in range(4):
         controller.after_step(vectors)
     acts = {
-        "projection": mean_norm(vectors).item() < 1.9,
+        "projection" if name == "projection" else "pid": mean_norm(vectors).item() < 1.9,
         "penalty": float(controller.penalty(biases(2.0))) != 0.0,
         "step-size": controller.step_scale != 1.0,
-        "loss-weight": controller.loss_weight != 1.0,
+        "note": controller.loss_weight != 1.0,
     }
     assert [hook for hook, does in acts.items() if does] == ([] if name == "none" else [name])
 
@@ -200,8 +235,3 @@ def test_a_controller_goes_on_from_its_state_as_json(name: str) -> None:
 def test_a_target_must_be_positive(target: float) -> None:
     with pytest.raises(ValueError, match="target norm must be positive"):
         make_controller("projection", target, num_rows=1)
-
-
-def test_tracking_error_counts_from_the_first_touch() -> None:
-    assert tracking_error([0.1, 0.3, 0.49, 0.55, 0.45], 0.5) == pytest.approx((0.01 + 0.05 + 0.05) / 3 / 0.5)
-    assert tracking_error([0.1, 0.2], 0.5) is None

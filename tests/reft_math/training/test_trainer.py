@@ -87,9 +87,7 @@ class StopAt(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-@pytest.mark.parametrize(
-    ("controller", "intervention"), [*((name, "red") for name in CONTROLLERS), ("projection", "loreft")]
-)
+@pytest.mark.parametrize(("controller", "intervention"), [*((name, "red") for name in CONTROLLERS), ("pid", "loreft")])
 def test_a_stopped_run_ends_at_the_same_weights_and_trace_to_the_last_bit(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, controller: str, intervention: str
 ) -> None:
@@ -215,7 +213,7 @@ def test_the_controllers_factors_reach_loss_and_optimiser(
 ) -> None:
     """SGD: a loss weight w or a step scale w moves the parameters w times as far; the schedule is not touched."""
     moves = {}
-    for name in ("none", "loss-weight", "step-size"):
+    for name in ("none", "note", "step-size"):
         trainer, reft_model = make_trainer(
             tiny_model(),
             tmp_path / name,
@@ -231,7 +229,7 @@ def test_the_controllers_factors_reach_loss_and_optimiser(
         trainer.train()
         moves[name] = torch.cat(list(reft_model.biases().values())).detach()
         assert trainer.optimizer.param_groups[0]["lr"] == 2e-2
-    torch.testing.assert_close(moves["loss-weight"], 0.1 * moves["none"], rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(moves["note"], 0.1 * moves["none"], rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(moves["step-size"], 0.1 * moves["none"], rtol=1e-4, atol=1e-9)
 
 
