@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class TrainConfig:
     @property
     def base_here(self) -> str | None:
         """The base, where its folder is here."""
-        return self.base if self.base is not None and Path(self.base).is_dir() else None
+        return self.base if self.base is not None and os.path.isdir(self.base) else None  # of any text, unlike Path's
 
     @property
     def template(self) -> str | None:

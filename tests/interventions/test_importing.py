@@ -495,7 +495,10 @@ def test_what_is_wrong_in_breps_file_is_refused(
 def test_what_is_no_checkpoint_and_options_that_are_not_its_own_are_refused(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="is neither"):
+    with pytest.raises(UserError, match="is neither$"):
+        import_checkpoint(tmp_path, tiny_model())
+    save_with_pyreft(tmp_path / "intervenable_model", tiny_model(), pyreft.LoreftIntervention, BLOCKS)
+    with pytest.raises(UserError, match="is neither; did you mean .*/intervenable_model"):
         import_checkpoint(tmp_path, tiny_model())
     torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
     with pytest.raises(UserError, match="act_fn and dropout are LoReFT's and DiReFT's"):
@@ -525,6 +528,7 @@ SAID = {"model_path": "/mnt/models/Meta-Llama-3-8B-Instruct", "op_position": "ff
         ({}, "llama-13b", "chat-step-by-step/1", ["says base .*Meta-Llama-3-8B-Instruct, and it is llama-13b"]),
         ({"op_position": ["attn_q", "attn_k"]}, None, "chat-step-by-step/1", ["says site .*attn_q.*and it is ffn_up"]),
         ({"template_index": 1, "model_path": None}, "llama-13b", None, []),
+        ({"model_path": "a" * 300}, None, "chat-step-by-step/1", []),
         ({"template_index": "qwen3"}, None, "chat-thinking/1", []),
     ],
 )
