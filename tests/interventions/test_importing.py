@@ -495,10 +495,10 @@ def test_what_is_wrong_in_breps_file_is_refused(
 def test_what_is_no_checkpoint_and_options_that_are_not_its_own_are_refused(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="is neither$"):
+    with pytest.raises(UserError, match=r"is neither$"):
         import_checkpoint(tmp_path, tiny_model())
     save_with_pyreft(tmp_path / "intervenable_model", tiny_model(), pyreft.LoreftIntervention, BLOCKS)
-    with pytest.raises(UserError, match="is neither; did you mean .*/intervenable_model"):
+    with pytest.raises(UserError, match=r"is neither; did you mean .*/intervenable_model"):
         import_checkpoint(tmp_path, tiny_model())
     torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
     with pytest.raises(UserError, match="act_fn and dropout are LoReFT's and DiReFT's"):
