@@ -32,10 +32,10 @@ from transformers.utils import (
 from reft_math.data.templates import PromptTemplate, encode_prompt, get_template
 from reft_math.decoding.stops import StopTexts
 from reft_math.errors import UserError
-from reft_math.finite import check_finite
 from reft_math.gguf_files import as_plain, check_digest, is_gguf, local_file
 from reft_math.json_text import read_object
 from reft_math.loading import LoadingOptions
+from reft_math.lora import put_lora_on
 from reft_math.processes import process_state
 from reft_math.sharding import is_asked_for
 from reft_math.tensor_files import bounded
@@ -97,16 +97,7 @@ def load_model(
     base = _base_of_lora(name, revision)
     if base is not None:
         model = load_model(base.name, base.revision, loading, random_seed, to_be_sharded)
-        try:
-            with bounded(Path(name)):
-                found = model.load_adapter(name, adapter_kwargs={"revision": revision})
-        except Exception as error:  # what a damaged file raises shares no class
-            raise UserError(f"peft adapter {name!r} does not fit its base {base.name!r}: {_reason(error)}") from None
-        check_finite(model.get_adapter_state_dict(), f"peft adapter {name!r}")
-        if odd := sorted({*found.missing_keys, *found.unexpected_keys}):
-            raise UserError(
-                f"peft adapter {name!r} must hold the weights that its settings ask for; missing or unknown: {odd[0]}"
-            )
+        put_lora_on(model, name, revision, base.name)
         model.config._commit_hash = base.adapter_commit  # goes with the name that the model was asked for by
         _learn_ends(model, name, revision)
         return model.eval()
