@@ -49,6 +49,8 @@ class RegressorConfig:
         data: The data set it was trained on.
         base_model, base_revision: Hub id or folder of the base, and its commit where known.
         random_seed: Drew the base's weights anew; None where they are the checkpoint's.
+        form: How it was trained. 1, which regressors saved without this field are: numbers that begin others are
+            scored without their end (but by loss ce). 2: with it.
         versions: Versions of the packages that wrote it.
     """
 
@@ -65,10 +67,11 @@ class RegressorConfig:
     base_model: str | None = None
     base_revision: str | None = None
     random_seed: int | None = None
+    form: int = 2
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        choices = {"loss": LOSSES, "tune": get_args(Tune), "added_tokens": (None, *get_args(Start))}
+        choices = {"loss": LOSSES, "tune": get_args(Tune), "added_tokens": (None, *get_args(Start)), "form": (1, 2)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 shown = ", ".join(str(choice) for choice in known if choice is not None)
@@ -112,13 +115,16 @@ class RegressorConfig:
         return dict(zip(numbers, self.texts, strict=True))
 
     def make_grid(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> Grid:
-        """The grid as it follows the template's prompts; tokens are added to both where that is asked for."""
+        """The grid as it follows the template's prompts; tokens are added to both where that is asked for.
+
+        Where one number begins another ("1" and "10"), every string holds the token that ends an answer.
+        """
         texts = self.number_texts()
         if self.added_tokens is not None:
             return add_number_tokens(model, tokenizer, texts, self.added_tokens)
         suffix = template.prompt("", tokenizer)
         grid = make_grid(tokenizer, texts, suffix)
-        if self.loss == "ce" and grid.is_nested:  # else "10" would be at least as probable as "100"
+        if grid.is_nested and (self.form > 1 or self.loss == "ce"):  # else "10" is at least as probable as "100"
             return make_grid(tokenizer, texts, suffix, terminator=template.end_token_id(tokenizer))
         return grid
 
@@ -130,7 +136,7 @@ class RegressorConfig:
     def from_pretrained(cls, folder: str | Path) -> RegressorConfig:
         path = Path(folder) / CONFIG_NAME
         try:
-            return from_json(cls, read_object(path))
+            return from_json(cls, {"form": 1, **read_object(path)})
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} is not a readable regressor config ({error}); was it saved by this package?"

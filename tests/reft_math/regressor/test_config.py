@@ -89,7 +89,8 @@ def test_heads_are_the_losses_that_name_one() -> None:
 @pytest.mark.parametrize(
     ("values", "tokens"),
     [
-        ({"grid": "1,10"}, [["Ġ", "1"], ["Ġ", "1", "0"]]),
+        ({"grid": "1,10"}, [["Ġ", "1", "<eos>"], ["Ġ", "1", "0", "<eos>"]]),
+        ({"grid": "1,10", "form": 1}, [["Ġ", "1"], ["Ġ", "1", "0"]]),
         ({"grid": "1,10", "texts": ("bad", "good")}, [["Ġbad"], ["Ġgood"]]),
         ({"grid": "1,10", "added_tokens": "average"}, [["<number 1>"], ["<number 10>"]]),
     ],
