@@ -36,7 +36,7 @@ class RegressionEvaluationOptions(LoadingOptions):
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the data's files instead of the hub."})
     split: Literal["validation", "test"] = field(default="test", metadata={"help": "Which rows."})
-    limit: int | None = field(default=None, metadata={"help": "Rows at most (all)."})
+    limit: int | None = field(default=None, metadata={"help": "Rows at most (all), drawn as train/raft.py draws them."})
     batch_size: int = field(default=32, metadata={"help": "Rows a batch."})
     samples: int = field(default=0, metadata={"help": "Answers drawn a row for RAIL by samples; the paper draws 32."})
     temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
@@ -69,7 +69,7 @@ def main(options: RegressionEvaluationOptions) -> None:
     from interventions.regression import load_base, load_regressor
     from reft_math.command import RESULTS_NAME, print_table, provenance
     from reft_math.data.fingerprint import regression_fingerprint
-    from reft_math.data.regression import check_split, load_splits
+    from reft_math.data.regression import check_split, drawn, load_splits
     from reft_math.files import write_json
     from reft_math.processes import claim, part_ways
     from reft_math.regressor.config import RegressorConfig
@@ -93,7 +93,7 @@ def main(options: RegressionEvaluationOptions) -> None:
         if options.data is None:
             raise UserError(f"{options.regressor} does not say what it was trained on; pass --data")
     config = regressor.regressor_config
-    rows = getattr(load_splits(str(options.data), options.data_dir), options.split)[: options.limit]
+    rows = drawn(getattr(load_splits(str(options.data), options.data_dir), options.split), options.limit)
     fingerprints = {str(options.split): regression_fingerprint(rows)}
     folder = claim(options, fingerprints)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)

@@ -130,6 +130,13 @@ def load_splits(name: str, data_dir: str | None = None, seed: int = 0) -> Regres
     return RegressionSplits(train, validation, load_regression(name, "validation", data_dir))
 
 
+def drawn(rows: Sequence[RegressionRow], size: int | None, seed: int = 0) -> list[RegressionRow]:
+    """So many of the rows, drawn by the seed, in their own order; a smaller draw is part of a larger one."""
+    order = list(range(len(rows)))
+    random.Random(f"rows/{seed}").shuffle(order)
+    return [rows[index] for index in sorted(order[:size])]
+
+
 def check_split(name: str, split: Split) -> None:
     """Raises `UserError` where there is no data set of that name, or it has no such split."""
     is_file = Path(name).suffix.lower() in (".csv", ".jsonl")

@@ -14,7 +14,7 @@ from typing import Any
 from reft_math.card import digest
 from reft_math.command import RESULTS_NAME, print_table, provenance, versions
 from reft_math.data.fingerprint import regression_fingerprint
-from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits, check_split
+from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits, check_split, drawn
 from reft_math.errors import UserError
 from reft_math.files import write_json
 from reft_math.models import EMBEDDED_MODEL, lasting_name
@@ -113,11 +113,11 @@ def _bounds(text: str) -> tuple[float, float]:
 
 
 def cut(splits: RegressionSplits, options: RegressionOptions) -> RegressionSplits:
-    """The first rows of each split, as many as are asked for."""
+    """As many rows of each split as are asked for: train's are drawn by the seed, the others alike for all seeds."""
     return RegressionSplits(
-        splits.train[: options.train_size],
-        splits.validation[: options.validation_size],
-        splits.test[: options.test_size],
+        drawn(splits.train, options.train_size, options.seed),
+        drawn(splits.validation, options.validation_size),
+        drawn(splits.test, options.test_size),
     )
 
 

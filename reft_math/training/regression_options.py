@@ -23,10 +23,10 @@ class RegressionOptions(FittingOptions):
             "help": "Peak, AdamW (2e-4, full 1e-5; on the embedded model 5e-3, full 1e-3).",
         },
     )
-    train_size: int | None = field(default=None, metadata={"help": "Training rows at most (all)."})
+    train_size: int | None = field(default=None, metadata={"help": "Training rows at most (all), drawn by --seed."})
     seed: int = field(
         default=0,
-        metadata={"help": "Draws the data's order, original1's training rows, and weights that start random."},
+        metadata={"help": "Draws the training rows and their order, and weights that start random."},
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the data's files instead of the hub."})
     data: str = field(
@@ -79,8 +79,8 @@ class RegressionOptions(FittingOptions):
     patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better RMSE (never)."}
     )
-    validation_size: int | None = field(default=None, metadata={"help": "Validation rows at most (all)."})
-    test_size: int | None = field(default=None, metadata={"help": "Test rows at most (all)."})
+    validation_size: int | None = field(default=None, metadata={"help": "Validation rows at most (all), drawn."})
+    test_size: int | None = field(default=None, metadata={"help": "Test rows at most (all), drawn."})
     eval_batch_size: int = field(default=32, metadata={"help": "Rows a batch in evaluation."})
     samples: int = field(default=0, metadata={"help": "Answers drawn a row for RAIL by samples; the paper draws 32."})
     temperature: float = field(default=1.0, metadata={"help": "Of the samples."})

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from interventions.regression import load_base, load_regressor, make_regressor
-from reft_math.data.regression import load_regression
+from reft_math.data.regression import drawn, load_regression
 from reft_math.models import load_model, load_tokenizer
 from reft_math.regression import metrics
 from reft_math.regressor.config import RegressorConfig
@@ -79,7 +79,7 @@ def test_a_regressor_stands_beside_its_base_over_the_same_grid(
     loaded = load_regressor(folder)
     predictor = loaded.regressor_config.predictor
     assert found["predictor"] == predictor
-    rows = load_regression("original1", "test", limit=9)
+    rows = drawn(load_regression("original1", "test"), 9)
     texts, targets = [row.text for row in rows], np.array([row.target for row in rows])
     for name, regressor, its_own in [
         ("tuned", loaded, predictor),
@@ -116,7 +116,7 @@ def test_a_base_on_its_own_is_zero_shot_and_may_be_sampled(
     assert list(predictors) == ["rail", "rail_normalised", "mode", "median", "decoded", "rail_sampled"]
     assert predictors["rail_sampled"]["no_number"] == pytest.approx(1 / 3)
     assert predictors["decoded"]["no_number"] == 0
-    rows = load_regression("original1", "validation", limit=6)
+    rows = drawn(load_regression("original1", "validation"), 6)
     errors = np.array([5 - row.target for row in rows])  # (4 + 8 + 3) / 3
     assert predictors["rail_sampled"]["rmse"]["value"] == pytest.approx(np.sqrt((errors**2).mean()))
     base = load_base(RegressorConfig(grid="0:9:1", base_model="arithmetic"))

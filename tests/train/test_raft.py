@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from interventions.regression import load_base, load_regressor
-from reft_math.data.regression import load_regression
+from reft_math.data.regression import drawn, load_regression
 from reft_math.regression import metrics
 from reft_math.regressor import evaluation
 from reft_math.regressor.model import Regressor
@@ -56,7 +56,7 @@ def test_writes_regressor_records_and_results(
     """RED with RAFT: every figure of the results is worked out again from the records, and these from the files."""
     raft(f"{SMALL} --output-dir {tmp_path}")
     results = read(tmp_path / "results.json")
-    rows = load_regression("original1", "test")[:10]
+    rows = drawn(load_regression("original1", "test"), 10)
     targets = np.array([row.target for row in rows])
 
     saved = load_regressor(tmp_path / "regressor")
@@ -81,7 +81,7 @@ def test_writes_regressor_records_and_results(
     assert (training["steps"], training["best_step"], training["trained_parameters"]) == ([0, 2, 4], 4, 4 * 2 * 384)
     assert training["rmse"][2] == min(training["rmse"])
     assert training == read(tmp_path / "regressor" / "training.json")
-    mean = np.mean([row.target for row in load_regression("original1", "train")[:64]])
+    mean = np.mean([row.target for row in drawn(load_regression("original1", "train"), 64)])
     assert results["rmse_of_training_mean"] == pytest.approx(np.sqrt(((mean - targets) ** 2).mean()))
     assert results["rows"] == {"train": 64, "validation": 8, "test": 10}
     assert results["predictor"] == "rail"
