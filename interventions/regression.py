@@ -34,7 +34,7 @@ def make_regressor(
     layers: str = "all",
     rank: int | None = None,
 ) -> Regressor:
-    """A regressor whose ``config.tune`` is trainable and nothing else but its head.
+    """A regressor whose ``config.tune`` is trainable and nothing else but its head and the rows of added tokens.
 
     Args:
         model: The base; changed in place.
@@ -117,7 +117,7 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
     elif config.tune == "lora":
         adapter = _load_lora(model, folder / ADAPTER_FOLDER)
     regressor = Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
-    regressor.load_head(folder)
+    regressor.load_own(folder)
     regressor.card = read_card(folder)
     return regressor.eval()
 

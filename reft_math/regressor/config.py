@@ -50,7 +50,7 @@ class RegressorConfig:
         base_model, base_revision: Hub id or folder of the base, and its commit where known.
         random_seed: Drew the base's weights anew; None where they are the checkpoint's.
         form: How it was trained. 1, which regressors saved without this field are: numbers that begin others are
-            scored without their end (but by loss ce). 2: with it.
+            scored without their end (but by loss ce), and adapters leave added tokens' rows at their start. 2: neither.
         versions: Versions of the packages that wrote it.
     """
 
@@ -98,6 +98,11 @@ class RegressorConfig:
     def head(self) -> HeadName | None:
         """The head's name; None where the loss is a grid's."""
         return next((name for name in HEADS if self.loss == f"head:{name}"), None)
+
+    @property
+    def has_added_rows(self) -> bool:
+        """Whether rows of added tokens are trained beside an adapter, in a model that is frozen."""
+        return self.added_tokens is not None and self.tune not in ("none", "full") and self.form > 1
 
     @property
     def predictor(self) -> str:

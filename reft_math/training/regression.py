@@ -158,8 +158,10 @@ def fit(
         greater_is_better=False,
         label_names=["targets"],
         restore_callback_states_from_checkpoint=True,
-        # A head that does not read the model's logits leaves its output embedding without a gradient.
-        ddp_find_unused_parameters=regressor.head is not None and regressor.head.needs_hidden,
+        # A head that does not read the model's logits leaves its output embedding without a gradient, and a number of
+        # one token that no prompt holds its row of the input embedding.
+        ddp_find_unused_parameters=regressor.added_rows is not None
+        or (regressor.head is not None and regressor.head.needs_hidden),
     )
     early = [] if options.patience is None else [EarlyStoppingCallback(options.patience)]
     trainer = RegressionTrainer(

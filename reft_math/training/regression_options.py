@@ -48,7 +48,7 @@ class RegressionOptions(FittingOptions):
     grid_texts: str | None = field(
         default=None, metadata={"help": "What the grid's numbers are written as, such as a,b,c,d,e (decimals)."}
     )
-    added_tokens: Literal["zero", "first", "average"] | None = field(
+    added_tokens: Literal["zero", "first", "average", "random"] | None = field(
         default=None, metadata={"help": "Give every number of the grid a token of its own, with this start (no)."}
     )
     normalised: bool = field(default=False, metadata={"help": "Divide probabilities by their sum over the grid."})

@@ -69,7 +69,7 @@ def test_every_row_has_its_predictions_and_what_was_written(writer: Regressor, t
         alone = {name: value.item() for name, value in writer.predictors(input_ids, torch.ones_like(input_ids)).items()}
         assert record["entropy"] == pytest.approx(alone.pop("entropy"), abs=1e-9)
         drawn: list[int] = []
-        while len(drawn) < 7 and writer.tokenizer.eos_token_id not in drawn:  # " 12" and four tokens more
+        while len(drawn) < 8 and writer.tokenizer.eos_token_id not in drawn:  # " 12", its end and four tokens more
             whole = torch.cat([input_ids, torch.tensor([drawn], dtype=torch.long)], dim=1)
             drawn.append(int(writer.model(input_ids=whole).logits[0, -1].argmax()))
         assert record["written"] == writer.tokenizer.decode(drawn, skip_special_tokens=True)

@@ -401,7 +401,7 @@ def test_a_head_comes_back_as_it_was_saved(make_tiny: MakeTiny, tmp_path: Path, 
     assert RegressorConfig.from_pretrained(tmp_path / "new") == regressor.regressor_config
     other = make_tiny(**settings)
     assert other.predict(TEXTS) != regressor.predict(TEXTS)
-    other.load_head(tmp_path / "new")
+    other.load_own(tmp_path / "new")
     assert other.predict(TEXTS) == regressor.predict(TEXTS)
 
 
@@ -417,7 +417,7 @@ def test_a_model_tuned_whole_is_saved_with_its_tokens(make_tiny: MakeTiny, tmp_p
     template = make_template(config, tokenizer)
     other = Regressor(model, tokenizer, template, config.make_grid(model, tokenizer, template), config)
     assert other.predict(TEXTS) == pytest.approx(regressor.predict(TEXTS), rel=1e-12)
-    other.load_head(tmp_path)  # there is none to read
+    other.load_own(tmp_path)  # there is none to read
 
 
 @pytest.mark.parametrize(
@@ -499,7 +499,7 @@ def test_weights_that_are_not_the_heads_are_refused_in_one_line(
     with pytest.raises(
         UserError, match=rf"head.safetensors does not hold the weights of head mean: .*{reason}"
     ) as caught:
-        make_tiny(loss="head:mean").load_head(tmp_path)
+        make_tiny(loss="head:mean").load_own(tmp_path)
     assert "\n" not in str(caught.value)
 
 
