@@ -11,8 +11,8 @@ Rows of the output embedding start the same way where it is not the input's. A r
 is drawn by the number's text. Where the base stays frozen (adapters), what training adds to the rows is a module of its
 own, `AddedRows`.
 
-Source: Lukasik et al., Better autoregressive regression with LLMs via regression-aware fine-tuning, tables 17 to 19. The
-paper does not say which distribution its random start is drawn from.
+Source: Lukasik et al., Better autoregressive regression with LLMs via regression-aware fine-tuning, tables 17 to 19; it
+does not say which distribution its random start is drawn from.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def add_number_tokens(
 class AddedRows(nn.Module):
     """``ε(v) = E_v + Δ_v`` and ``f_v = (E'_v + Δ'_v)·h`` for a grid's tokens v; Δ' is Δ where E' is E.
 
-    E and E', the model's input and output embedding, stay as they are. Δ is float32, or float64 where E is, starts at 0,
-    and is ``(tokens, width)``: all that is trained, and saved, of two large tables.
+    E and E', the model's input and output embedding, stay as they are. Δ, ``(tokens, width)``, starts at 0, float32, or
+    float64 where E is: all that is trained, and saved, of two large tables.
 
     Args:
         model: Its embeddings get hooks that stay.

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.card import CARD_NAME
-from reft_math.data.regression import RegressionRow
+from reft_math.data.regression import RegressionRow, drawn
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.errors import UserError
 from reft_math.files import write_files, written
@@ -158,6 +158,19 @@ class Regressor(nn.Module):
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """By name; one that stands in two places under the first of its names."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def start_at_mean(self, rows: Sequence[RegressionRow]) -> None:
+        """``b ← b + mean(y*) − mean(ŷ)`` for a head with a b: it then predicts the mean target, on average.
+
+        Args:
+            rows: The training rows; ŷ is read off 64 of them.
+        """
+        intercept = None if self.head is None else self.head.intercept
+        if intercept is not None:
+            predicted = torch.tensor(self.predict([row.text for row in drawn(rows, 64)]))
+            targets = torch.tensor([row.target for row in rows])
+            intercept += (self._scaled(targets).mean() - self._scaled(predicted).mean()).to(intercept)
 
     # --- predictions --------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from reft_math.training.regression_options import GRIDLESS, RegressionOptions
 
 LEARNING_RATES = {"red": 2e-4, "bias": 2e-4, "loreft": 2e-4, "lora": 2e-4, "full": 1e-5}
 EMBEDDED_LEARNING_RATES = {"red": 5e-3, "bias": 5e-3, "loreft": 5e-3, "lora": 5e-3, "full": 1e-3}
+HEAD_LEARNING_RATE = 1e-3
 
 
 def resolve(options: RegressionOptions) -> RegressionOptions:
@@ -40,7 +41,7 @@ def resolve(options: RegressionOptions) -> RegressionOptions:
     check_split(options.data, "train")
     rates = EMBEDDED_LEARNING_RATES if options.model == EMBEDDED_MODEL else LEARNING_RATES
     scale = SCALES.get(options.data)
-    is_log = options.loss == "log"
+    is_log, is_head = options.loss == "log", options.loss.startswith("head:")
     scales_targets = options.scale_targets or is_log
     grid, bounds = options.grid, options.bounds
     if is_log:
@@ -66,6 +67,7 @@ def resolve(options: RegressionOptions) -> RegressionOptions:
     return replace(
         options,
         learning_rate=options.learning_rate or rates[options.tune],
+        head_learning_rate=options.head_learning_rate or (HEAD_LEARNING_RATE if is_head else None),
         grid=grid,
         bounds=bounds,
         scale_targets=scales_targets,

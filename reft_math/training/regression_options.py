@@ -9,7 +9,7 @@ from typing import Literal
 from reft_math.errors import UserError, require, require_temperature
 from reft_math.training.options import FittingOptions, check_site_path
 
-GRIDLESS = [f"head:{name}" for name in ("logit", "mean", "min", "max", "mlp", "probabilities")]
+GRIDLESS = [f"head:{name}" for name in ("logit", "mean", "min", "max", "mlp", "probabilities", "relish")]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RegressionOptions(FittingOptions):
     learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak, AdamW (2e-4, full 1e-5; on the embedded model 5e-3, full 1e-3).",
+            "help": "Peak (2e-4, full 1e-5; on the embedded model 5e-3, full 1e-3).",
         },
     )
     train_size: int | None = field(default=None, metadata={"help": "Training rows at most (all), drawn by --seed."})
@@ -71,10 +71,16 @@ class RegressionOptions(FittingOptions):
     )
     layers: str = field(default="all", metadata={"help": "RED, bias and LoReFT: all, or such as 0,2,8-11."})
     rank: int | None = field(default=None, metadata={"help": "LoReFT's (4) or LoRA's (8)."})
+    optim: Literal["adamw_torch", "adafactor", "sgd"] = field(
+        default="adamw_torch", metadata={"help": "The optimiser, as transformers' trainer calls it."}
+    )
+    dropout: float | None = field(
+        default=None, metadata={"help": "Of the model's layers that have one, and of LoRA's, in training (its own)."}
+    )
     schedule: Literal["constant", "cosine"] = field(
         default="constant", metadata={"help": "Of the learning rate, after its warm-up."}
     )
-    head_learning_rate: float | None = field(default=None, metadata={"help": "The head's (that of the rest)."})
+    head_learning_rate: float | None = field(default=None, metadata={"help": "The head's (1e-3)."})
     eval_steps: int = field(default=100, metadata={"help": "Optimiser steps between evaluations, and checkpoints."})
     patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better RMSE (never)."}
@@ -99,6 +105,7 @@ class RegressionOptions(FittingOptions):
             require(self, name, lambda value: value is None or value >= 2, "at least 2")
         require(self, "samples", lambda value: value >= 0, "0 or more")
         require(self, "default", math.isfinite, "finite")
+        require(self, "dropout", lambda value: value is None or 0 <= value < 1, "in [0, 1)")
         require_temperature(self)
         require(self, "head_learning_rate", lambda value: value is None or 0 < value < math.inf, "positive")
         if self.head_learning_rate is not None and not self.loss.startswith("head:"):

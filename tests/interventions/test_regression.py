@@ -43,8 +43,8 @@ TUNES = list(TRAINED)
 
 
 def regressor_of(tune: str, **settings: Any) -> Regressor:
-    """Of the embedded model; ``site``, ``layers`` and ``rank`` where they are given, the rest is the config's."""
-    where = {name: settings.pop(name) for name in ("site", "layers", "rank") if name in settings}
+    """Of the embedded model; ``site``, ``layers``, ``rank`` and ``dropout`` where they are given, the rest is the config's."""
+    where = {name: settings.pop(name) for name in ("site", "layers", "rank", "dropout") if name in settings}
     config = RegressorConfig(**{"tune": tune, "grid": "0:9:1", "base_model": "arithmetic", **settings})
     torch.manual_seed(0)
     model = load_model("arithmetic", random_seed=config.random_seed)
@@ -98,6 +98,23 @@ def test_rank_layers_and_site_are_those_asked_for() -> None:
     ]:
         trainable = regressor_of(**settings).trainable_parameters()
         assert sum(parameter.numel() for parameter in trainable.values()) == expected
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_dropout_is_the_models_and_loras_and_in_training_only(tune: str) -> None:
+    made = {dropout: changed(regressor_of(tune, dropout=dropout)) for dropout in (None, 0.1, 0.9)}
+
+    def losses(dropout: float | None, training: bool) -> torch.Tensor:
+        torch.manual_seed(1)
+        return made[dropout].train(training)(**batch_of(made[dropout]))["loss"]
+
+    for dropout in (0.1, 0.9):
+        assert torch.equal(losses(dropout, False), losses(None, True))
+        assert not torch.allclose(losses(dropout, True), losses(None, True))
+    attention = made[0.9].model.get_decoder().layers[0].self_attn
+    assert attention.attention_dropout == 0.9
+    if tune == "lora":
+        assert attention.q_proj.lora_dropout["default"].p == 0.9
 
 
 @pytest.mark.parametrize("tune", [*TUNES, "none"])

@@ -186,6 +186,20 @@ def test_the_final_tokens_logit_is_that_of_the_end(make_tiny: MakeTiny) -> None:
     assert regressor.predict(["good"]) == pytest.approx([logit], abs=1e-6)
 
 
+@pytest.mark.parametrize("bounds", [None, (-1.0, 9.0)])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_with_a_bias_starts_at_the_training_mean(
+    make_tiny: MakeTiny, name: HeadName, bounds: tuple[float, float] | None
+) -> None:
+    """By one shift for all texts; the others start as RAFT, and stay."""
+    added = "first" if name == "raft-all" else None
+    regressor = make_tiny(loss=f"head:{name}", bounds=bounds, added_tokens=added)
+    before = np.array(regressor.predict(TEXTS))
+    regressor.start_at_mean([RegressionRow(text, text, target) for text, target in zip(TEXTS, TARGETS, strict=True)])
+    shift = 0 if name.startswith("raft") else np.mean(TARGETS) - before.mean()
+    assert regressor.predict(TEXTS) == pytest.approx(before + shift, abs=1e-5)
+
+
 @pytest.mark.parametrize("grid", ["1:5:1", "0:5:2.5"])
 @pytest.mark.parametrize("added_tokens", [None, "average"])
 def test_before_training_raft_is_the_squared_error_of_zero_shot_rail(
