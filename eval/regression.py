@@ -31,6 +31,9 @@ class RegressionEvaluationOptions(LoadingOptions):
         default=None, metadata={"help": "A base's numbers, as in train/raft.py (the data set's own, coarse)."}
     )
     template: str | None = field(default=None, metadata={"help": "A base's prompt, as in train/raft.py (auto)."})
+    prompt: Literal["ours", "paper"] | None = field(
+        default=None, metadata={"help": "A base's wording of the texts, as in train/raft.py (ours)."}
+    )
     data: str | None = field(
         default=None, metadata={"help": "As in train/raft.py (what the regressor was trained on; original1)."}
     )
@@ -58,7 +61,7 @@ class RegressionEvaluationOptions(LoadingOptions):
         require(self, "samples", lambda value: value >= 0, "0 or more")
         require_temperature(self)
         require(self, "default", math.isfinite, "finite")
-        given = [name for name in ("model", "grid", "template") if getattr(self, name) is not None]
+        given = [name for name in ("model", "grid", "template", "prompt") if getattr(self, name) is not None]
         if self.regressor is not None and given:
             raise UserError(f"--{given[0]} is for a base on its own; the regressor has one: leave one of the two out")
 
@@ -83,6 +86,7 @@ def main(options: RegressionEvaluationOptions) -> None:
         config = RegressorConfig(
             grid=options.grid or default_grid(str(options.data)),
             template=options.template or "auto",
+            prompt=options.prompt or "ours",
             base_model=options.model or "arithmetic",
             base_revision=options.revision,
         )
@@ -93,7 +97,8 @@ def main(options: RegressionEvaluationOptions) -> None:
         if options.data is None:
             raise UserError(f"{options.regressor} does not say what it was trained on; pass --data")
     config = regressor.regressor_config
-    rows = drawn(getattr(load_splits(str(options.data), options.data_dir), options.split), options.limit)
+    splits = load_splits(str(options.data), options.data_dir, prompt=config.prompt)
+    rows = drawn(getattr(splits, options.split), options.limit)
     fingerprints = {str(options.split): regression_fingerprint(rows)}
     folder = claim(options, fingerprints)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)

@@ -43,7 +43,7 @@ def main(options: RegressionOptions) -> None:
     config = jobs.regressor_config(options)
     if config.tune in ("lora", "full"):
         check_no_adapter(options.model, options.revision, f"--tune {config.tune}")
-    splits = jobs.cut(load_splits(options.data, options.data_dir, options.seed), options)
+    splits = jobs.cut(load_splits(options.data, options.data_dir, options.seed, options.prompt), options)
     tokenizer = load_tokenizer(options.model, options.revision)
     if options.dry_run:
         model = load_skeleton(options.model, options.revision, options)

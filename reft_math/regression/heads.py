@@ -115,7 +115,7 @@ class ProbabilityVector(Head):
 
 
 class RelishBlock(nn.Module):
-    """``r ← LN(x + F(x))`` with ``x = LN(r + A(r, u))``: attention of r to u in 8 heads, then two layers with a GELU."""
+    """``r ← LN(x + F(x))``, ``x = LN(r + A(r, u))``: r attends to u in 8 heads; F has two layers, a GELU between."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reft_math.data.rows import Prompt
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
 from reft_math.files import write_json
@@ -46,6 +47,7 @@ class RegressorConfig:
         added_tokens: Start of tokens added for the grid's numbers; None where they are the tokenizer's own.
         tune: What was trained.
         template: Name of the prompt template, with its version once it is resolved, e.g. ``chat/1``.
+        prompt: Whose wording the data's texts have.
         data: The data set it was trained on.
         base_model, base_revision: Hub id or folder of the base, and its commit where known.
         random_seed: Drew the base's weights anew; None where they are the checkpoint's.
@@ -63,6 +65,7 @@ class RegressorConfig:
     added_tokens: Start | None = None
     tune: Tune = "none"
     template: str = "auto"
+    prompt: Prompt = "ours"
     data: str | None = None
     base_model: str | None = None
     base_revision: str | None = None
@@ -71,7 +74,8 @@ class RegressorConfig:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        choices = {"loss": LOSSES, "tune": get_args(Tune), "added_tokens": (None, *get_args(Start)), "form": (1, 2)}
+        choices = {"loss": LOSSES, "tune": get_args(Tune), "added_tokens": (None, *get_args(Start))}
+        choices |= {"prompt": get_args(Prompt), "form": (1, 2)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 shown = ", ".join(str(choice) for choice in known if choice is not None)
@@ -127,7 +131,7 @@ class RegressorConfig:
         texts = self.number_texts()
         if self.added_tokens is not None:
             return add_number_tokens(model, tokenizer, texts, self.added_tokens)
-        suffix = template.prompt("", tokenizer)
+        suffix = template.prompt("", tokenizer) or "."  # a bare text's end
         grid = make_grid(tokenizer, texts, suffix)
         if grid.is_nested and (self.form > 1 or self.loss == "ce"):  # else "10" is at least as probable as "100"
             return make_grid(tokenizer, texts, suffix, terminator=template.end_token_id(tokenizer))
@@ -141,7 +145,7 @@ class RegressorConfig:
     def from_pretrained(cls, folder: str | Path) -> RegressorConfig:
         path = Path(folder) / CONFIG_NAME
         try:
-            return from_json(cls, {"form": 1, **read_object(path)})
+            return from_json(cls, {"prompt": "ours", "form": 1, **read_object(path)})
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} is not a readable regressor config ({error}); was it saved by this package?"

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.card import CARD_NAME
 from reft_math.data.regression import RegressionRow, drawn
-from reft_math.data.templates import PromptTemplate, get_template
+from reft_math.data.templates import BARE, PromptTemplate, get_template
 from reft_math.errors import UserError
 from reft_math.files import write_files, written
 from reft_math.hub import push
@@ -312,7 +312,8 @@ def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -
         UserError: Its wording has changed since the regressor was trained, or it lets the model think first.
     """
     name, _, version = config.template.partition("/")
-    template = get_template(name, tokenizer)
+    is_bare = name == BARE.name or (name == "auto" and config.prompt == "paper")  # which ends where its number begins
+    template = BARE if is_bare else get_template(name, tokenizer)
     if template.is_thinking:
         raise UserError(
             f"a regressor's number follows the prompt at once, with no thought between; got template {name}"

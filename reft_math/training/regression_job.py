@@ -99,6 +99,7 @@ def regressor_config(options: RegressionOptions) -> RegressorConfig:
         added_tokens=options.added_tokens,
         tune=options.tune,
         template=options.template,
+        prompt=options.prompt,
         data=options.data,
         base_model=lasting_name(options.model),
         random_seed=options.seed if options.random_start else None,

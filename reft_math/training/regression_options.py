@@ -32,9 +32,13 @@ class RegressionOptions(FittingOptions):
     data: str = field(
         default="original1",
         metadata={
-            "help": "original1, stsb, amazon:wireless, amazon:personal_care, amazon:music, movielens, or a .csv or"
-            " .jsonl file with text and target."
+            "help": "original1, stsb, stsb:paper (its split), amazon:wireless, amazon:personal_care, amazon:music,"
+            " movielens, or a .csv or .jsonl file with text and target."
         },
+    )
+    prompt: Literal["ours", "paper"] = field(
+        default="ours",
+        metadata={"help": "Wording of the data set's texts; the paper's stand without a frame (--template bare)."},
     )
     loss: str = field(default="raft", metadata={"help": "raft, mbr, ce, log, or head:NAME; see above."})
     tune: Literal["red", "bias", "loreft", "lora", "full"] = field(default="red", metadata={"help": "What is trained."})

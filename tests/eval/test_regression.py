@@ -136,8 +136,10 @@ def test_a_grid_and_a_template_of_ones_own(call: Callable[[str], None], tmp_path
 def test_real_pairs_of_sentences_get_their_own_grid(
     call: Callable[[str], None], tmp_path: Path, shared_data: Path
 ) -> None:
-    call(f"eval/regression.py --data stsb --data-dir {shared_data} --limit 6 --output-dir {tmp_path}/run")
+    line = f"eval/regression.py --data stsb --prompt paper --data-dir {shared_data} --limit 6"
+    call(f"{line} --output-dir {tmp_path}/run")
     found = results(tmp_path / "run")
+    assert all(record["text"].endswith("is equal to") for record in records(tmp_path / "run", "base").values())
     assert (found["regressor"]["grid"], found["evaluation"]["base"]["total"]) == ("1:5:1", 6)
 
 
@@ -171,7 +173,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
         ("--regressor {regressor} --grid 1:5:1", "--grid is for a base on its own; the regressor has one"),
         ("--regressor {regressor} --model arithmetic", "--model is for a base on its own; the regressor has one"),
         ("--model no/such/model", "model 'no/such/model' must be 'arithmetic', a folder"),
-        ("--data nosuch", 'unknown data set "nosuch": expected one of stsb, original1'),
+        ("--data nosuch", 'unknown data set "nosuch": expected one of stsb, stsb:paper'),
         ("--data {folder}/own.csv", "rows of one's own need a grid that reaches their targets; pass --grid"),
         ("--grid 1:5:0.3", "in whole steps of a positive resolution; got 1 to 5 by 0.3"),
         ("--template letter", "template must be auto or one of"),

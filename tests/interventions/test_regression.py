@@ -43,7 +43,7 @@ TUNES = list(TRAINED)
 
 
 def regressor_of(tune: str, **settings: Any) -> Regressor:
-    """Of the embedded model; ``site``, ``layers``, ``rank`` and ``dropout`` where they are given, the rest is the config's."""
+    """Of the embedded model; `make_regressor`'s own arguments where they are given, the rest is the config's."""
     where = {name: settings.pop(name) for name in ("site", "layers", "rank", "dropout") if name in settings}
     config = RegressorConfig(**{"tune": tune, "grid": "0:9:1", "base_model": "arithmetic", **settings})
     torch.manual_seed(0)

@@ -113,11 +113,16 @@ READ_OFF = ["rail", "rail_normalised", "mode", "median"]
         ),
         ("--loss log", "rail", ["rail", "decoded"], 3072),
         (
-            *("--grid 0:9:0.5 --added-tokens average --samples 2", "rail"),
-            *([*READ_OFF, "decoded", "rail_sampled"], 3072),
+            *("--grid 0:9:0.5 --added-tokens random --samples 2", "rail"),
+            *([*READ_OFF, "decoded", "rail_sampled"], 3072 + 19 * 128),
         ),
         ("--bidirectional --grid 0:9:0.5 --scale-targets", "rail", READ_OFF, 3072),
-        ("--random-start --template plain --schedule cosine --seed 3", "rail", [*READ_OFF, "decoded"], 3072),
+        (
+            "--random-start --optim adafactor --dropout 0.1 --template plain --schedule cosine --seed 3",
+            "rail",
+            [*READ_OFF, "decoded"],
+            3072,
+        ),
     ],
 )
 def test_every_way_to_a_number_is_trained_saved_and_reported(
@@ -153,11 +158,14 @@ def test_a_file_of_ones_own_with_a_grid_of_its_own(raft: Callable[[str], None], 
 
 
 def test_real_pairs_of_sentences_go_through(raft: Callable[[str], None], tmp_path: Path, shared_data: Path) -> None:
-    raft(f"{SMALL} --data stsb --data-dir {shared_data} --output-dir {tmp_path}")
+    raft(f"{SMALL} --data stsb:paper --prompt paper --data-dir {shared_data} --output-dir {tmp_path}")
     results = read(tmp_path / "results.json")
+    assert (results["regressor"]["prompt"], results["regressor"]["template"]) == ("paper", "bare/1")
     assert results["regressor"]["grid"] == "1:5:1"
     assert results["evaluation"]["tuned"]["total"] == 10
-    assert all(record["id"].startswith("stsb/test/") for record in records(tmp_path, "tuned"))
+    for record in records(tmp_path, "tuned"):
+        assert record["id"].startswith("stsb/validation/")
+        assert record["text"].endswith("with 0 being unrelated and 5 being related is equal to")
 
 
 # --- how it goes on -------------------------------------------------------------------------------------------------
@@ -230,7 +238,7 @@ def test_a_finished_run_that_is_resumed_does_nothing_again(
         ("--tune half", "argument --tune: invalid choice: 'half'"),
         ("--data {folder}/own.csv", "rows of one's own need a grid that reaches their targets; pass --grid"),
         ("--data {folder}/own.csv --loss log", "pass --bounds, such as --bounds 0,100"),
-        ("--data nosuch --grid 1:5:1", 'unknown data set "nosuch": expected one of stsb, original1'),
+        ("--data nosuch --grid 1:5:1", 'unknown data set "nosuch": expected one of stsb, stsb:paper'),
         ("--data {folder}/small.csv --grid 0:9:1", "must have rows to train on, to choose by and to report on"),
         ("--data {folder}/none.csv --grid 0:9:1", "none.csv: No such file or directory"),
         ("--data stsb --data-dir {folder}", "stsb/train.csv: No such file or directory"),

@@ -11,8 +11,8 @@ from scipy.special import ndtr
 from torch.func import functional_call
 
 from reft_math.errors import UserError
-from reft_math.regression.grid import Grid
 from reft_math.regression import heads
+from reft_math.regression.grid import Grid
 from reft_math.regression.heads import HEADS, MLP_WIDTH, Head, HeadName, make_head
 from reft_math.regression.predictors import rail
 from reft_math.regression.scores import Reading
