@@ -33,7 +33,13 @@ def test_the_learning_rate_is_that_of_the_base_and_the_tuning(settings: dict[str
 
 @pytest.mark.parametrize(
     ("settings", "rate"),
-    [({}, None), ({"loss": "head:mlp"}, 1e-3), ({"loss": "head:mlp", "head_learning_rate": 0.5}, 0.5)],
+    [
+        ({}, None),
+        ({"loss": "head:mlp"}, 1e-3),
+        ({"loss": "head:mean"}, 2e-2),
+        ({"loss": "head:mean", "model": "some/model"}, 1e-3),
+        ({"loss": "head:mlp", "head_learning_rate": 0.5}, 0.5),
+    ],
 )
 def test_a_heads_learning_rate_is_its_own(settings: dict[str, Any], rate: float | None) -> None:
     assert resolve(RegressionOptions(**settings)).head_learning_rate == rate
