@@ -34,6 +34,7 @@ from reft_math.tensor_files import read_parameters
 
 HEAD_NAME, ROWS_NAME = "head.safetensors", "added_rows.safetensors"
 ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
+MOST_TOLD = 101  # numbers of a grid whose probabilities are told one by one
 Intervening = Callable[[int], AbstractContextManager[None]]
 
 
@@ -178,6 +179,8 @@ class Regressor(nn.Module):
     def predictors(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every predictor's numbers, ``(batch,)`` each, on the data's scale, and the grid's ``entropy`` in nats.
 
+        And, of grids with 101 numbers at most, their ``probabilities``, ``(batch, numbers)``, not normalised.
+
         Over a grid they are ``rail``, ``rail_normalised``, ``mode`` and ``median``, over one number ``rail`` alone; a
         head has its own, ``head``.
         """
@@ -185,6 +188,8 @@ class Regressor(nn.Module):
         found = {name: self._unscaled(numbers) for name, numbers in self._predictions(reading).items()}
         if reading.log_probs is not None:
             found["entropy"] = predictors.entropy(reading.log_probs)
+            if len(self.grid) <= MOST_TOLD:
+                found["probabilities"] = reading.log_probs.exp()
         return found
 
     @torch.no_grad()

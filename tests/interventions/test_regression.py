@@ -378,7 +378,7 @@ def test_the_base_keeps_the_loss_of_one_token() -> None:
     config = regressor_of("red", loss="log", grid="1", bounds=(0.0, 9.0)).regressor_config
     base = load_base(config)
     assert base.regressor_config == replace(config, tune="none")
-    assert list(predictions(base)) == ["rail", "entropy"]
+    assert list(predictions(base)) == ["rail", "entropy", "probabilities"]
 
 
 def test_a_whole_model_in_bfloat16_is_warned_of() -> None:

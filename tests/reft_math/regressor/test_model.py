@@ -249,6 +249,7 @@ def test_every_predictor_of_a_grid_is_on_the_datas_scale(
     numbers = grid[1].split()
     values = np.array(numbers, dtype=float)
     lower, upper = bounds or (0.0, 1.0)
+    told = []
     expected: dict[str, list[float]] = {"rail": [], "rail_normalised": [], "mode": [], "median": [], "entropy": []}
     for text in TEXTS:
         p = probabilities(regressor, text, numbers)
@@ -262,7 +263,9 @@ def test_every_predictor_of_a_grid_is_on_the_datas_scale(
         for name, number in by_name.items():
             expected[name].append(lower + (upper - lower) * number)
         expected["entropy"].append(-(q @ np.log(q)))
+        told.append(p)
     found = regressor.predictors(**prompts_of(regressor))
+    assert found.pop("probabilities").tolist() == [pytest.approx(p, abs=1e-9) for p in told]
     assert list(found) == list(expected)
     for name, numbers_found in found.items():
         assert numbers_found.tolist() == pytest.approx(expected[name], abs=1e-9)
@@ -272,10 +275,11 @@ def test_every_predictor_of_a_grid_is_on_the_datas_scale(
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        (LOG, {"rail", "entropy"}),  # of one number, neither normalised nor chosen
-        ({"loss": "raft", "grid": "3"}, {"rail", "entropy"}),
+        (LOG, {"rail", "entropy", "probabilities"}),  # of one number, neither normalised nor chosen
+        ({"loss": "raft", "grid": "3"}, {"rail", "entropy", "probabilities"}),
+        ({"loss": "head:raft-grid", "grid": "0:1:0.005"}, {"head", "entropy"}),  # too many to be told
         ({"loss": "head:mlp"}, {"head"}),
-        ({"loss": "head:raft-grid"}, {"head", "entropy"}),
+        ({"loss": "head:raft-grid"}, {"head", "entropy", "probabilities"}),
     ],
 )
 def test_one_number_and_heads_have_fewer_predictors(
@@ -285,7 +289,7 @@ def test_one_number_and_heads_have_fewer_predictors(
     found = regressor.predictors(**prompts_of(regressor))
     assert set(found) == names
     assert regressor.regressor_config.predictor in found
-    assert found.get("entropy", torch.zeros(3)).any() == (names == {"head", "entropy"})
+    assert found.get("entropy", torch.zeros(3)).any() == (names > {"head"})
 
 
 @pytest.mark.parametrize(
