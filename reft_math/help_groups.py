@@ -18,12 +18,12 @@ GROUPS = {
         " alpha target_modules match act_fn dropout"
     ),
     "Data": (
-        "dataset eval_dataset data data_dir split template prompt_length problems limit train_size validation_size"
-        " test_size noise"
+        "dataset eval_dataset data data_dir split template prompt prompt_length problems limit train_size"
+        " validation_size test_size noise"
     ),
     "Training": (
         "k full_fraction target_norm target_norms norm_control target_scale_norm project_number_direction"
-        " numeric_weight epochs steps learning_rate head_learning_rate schedule warmup_ratio eval_steps patience"
+        " numeric_weight epochs steps learning_rate head_learning_rate optim schedule warmup_ratio eval_steps patience"
     ),
     "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
     "Decoding": (

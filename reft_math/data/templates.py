@@ -249,6 +249,17 @@ TEMPLATES = {
 }
 
 
+@dataclass(frozen=True)
+class BareTemplate(PromptTemplate):
+    """``prompt = text``: for texts that end where the answer begins."""
+
+    def prompt(self, question: str, tokenizer: PreTrainedTokenizerBase) -> str:
+        return question
+
+
+BARE = BareTemplate("bare", 1, is_chat=False)  # regression's alone: any text is its prompt
+
+
 def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
     """The template of that name; ``auto`` is ``chat`` where the tokenizer has a chat template and ``plain`` elsewhere.
 
