@@ -2,11 +2,13 @@
 
     uv run eval/faithfulness.py --adapter results/prefix-reft/adapter
     uv run eval/faithfulness.py --adapter results/prefix-reft/adapter --reft results/reft-free/adapter
+    uv run eval/faithfulness.py --statements results --output-dir results/arithmetic-truth
 
-The statements are those of reference solutions, and the same with one number changed. Logistic probes are fitted on the
-base, by layer, of the residual stream and of every attention head, on three quarters of the questions; on the rest they
-score true less false statements for the base and for the adapter always on, for the tokens it was trained on, and under
-its gate. Without ``--adapter`` the base alone. Writes figures (PNG and SVG), ``probes/*.safetensors``, records,
+The statements are sentences of the question, repeated as answers, and the same with one given number changed; or, for
+arithmetic truth, those of reference solutions with one result changed. Logistic probes are fitted on the base, by
+layer, of the residual stream and of every attention head, on three quarters of the questions; on the rest they score
+true less false statements for the base and for the adapter always on, for the tokens it was trained on, and under its
+gate. Without ``--adapter`` the base alone. Writes figures (PNG and SVG), ``probes/*.safetensors``, records,
 ``faithfulness.md``, ``results.json`` and
 
 - ``probes.csv``: accuracy on held-out questions, by layer and head; ``reads``: better than chance;
@@ -19,6 +21,7 @@ its gate. Without ``--adapter`` the base alone. Writes figures (PNG and SVG), ``
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from reft_math.command import run
 from reft_math.errors import UserError, require_seed
@@ -28,6 +31,10 @@ from reft_math.evaluation_options import RunOptions
 @dataclass(frozen=True)
 class FaithfulnessOptions(RunOptions):
     dataset: str = field(default="arithmetic", metadata={"help": "Data set, or .json/.jsonl file."})
+    statements: Literal["givens", "results"] = field(
+        default="givens",
+        metadata={"help": "Made false in a given of the question, or in a result of the solution (arithmetic truth)."},
+    )
     reft: str | None = field(
         default=None, metadata={"help": "Ordinary ReFT, to show beside the adapter: folder or hub id."}
     )
@@ -46,7 +53,7 @@ class FaithfulnessOptions(RunOptions):
 def main(options: FaithfulnessOptions) -> None:
     from interventions.faithfulness import run_faithfulness
 
-    run_faithfulness(options, options.dataset, options.seed, options.reft)
+    run_faithfulness(options, options.dataset, options.statements, options.seed, options.reft)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ def show_prefix(prefix: prefix_training.PrefixJob) -> None:
     """Of ``train/prefix_reft.py``."""
     tokens = solution_tokens(prefix.job, prefix.dataset)
     show(prefix.options, _interventions(prefix.model, decoded=2), tokens, prefix.job.rows)
+    if prefix.number_loss is not None:
+        print(prefix.number_loss)
     check_claim(prefix.options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -13,7 +12,6 @@ from interventions.sites import check_site
 from interventions.truth import fit_layers, score_pairs
 from reft_math.command import RESULTS_NAME, print_table
 from reft_math.data.fingerprint import about_problems
-from reft_math.data.problem import Problem
 from reft_math.data.registry import problems_to_report_on
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from reft_math.errors import UserError
@@ -23,25 +21,28 @@ from reft_math.files import write_csv, write_figure, write_json, write_text
 from reft_math.markdown import markdown
 from reft_math.probes.faithfulness import ALL, BASE, RESIDUAL, probe_rows, score_rows
 from reft_math.probes.number import held_out
-from reft_math.probes.statements import encode_pairs, probe_set, statements
+from reft_math.probes.statements import encode_pairs, givens, probe_set, results
 from reft_math.probes.tables import lines
 from reft_math.processes import part_ways
 from reft_math.recording import record_rows
 
 _FEWEST = 8  # of six of them two each go to a fold; two are held out
+_STATEMENTS = {"givens": givens, "results": results}
 
 
-def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | None = None) -> None:
+def run_faithfulness(options: RunOptions, dataset: str, statements: str, seed: int, reft: str | None = None) -> None:
     """Fits truth probes on the base and reads them under each source's interventions.
 
     Args:
         options: The command's settings.
         dataset: A name `load_problems` knows.
+        statements: ``givens`` or ``results``, as in `reft_math.probes.statements`.
         seed: Draws wrong numbers, and the problems that probes are held to.
         reft: Another adapter, ordinary ReFT, to show beside the first: folder or hub id.
     """
     problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
-    usable = _usable(problems, dataset)
+    usable = [problem for problem in problems if _STATEMENTS[statements](problem)]
+    _check_enough(len(usable), len(problems), dataset)
     setting = load_setting(options, dataset)
     check_site(setting.model, "attn_o")
     sources = _sources(setting, reft)
@@ -50,7 +51,9 @@ def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | N
     records, batch_size = folder / "records", options.batch_size
 
     tokenizer, decoding = setting.decoding.tokenizer, setting.decoding
-    rows = probe_set(usable, lambda text: len(tokenizer.encode(text, add_special_tokens=False)), seed)
+    rows = probe_set(
+        usable, _STATEMENTS[statements], lambda text: len(tokenizer.encode(text, add_special_tokens=False)), seed
+    )
     record_rows(
         rows, lambda _: 0, lambda _, missing: list(map(asdict, missing)), records / "probe_set.jsonl", "probe set", 100
     )
@@ -75,8 +78,10 @@ def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | N
     short = {name: [row for row in table if row["head"] == RESIDUAL] for name, table in tables.items()}
     short["scores"] = [row for row in short["scores"] if row["position"] == ALL]
     titled = {
-        f"{dataset}: truth probes of the residual stream on held-out questions": lines(short["probes"]),
-        f"{dataset}: score of true less false statements in log-odds, residual stream": lines(short["scores"]),
+        f"{dataset}, {statements}: truth probes of the residual stream on held-out questions": lines(short["probes"]),
+        f"{dataset}, {statements}: score of true less false statements in log-odds, residual stream": lines(
+            short["scores"]
+        ),
     }
     write_text(folder / "faithfulness.md", markdown(titled))
     others = {source.file: asdict(source.reft_model.prefix_config) for source in sources if source.file == "reft"}
@@ -90,14 +95,12 @@ def run_faithfulness(options: RunOptions, dataset: str, seed: int, reft: str | N
     print(f"tables, figures, probes and records: {folder}")
 
 
-def _usable(problems: Sequence[Problem], dataset: str) -> list[Problem]:
-    usable = [problem for problem in problems if statements(problem)]
-    if len(usable) < _FEWEST:
+def _check_enough(usable: int, problems: int, dataset: str) -> None:
+    if usable < _FEWEST:
         raise UserError(
-            f"truth probes need at least {_FEWEST} problems that state a number in their solution or answer;"
-            f" {dataset} has {len(usable)} of {len(problems)}: take a larger --limit or another --dataset"
+            f"truth probes need at least {_FEWEST} problems that state a number; {dataset} has {usable} of {problems}:"
+            " take a larger --limit, another --dataset or other --statements"
         )
-    return usable
 
 
 def _sources(setting: Setting, reft: str | None) -> list[Source]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,15 @@ from reft_math.files import write_folder
 from reft_math.models import lasting_name
 from reft_math.probes.number import Array
 from reft_math.processes import process_state
-from reft_math.regression.grid import number_tokens
 from reft_math.sharding import is_sharded, shard
 from reft_math.training import job as jobs
 from reft_math.training.norm_control import make_controller
+from reft_math.training.number_loss import NumberLoss, make_number_loss
 from reft_math.training.options import ELEMENTWISE
 from reft_math.training.packing import packs
 from reft_math.training.prefix_options import PrefixReftOptions
 from reft_math.training.tracking import tracking
-from reft_math.training.trainer import NormControl, NumberLoss
+from reft_math.training.trainer import NormControl
 
 # Problems that number directions are fitted on, and how many are read at once.
 _PROBE_PROBLEMS, _PROBE_BATCH = 200, 16
@@ -47,7 +48,7 @@ class PrefixJob:
         model: The base with fresh interventions; its config holds the gate to start from.
         dataset: The training rows.
         control: Holds the norm.
-        number_loss: The regression loss on number tokens, if there is one.
+        number_loss: The loss on numbers, if there is one.
     """
 
     options: PrefixReftOptions
@@ -133,7 +134,8 @@ def prepare(
     control = NormControl(model, controller, options.target_scale_norm, kept_off)
     number_loss = None
     if options.numeric_weight > 0:
-        number_loss = NumberLoss(options.numeric_weight, *number_tokens(job.tokenizer))
+        rows = [row["target_ids"] for row in dataset.rows]
+        number_loss = make_number_loss(options.numeric_weight, options.numeric_objective, job.tokenizer, rows)
     return PrefixJob(options, job, model, dataset, control, number_loss)
 
 
@@ -164,6 +166,8 @@ def train(prefix: PrefixJob) -> None:
         collator = PrefixCollator(
             int(prefix.job.tokenizer.pad_token_id), prefix.options.positions, packs(prefix.job.model)
         )
+        if prefix.number_loss is not None and process_state().is_main_process:
+            print(prefix.number_loss, file=sys.stderr)
         trainer = jobs.train(prefix.job, prefix.model, prefix.dataset, collator, prefix.control, prefix.number_loss)
         if trainer.is_world_process_zero():
             write_folder(adapter, trainer.save_model)
@@ -188,6 +192,7 @@ def summary(prefix: PrefixJob) -> dict[str, Any]:
         "trainable_parameters": sum(parameter.numel() for parameter in prefix.model.parameters()),
         "train_rows": len(prefix.dataset),
         "gate": prefix.model.gate,
+        "numbers": None if prefix.number_loss is None else asdict(prefix.number_loss.counts),
         "bias_norm": {
             "target": target,
             "achieved": norms[-1],

@@ -23,7 +23,8 @@ GROUPS = {
     ),
     "Training": (
         "k full_fraction target_norm target_norms norm_control target_scale_norm project_number_direction"
-        " numeric_weight epochs steps learning_rate head_learning_rate optim schedule warmup_ratio eval_steps patience"
+        " numeric_weight numeric_objective epochs steps learning_rate head_learning_rate optim schedule warmup_ratio"
+        " eval_steps patience"
     ),
     "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
     "Decoding": (
@@ -32,7 +33,8 @@ GROUPS = {
     ),
     "Evaluation": (
         "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"
-        " gen_kwargs max_length log_samples runs against shared_only any_template first_turn scoring digits sums alphas"
+        " gen_kwargs max_length log_samples statements runs against shared_only any_template first_turn scoring digits"
+        " sums alphas"
         " only ladders rounds seconds kills processes quick"
     ),
     "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing",

@@ -1,6 +1,8 @@
-"""Statements of worked solutions, and the same with one number changed: what faithfulness probes tell apart.
+"""Statements, and the same with one number changed: what faithfulness probes tell apart.
 
-A statement is a line or a sentence that holds a number. A problem without a solution states its answer.
+A statement is a line or a sentence that holds a number: one of the question's, repeated, with a given of the problem to
+change (`givens`), or one of the worked solution's, with a result to change (`results`: arithmetic truth). A problem
+without a solution states its answer.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -29,10 +31,10 @@ _DRAWS = 10  # wrong numbers to look for one of the same number of tokens among
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement within a solution.
+    """A statement to make false.
 
     Attributes:
-        text: The solution up to and with it.
+        text: The answer up to and with it.
         start, stop: Of the number to change, in ``text``.
     """
 
@@ -56,7 +58,7 @@ class ProbeRow:
     Attributes:
         id: The problem's.
         question: As in `Problem`.
-        correct_answers: The solution up to and with each statement.
+        correct_answers: The answer up to and with each statement.
         incorrect_answers: The same with a wrong number in that statement; those before it are right.
     """
 
@@ -66,23 +68,40 @@ class ProbeRow:
     incorrect_answers: list[str]
 
 
-def statements(problem: Problem) -> list[Statement]:
-    """The statements that a changed number makes false, in their order.
+def givens(problem: Problem) -> list[Statement]:
+    """Every number of the question in the sentence that gives it, which stands alone; what asks gives nothing."""
+    sentences = (problem.question[start:stop].strip() for start, stop in _sentences(problem.question))
+    return [
+        Statement(sentence, *number.span())
+        for sentence in sentences
+        if not sentence.endswith("?")
+        for number in _NUMBER.finditer(sentence)
+    ]
+
+
+def results(problem: Problem) -> list[Statement]:
+    """The solution's statements that a changed number makes false, in their order.
 
     In an equation the number is its last result, a number right after an equals sign and not itself part of a term: a
     changed operand may leave a sum true (``2*0=3*0``). Elsewhere it is the last number. Inequalities, and equations
     whose result is no plain number, are left out.
     """
     solution = problem.solution or f"The answer is {problem.answer}."
-    found, start = [], 0
-    for separator in _SEPARATOR.finditer(solution):
-        stop = separator.start()
+    found = []
+    for start, stop in _sentences(solution):
         number = _number_to_change(solution[start:stop])
         if number is not None:
             text = solution[:stop].rstrip()
             found.append(Statement(text, start + number.start(), start + number.end()))
-        start = separator.end()
     return found
+
+
+def _sentences(text: str) -> Iterator[tuple[int, int]]:
+    """Where each begins and ends."""
+    start = 0
+    for separator in _SEPARATOR.finditer(text):
+        yield start, separator.start()
+        start = separator.end()
 
 
 def _number_to_change(statement: str) -> re.Match[str] | None:
@@ -112,7 +131,12 @@ def near_misses(number: str) -> list[str]:
     ]
 
 
-def probe_set(problems: Sequence[Problem], count_tokens: Callable[[str], int], seed: int) -> list[ProbeRow]:
+def probe_set(
+    problems: Sequence[Problem],
+    statements: Callable[[Problem], list[Statement]],
+    count_tokens: Callable[[str], int],
+    seed: int,
+) -> list[ProbeRow]:
     """A row for each problem that has statements.
 
     A wrong number is another statement's right one of the same format, so that among true and among false statements
@@ -120,6 +144,7 @@ def probe_set(problems: Sequence[Problem], count_tokens: Callable[[str], int], s
 
     Args:
         problems: With or without solutions.
+        statements: `givens` or `results`.
         count_tokens: Texts that the change leaves as long as they were come first.
         seed: Draws wrong numbers, problem by problem.
     """
@@ -175,7 +200,7 @@ class Pair:
 
     Attributes:
         problem: Its id.
-        position: How many statements of the solution come before.
+        position: How many of the problem's statements come before.
         true, false: They differ in one number.
     """
 

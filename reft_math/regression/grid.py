@@ -8,7 +8,6 @@ How many tokens a number takes is the tokenizer's business: one a digit, one for
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, DecimalException
@@ -195,27 +194,6 @@ def make_grid(
         texts=tuple(texts.values()),
         token_ids=tuple(string + end for string in strings),
     )
-
-
-def number_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens that are numbers of their own: one to three digits, with or without a space before them.
-
-    Returns:
-        Their ids, ascending, ``(tokens,)`` int64, and values, ``(tokens,)`` float64. A value can occur more than once
-        ("7", " 7", "007").
-
-    Raises:
-        UserError: The tokenizer has none.
-    """
-    values: dict[int, float] = {}
-    for token, token_id in tokenizer.get_vocab().items():
-        digits = re.search(r"[0-9]{1,3}$", token)  # not "<0x37>", the byte that stands in for an unknown character
-        if digits and re.fullmatch(f" ?{digits[0]}", tokenizer.decode([token_id])):
-            values[token_id] = float(digits[0])
-    if not values:
-        raise UserError("a loss on number tokens needs some; the tokenizer has no token of one to three digits alone")
-    ids = sorted(values)
-    return torch.tensor(ids), torch.tensor([values[token_id] for token_id in ids], dtype=torch.float64)
 
 
 def _encode_after(

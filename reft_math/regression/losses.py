@@ -96,38 +96,6 @@ def log_loss(log_p: torch.Tensor, targets: torch.Tensor, reduction: Reduction = 
     return _reduce(-_weighted(targets, log_p) - _weighted(1 - targets, log_not_p), reduction)
 
 
-def number_token_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    number_ids: torch.Tensor,
-    number_values: torch.Tensor,
-    reduction: Reduction = "mean",
-) -> torch.Tensor:
-    """``(1/n) Σ_t (Σ_v q_t(v)·value(v) − value(z_t))²`` over the n positions whose target z_t is a number token.
-
-    q_t is the softmax over the number tokens alone. A near miss costs less than a far one, which cross-entropy does
-    not see; every token counts by its own digits, not by its place in a longer number.
-
-    Args:
-        logits: ``(batch, target, vocabulary)``, any float dtype.
-        targets: ``(batch, target)`` int64; anything that is no number token is passed over.
-        number_ids, number_values: ``(tokens,)`` each, from `number_tokens`.
-        reduction: ``mean`` over the positions of the whole batch; ``none`` gives each row's mean over its own.
-
-    Returns:
-        A scalar, or ``(batch,)``; float32 or float64; exactly 0, with a gradient of 0, where no target is a number.
-    """
-    number_ids, number_values = number_ids.to(targets.device), number_values.to(targets.device)
-    is_number = torch.isin(targets, number_ids)
-    predictions = rail(logits[..., number_ids][is_number], number_values, normalised=True)
-    wanted = torch.where(targets[is_number][:, None] == number_ids, number_values, 0).sum(dim=-1)
-    errors = squared_error(predictions, wanted, reduction="none")
-    if reduction == "mean":
-        return errors.sum() / max(len(wanted), 1)
-    by_row = errors.new_zeros(len(targets)).index_add(0, is_number.nonzero()[:, 0], errors)
-    return by_row / is_number.sum(dim=1).clamp(min=1)
-
-
 def _weighted(weights: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
     """``w · log``, 0 where w is 0, also for log 0."""
     return torch.where(weights > 0, weights * logs, 0)

@@ -34,9 +34,10 @@ from reft_math.files import write_json
 from reft_math.models import check_vocabulary, end_token_ids, load_model, load_skeleton, load_tokenizer
 from reft_math.training.arguments import check_precision, training_arguments
 from reft_math.training.checkpoints import Checksums, last_checkpoint
+from reft_math.training.number_loss import NumberLoss
 from reft_math.training.options import TrainingOptions
 from reft_math.training.progress import show_progress
-from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
+from reft_math.training.trainer import NormControl, PrefixTrainer
 
 Options = TypeVar("Options", bound=TrainingOptions)
 

@@ -27,9 +27,11 @@ class PrefixOptions(TrainingOptions):
     )
     numeric_weight: float = field(
         default=0.0,
-        metadata={
-            "help": "Weight of the regression loss on number tokens, so that near misses cost less than far ones."
-        },
+        metadata={"help": "λ of L = w·(CE + λ·N), N a loss on numbers by which near misses cost less than far ones."},
+    )
+    numeric_objective: Literal["ntl", "raft"] = field(
+        default="ntl",
+        metadata={"help": "N: squared error of the expected value of each number token, or of each whole number."},
     )
     intervention: Literal["red", "bias", "loreft", "direft"] = field(
         default="red", metadata={"help": "Kind of intervention."}

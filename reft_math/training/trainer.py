@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +13,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from reft_math.files import write_json
-from reft_math.regression.losses import number_token_loss
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import NormController, mean_norm, project_mean_norm, remove_directions
+from reft_math.training.number_loss import NumberLoss, number_loss
 from reft_math.training.packing import logits_at
 from reft_math.training.row_trainer import RowTrainer
 
@@ -118,22 +117,8 @@ class NormControl(TrainerCallback):
         self.trace = state["trace"]
 
 
-@dataclass(frozen=True)
-class NumberLoss:
-    """``λ · mean_i N_i``, N_i a row's `number_token_loss`: near misses of digits cost less than far ones.
-
-    Attributes:
-        weight: λ.
-        ids, values: The tokens that are numbers, from `reft_math.regression.grid.number_tokens`.
-    """
-
-    weight: float
-    ids: torch.Tensor
-    values: torch.Tensor
-
-
 class PrefixTrainer(RowTrainer):
-    """``L = w_t · mean_i CE_i + λ · mean_i N_i + penalty``, means over all sequences of an optimiser step.
+    """``L = w_t · (mean_i CE_i + λ · mean_i N_i) + penalty``, means over all sequences of an optimiser step.
 
     Without ``norm_control`` it trains any causal language model on the same batches.
     """
@@ -164,27 +149,26 @@ class PrefixTrainer(RowTrainer):
         losses = sequence_cross_entropy(outputs.logits, targets)
         assert num_items_in_batch is not None  # get_batch_samples
         share = self.share(num_items_in_batch)
-        loss = losses.sum() * share
+        loss = self._noted("cross_entropy", losses.sum() * share)
+        if self.number_loss is not None:
+            rows = number_loss(outputs.logits, targets, self.number_loss.tokens, self.number_loss.objective)
+            loss = loss + self.number_loss.weight * self._noted("number_loss", rows.sum() * share)
         if self.norm_control is not None:
             loss = self._controlled(loss)
-        if self.number_loss is not None:
-            rows = number_token_loss(
-                outputs.logits, targets, self.number_loss.ids, self.number_loss.values, reduction="none"
-            )
-            numbers = rows.sum() * share
-            if self.norm_control is not None:
-                self.norm_control.note("number_loss", numbers)
-            loss = loss + self.number_loss.weight * numbers
         return (loss, outputs) if return_outputs else loss
 
-    def _controlled(self, cross_entropy: torch.Tensor) -> torch.Tensor:
+    def _noted(self, name: str, loss: torch.Tensor) -> torch.Tensor:
+        if self.norm_control is not None:
+            self.norm_control.note(name, loss)
+        return loss
+
+    def _controlled(self, losses: torch.Tensor) -> torch.Tensor:
         assert self.norm_control is not None
         controller = self.norm_control.controller
-        self.norm_control.note("cross_entropy", cross_entropy)
         penalty = controller.penalty(list(self.norm_control.model.biases().values()))
         # The penalty is the step's, not a batch's: each of its batches brings its share.
         penalty = penalty / self.current_gradient_accumulation_steps
-        loss: torch.Tensor = controller.loss_weight * cross_entropy + penalty
+        loss: torch.Tensor = controller.loss_weight * losses + penalty
         return loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

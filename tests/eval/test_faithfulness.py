@@ -19,7 +19,7 @@ from reft_math.models import load_model, load_tokenizer
 from reft_math.probes.faithfulness import fit_truth_probe
 from reft_math.scoring.records import RecordFile
 
-SETTINGS = "--limit 24 --batch-size 30"
+SETTINGS = "--statements results --limit 24 --batch-size 30"
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_base_whose_states_are_nan_is_not_probed(
 def test_tables_are_what_the_records_say_and_the_records_what_the_model_says(
     call: Callable[[str], None], tmp_path: Path, make_adapter: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder, adapter, reft = tmp_path / "run", make_adapter("adapter", 1.0), make_adapter("reft", 0.8)
+    folder, adapter, reft = tmp_path / "run", make_adapter("adapter", 1 / 64), make_adapter("reft", 0.8 / 64)
     call(f"eval/faithfulness.py --adapter {adapter} --reft {reft} {SETTINGS} --output-dir {folder}")
     assert "0 of 24 problems left out" in capfd.readouterr().out
     files = {
@@ -194,7 +194,7 @@ def test_a_base_alone_has_probes_and_states_answers_where_there_are_no_solutions
         return fit_truth_probe(hidden, is_true, questions)
 
     monkeypatch.setattr("interventions.truth.fit_truth_probe", remember)
-    call(f"eval/faithfulness.py --dataset mawps --data-dir {data} --output-dir {folder}")
+    call(f"eval/faithfulness.py --statements results --dataset mawps --data-dir {data} --output-dir {folder}")
     assert "0 of 30 problems left out" in capfd.readouterr().out
     first, *_ = records(folder, "probe_set").values()
     assert first["correct_answers"] == ["The answer is 23."]

@@ -232,12 +232,15 @@ def test_a_weight_of_zero_on_numbers_changes_no_bit_and_any_other_has_a_curve(
     )
     call(f"{line}/without")
     call(f"{line}/zero --numeric-weight 0")
-    call(f"{line}/some --numeric-weight 0.5")
+    call(f"{line}/some --numeric-weight 0.5 --numeric-objective raft")
     weights = [
         (tmp_path / run / "adapter" / "reft_model.safetensors").read_bytes() for run in ("without", "zero", "some")
     ]
     assert weights[0] == weights[1] != weights[2]
-    traces = [read(tmp_path / run / "results.json")["bias_norm"]["trace"] for run in ("zero", "some")]
+    results = [read(tmp_path / run / "results.json") for run in ("zero", "some")]
+    assert results[0]["numbers"] is None
+    assert 0 < results[1]["numbers"]["whole_numbers"] < results[1]["numbers"]["number_tokens"]
+    traces = [result["bias_norm"]["trace"] for result in results]
     assert "number_loss" not in traces[0]
     assert len(traces[1]["number_loss"]) == len(traces[1]["step"])
     assert min(traces[1]["number_loss"]) > 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from reft_math.completion import Decoding
@@ -14,7 +15,8 @@ from reft_math.data.problem import Problem
 from reft_math.data.registry import held_out_problems
 from reft_math.data.templates import get_template
 from reft_math.models import load_tokenizer
-from reft_math.probes.statements import ProbeRow, encode_pairs, near_misses, probe_set, statements
+from reft_math.probes.faithfulness import fit_truth_probe, probe_rows
+from reft_math.probes.statements import ProbeRow, encode_pairs, givens, near_misses, probe_set, results
 
 TERM = re.compile(r"(?<![\w.,)/*+$-])(\d[\d.]*(?: ?[-+*/] ?\d[\d.]*)+) ?= ?\$?\Z")
 
@@ -54,11 +56,35 @@ def difference(right: str, wrong: str) -> tuple[str, str]:
     ],
 )
 def test_the_number_to_change_is_the_last_result_or_the_last_number(solution: str, numbers: list[str]) -> None:
-    assert [statement.number for statement in statements(problem(solution))] == numbers
+    assert [statement.number for statement in results(problem(solution))] == numbers
+
+
+@pytest.mark.parametrize(
+    ("question", "wanted"),
+    [
+        (
+            "At the arcade Dave won 11 tickets . If he spent 5 on a beanie and later won 10 more , how many has he ?",
+            [("At the arcade Dave won 11 tickets .", "11")],
+        ),
+        (
+            "Tom buys 3 pens at $1,250.50 each.\nHe is the 2nd. He has 3 more than Ann. How many?",
+            [
+                ("Tom buys 3 pens at $1,250.50 each.", "3"),
+                ("Tom buys 3 pens at $1,250.50 each.", "1,250.50"),
+                ("He has 3 more than Ann.", "3"),
+            ],
+        ),
+        ("How many?", []),
+    ],
+)
+def test_a_given_is_a_number_of_the_question_in_its_own_sentence(question: str, wanted: list[tuple[str, str]]) -> None:
+    found = givens(Problem("a", question, "4", "2+2=4"))
+    assert [(statement.text, statement.number) for statement in found] == wanted
+    assert all(statement.with_number("9") != statement.text for statement in found)
 
 
 def test_a_statement_comes_with_what_stands_before_it() -> None:
-    found = statements(problem("Go.\n1+2=3 \n3+4=7"))
+    found = results(problem("Go.\n1+2=3 \n3+4=7"))
     assert [statement.text for statement in found] == ["Go.\n1+2=3", "Go.\n1+2=3 \n3+4=7"]
     assert found[1].with_number("9") == "Go.\n1+2=3 \n3+4=9"
 
@@ -77,9 +103,9 @@ def test_a_near_miss_is_another_number_in_the_same_format(number: str) -> None:
 def test_a_wrong_number_never_equals_the_right_one(dataset: str, request: pytest.FixtureRequest) -> None:
     folder = None if dataset == "arithmetic" else str(request.getfixturevalue("shared_data"))
     problems = held_out_problems(dataset, folder)[1][:400]
-    rows = probe_set(problems, len, seed=3)
+    rows = probe_set(problems, results, len, seed=3)
     assert len(rows) >= 0.75 * len(problems)
-    found = {item.id: statements(item) for item in problems}
+    found = {item.id: results(item) for item in problems}
     right_numbers = {statement.number for each in found.values() for statement in each}
     solved = from_the_set = total = 0
     for row in rows:
@@ -95,17 +121,58 @@ def test_a_wrong_number_never_equals_the_right_one(dataset: str, request: pytest
     assert solved > 300 or dataset not in ("arithmetic", "gsm8k")
 
 
+@pytest.mark.parametrize("dataset", ["arithmetic", "gsm8k", "svamp"])
+def test_changed_givens_stand_in_the_question(dataset: str, request: pytest.FixtureRequest) -> None:
+    folder = None if dataset == "arithmetic" else str(request.getfixturevalue("shared_data"))
+    problems = held_out_problems(dataset, folder)[1][:400]
+    rows = probe_set(problems, givens, len, seed=3)
+    assert len(rows) >= 0.75 * len(problems)
+    for row in rows:
+        for right, wrong in zip(*_answers(row), strict=True):
+            said, instead = difference(right, wrong)
+            assert right in row.question
+            assert value(said) != value(instead)
+
+
+@pytest.mark.parametrize(("distance", "reads"), [(3.0, True), (0.0, False)])
+def test_probes_of_givens_read_a_planted_direction_and_nothing_else(distance: float, reads: bool) -> None:
+    """Hidden states of unit noise, true and false ones at this distance: right with probability Φ(1.5), or ½."""
+    rows = probe_set(held_out_problems("arithmetic")[1][:200], givens, len, seed=0)
+    questions = np.repeat([row.id for row in rows], [2 * len(row.correct_answers) for row in rows])
+    is_true = np.tile([True, False], len(questions) // 2)
+    rng = np.random.default_rng(0)
+    direction = rng.standard_normal(12)
+    direction /= np.linalg.norm(direction)
+    hidden = rng.standard_normal((len(questions), 12)) + np.where(is_true, 0.5, -0.5)[:, None] * distance * direction
+    fitted = ~np.isin(questions, [row.id for row in rows[::4]])
+    probe = fit_truth_probe(hidden[fitted], is_true[fitted], questions[fitted])
+    odds = probe.read(hidden[~fitted])
+    records = [
+        {"problem": name, "true": [[true]], "false": [[false]]}
+        for name, true, false in zip(questions[~fitted][::2], odds[::2], odds[1::2], strict=True)
+    ]
+    (row,) = probe_rows(records)
+    assert row["reads"] == reads
+    assert row["accuracy"] == pytest.approx(0.933 if reads else 0.5, abs=0.05)
+    if reads:
+        assert probe.weight @ direction / np.linalg.norm(probe.weight) > 0.95
+
+
 def test_all_of_a_format_are_drawn_and_lonely_ones_get_a_near_miss() -> None:
     problems = [problem(f"It is {number}.", name=str(number)) for number in (*range(10, 60), "1,234")]
     drawn = {
         difference(row.correct_answers[0], row.incorrect_answers[0])[1]
         for seed in range(8)
-        for row in probe_set(problems[:-1], len, seed)
+        for row in probe_set(problems[:-1], results, len, seed)
     }
     assert drawn == {str(number) for number in range(10, 60)}
-    (_, lonely) = difference(*(answers[0] for answers in _answers(probe_set(problems, len, 0)[-1])))
+    (_, lonely) = difference(*(answers[0] for answers in _answers(probe_set(problems, results, len, 0)[-1])))
     assert lonely in near_misses("1,234")
-    assert probe_set(problems, len, 0) == probe_set(problems, len, 0) != probe_set(problems, len, 1)
+    assert (
+        probe_set(problems, results, len, 0)
+        == probe_set(problems, results, len, 0)
+        != probe_set(problems, results, len, 1)
+    )
 
 
 def _answers(row: ProbeRow) -> Sequence[list[str]]:
@@ -118,7 +185,7 @@ def test_texts_of_one_length_come_first() -> None:
     def count(text: str) -> int:
         return len(text) + int(text[-2]) % 2
 
-    for row in probe_set(problems, count, 0):
+    for row in probe_set(problems, results, count, 0):
         assert count(row.correct_answers[0]) == count(row.incorrect_answers[0])
 
 
@@ -126,7 +193,7 @@ def test_tokens_end_with_the_statement_and_pairs_are_of_one_length() -> None:
     tokenizer = load_tokenizer("arithmetic")
     decoding = Decoding(tokenizer, get_template("chat", tokenizer), [2], 80)
     problems = held_out_problems("arithmetic")[1][:20]
-    rows = probe_set(problems, lambda text: len(tokenizer.encode(text)), 0)
+    rows = probe_set(problems, results, lambda text: len(tokenizer.encode(text)), 0)
     pairs = encode_pairs(rows, decoding)
     wanted = [answers for row in rows for answers in zip(*_answers(row), strict=True)]
     assert [tuple(tokenizer.decode(text.answer) for text in pair.texts) for pair in pairs] == wanted

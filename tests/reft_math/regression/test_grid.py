@@ -16,7 +16,6 @@ from reft_math.regression.grid import (
     evenly_spaced,
     make_grid,
     number_texts,
-    number_tokens,
     parse_numbers,
 )
 
@@ -287,51 +286,6 @@ def test_inner_nodes_follow_themselves_and_their_ancestors_alone() -> None:
     expected = {(name, other) for name in names for other in names if name[: len(other)] == other}
     assert {(names[i], names[j]) for i, j in trie.follows.nonzero().tolist()} == expected
     assert expected == {(name, name) for name in names} | {((5, 6), (5,)), ((5, 8), (5,))}
-
-
-# --- number tokens ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_number_tokens_have_the_value_their_text_reads_as(tokenizer_of_kind: TokenizerOfKind, kind: str) -> None:
-    tokenizer = tokenizer_of_kind(kind)
-    ids, values = number_tokens(tokenizer)
-    texts = [tokenizer.decode([token]) for token in ids.tolist()]
-    assert [float(text) for text in texts] == values.tolist()
-    assert all(text.lstrip(" ").isdigit() and len(text.lstrip(" ")) <= 3 for text in texts)
-    assert ids.tolist() == sorted(ids.tolist())
-    assert set(range(10)) <= set(values.tolist())
-
-
-@pytest.mark.parametrize(
-    ("kind", "some"),
-    [
-        ("three digits a token", {"7", "12", "100"}),
-        ("one digit a token", {"7"}),
-        ("space in the token", {"7", "Ġ7", "Ġ100"}),
-    ],
-)
-def test_digits_of_every_length_count_with_and_without_a_space(
-    tokenizer_of_kind: TokenizerOfKind, kind: str, some: set[str]
-) -> None:
-    tokenizer = tokenizer_of_kind(kind)
-    tokens = set(tokenizer.convert_ids_to_tokens(number_tokens(tokenizer)[0].tolist()))
-    assert some <= tokens
-    if kind == "one digit a token":
-        assert tokens == set("0123456789")
-
-
-def test_byte_fallbacks_long_numbers_and_words_are_no_number_tokens() -> None:
-    words = ["7", "007", "1234", "<0x37>", "7th", "x7", "²", "-7", "7.", "  7"]
-    tokenizer = word_level(words, ".+")
-    ids, values = number_tokens(tokenizer)
-    assert [words[token] for token in ids.tolist()] == ["7", "007"]
-    assert values.tolist() == [7, 7]
-
-
-def test_a_tokenizer_without_number_tokens_is_refused() -> None:
-    with pytest.raises(UserError, match="no token of one to three digits"):
-        number_tokens(word_level(["a", "b"], "."))
 
 
 def test_a_grid_that_no_memory_holds_is_refused() -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from reft_math.errors import UserError
 from reft_math.regression.grid import Grid
-from reft_math.regression.losses import log_loss, mbr, number_token_loss, raft, squared_error, string_cross_entropy
+from reft_math.regression.losses import log_loss, mbr, raft, squared_error, string_cross_entropy
 from reft_math.regression.predictors import entropy, rail
 from reft_math.regression.scores import grid_log_probs
 
@@ -178,76 +178,24 @@ def test_targets_of_another_shape_do_not_broadcast(loss: GridLoss) -> None:
 
 # --- number tokens inside a sequence ----------------------------------------------------------------------------------
 
-NUMBER_IDS, NUMBER_VALUES = torch.tensor([5, 2, 7]), torch.tensor([10.0, 0.0, 3.0])  # in any order
-
-
-def test_number_token_loss_by_hand() -> None:
-    """Two number tokens among five targets; expected values 10·¼ + 0·¼ + 3·½ = 4 and 10·½ + 0·½ = 5."""
-    logits = random_logits(1, 5, 9)
-    logits[0, 1, [5, 2, 7]] = torch.tensor([0.25, 0.25, 0.5]).double().log() + 3
-    logits[0, 4, [5, 2, 7]] = torch.tensor([0.5, 0.5, 0.0]).double().log() - 2
-    targets = torch.tensor([[1, 7, -100, 8, 5]])
-    loss = number_token_loss(logits, targets, NUMBER_IDS, NUMBER_VALUES)
-    torch.testing.assert_close(loss, torch.tensor(((4 - 3) ** 2 + (5 - 10) ** 2) / 2).double())
-
-
-def test_number_token_loss_by_row_is_each_rows_own() -> None:
-    logits = random_logits(3, 4, 9)
-    targets = torch.tensor([[5, 1, 7, 7], [1, -100, 8, 0], [-100, -100, -100, 2]])
-    by_row = number_token_loss(logits, targets, NUMBER_IDS, NUMBER_VALUES, reduction="none")
-    alone = [number_token_loss(logits[[row]], targets[[row]], NUMBER_IDS, NUMBER_VALUES) for row in range(3)]
-    torch.testing.assert_close(by_row, torch.stack(alone))
-    assert by_row[1] == 0
-
-
-def test_near_misses_cost_less_than_far_ones() -> None:
-    targets = torch.tensor([[3]])
-    ids, values = torch.arange(10), torch.arange(10).double()
-    costs = [
-        number_token_loss(20.0 * F.one_hot(torch.tensor([[guess]]), 12), targets, ids, values).item()
-        for guess in (3, 4, 5, 9)
-    ]
-    assert costs == pytest.approx([0, 1, 4, 36], abs=1e-3)
-
-
-def test_only_number_tokens_at_number_targets_get_a_gradient() -> None:
-    logits = random_logits(2, 3, 9).requires_grad_()
-    number_token_loss(logits, torch.tensor([[1, 7, 8], [5, -100, 0]]), NUMBER_IDS, NUMBER_VALUES).backward()
-    assert logits.grad is not None
-    places = {tuple(place) for place in logits.grad.nonzero().tolist()}
-    assert places == {(*place, token) for place in ((0, 1), (1, 0)) for token in (2, 5, 7)}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_batch_without_numbers_has_a_loss_and_a_gradient_of_exactly_zero(dtype: torch.dtype) -> None:
-    logits = random_logits(2, 3, 9).to(dtype).requires_grad_()
-    loss = number_token_loss(logits, torch.tensor([[1, 0, 8], [-100, -100, -100]]), NUMBER_IDS, NUMBER_VALUES)
-    loss.backward()
-    assert loss.item() == 0
-    assert logits.grad is not None
-    assert torch.equal(logits.grad, torch.zeros_like(logits))
-
-
 # --- precision and derivatives ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_read_and_then_left(dtype: torch.dtype) -> None:
     """Every loss is what float32 makes of the rounded input: nothing is summed or squared in half precision."""
-    log_probs, logits = random_rows().to(dtype), (10 * random_logits(4, 3, 9)).to(dtype)
-    tokens = torch.tensor([[7, 1, 5]] * 4)
+    log_probs = random_rows().to(dtype)
     unit = torch.tensor([0.1, 0.2, 0.9, 1.0])
     for loss in (
-        *(lambda x, f=f: f(x[0], VALUES, TARGETS) for f in GRID_LOSSES),
-        *(lambda x, f=f: f(x[0], VALUES, TARGETS, normalised=True) for f in (raft, mbr)),
-        lambda x: log_loss(x[0][:, 0], unit),
-        lambda x: squared_error(x[0][:, 0], TARGETS),
-        lambda x: number_token_loss(x[1], tokens, NUMBER_IDS, NUMBER_VALUES),
+        *(lambda x, f=f: f(x, VALUES, TARGETS) for f in GRID_LOSSES),
+        *(lambda x, f=f: f(x, VALUES, TARGETS, normalised=True) for f in (raft, mbr)),
+        lambda x: log_loss(x[:, 0], unit),
+        lambda x: squared_error(x[:, 0], TARGETS),
     ):
-        value = loss((log_probs, logits))
+        value = loss(log_probs)
         assert value.dtype == torch.float32
-        assert torch.equal(value, loss((log_probs.float(), logits.float())))
-        assert loss((log_probs.double(), logits.double())).dtype == torch.float64
+        assert torch.equal(value, loss(log_probs.float()))
+        assert loss(log_probs.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -273,7 +221,6 @@ def test_probabilities_that_underflow_leave_losses_and_gradients_finite(loss: Gr
         lambda x: squared_error(x[:, 0], TARGETS, reduction="none"),
         lambda x: log_loss(x[:, 0], TARGETS / 4),
         lambda x: raft(random_rows(), x[0], TARGETS, reduction="none"),  # learnable weights
-        lambda x: number_token_loss(x[None], torch.tensor([[2, 1, 0, 2]]), torch.tensor([0, 2]), torch.tensor([1, 7])),
     ],
     ids=[
         "raft",
@@ -284,7 +231,6 @@ def test_probabilities_that_underflow_leave_losses_and_gradients_finite(loss: Gr
         "squared error",
         "log loss",
         "learnable raft",
-        "number tokens",
     ],
 )
 def test_gradients_are_the_derivatives(loss: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -18,11 +18,11 @@ from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_mod
 from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator
 from reft_math.errors import UserError
 from reft_math.models import load_model
-from reft_math.regression.losses import number_token_loss
 from reft_math.sharding import shard
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import CONTROLLERS, make_controller
-from reft_math.training.trainer import NormControl, NumberLoss, PrefixTrainer
+from reft_math.training.number_loss import NumberCounts, NumberLoss, NumberTokens, number_loss
+from reft_math.training.trainer import NormControl, PrefixTrainer
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -107,24 +107,30 @@ def test_a_stopped_run_ends_at_the_same_weights_and_trace_to_the_last_bit(
         assert torch.equal(parameter, dict(again.named_parameters())[name]), name
 
 
-NUMBERS = torch.arange(3, 40), torch.arange(3, 40) / 10.0  # most tokens, so that some rows have several, some none
+# Most tokens are numbers, so that some rows have several, some none.
+_IDS = torch.arange(3, 40)
+NUMBERS = NumberTokens(_IDS, _IDS / 10.0, torch.ones_like(_IDS), _IDS < 0)
+NUMBER_LOSS = NumberLoss(0.3, "ntl", NUMBERS, NumberCounts(0, 0, 0, 0))
 
 
-@pytest.mark.parametrize("number_loss", [None, NumberLoss(0.3, *NUMBERS)], ids=["cross-entropy", "numbers too"])
+@pytest.mark.parametrize("with_numbers", [False, True], ids=["cross-entropy", "numbers too"])
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (4, 2), (2, 4), (3, 3)])
 def test_any_split_of_a_step_has_the_gradient_of_the_mean_over_its_sequences(
     tiny_model: Callable[..., PreTrainedModel],
     tmp_path: Path,
     batch_size: int,
     accumulation: int,
-    number_loss: NumberLoss | None,
+    with_numbers: bool,
 ) -> None:
-    """One SGD step over 8 sequences, also where the last of its batches is short (3 + 3 + 2)."""
+    """One SGD step over 8 sequences, also where the last of its batches is short (3 + 3 + 2).
+
+    The authors' controller starts at a weight of 0.1, which stands before the loss on numbers too.
+    """
     trainer, reft_model = make_trainer(
         tiny_model(),
         tmp_path,
-        "none",
-        number_loss=number_loss,
+        "note" if with_numbers else "none",
+        number_loss=NUMBER_LOSS if with_numbers else None,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         max_steps=1,
@@ -143,17 +149,13 @@ def test_any_split_of_a_step_has_the_gradient_of_the_mean_over_its_sequences(
         logits = reference(tokens).logits[:, -len(row["target_ids"]) :]
         targets = torch.tensor([row["target_ids"]])
         losses.append(sequence_cross_entropy(logits, targets))
-        if number_loss is not None:
-            numbers.append(number_token_loss(logits, targets, *NUMBERS))
-    total = torch.cat(losses).mean()
-    if numbers:
-        assert 0 in numbers
-        total = total + 0.3 * torch.stack(numbers).mean()
-    total.backward()
+        numbers.append(number_loss(logits, targets, NUMBERS, "ntl"))
+    assert 0 in numbers
+    cross_entropy, number = torch.cat(losses).mean(), torch.cat(numbers).mean()
+    (0.1 * (cross_entropy + 0.3 * number) if with_numbers else cross_entropy).backward()
     trainer.train()
-    if numbers:
-        noted = trainer.norm_control.trace["number_loss"]
-        assert noted == pytest.approx([torch.stack(numbers).mean().item()])
+    if with_numbers:
+        assert trainer.norm_control.trace["number_loss"] == pytest.approx([number.item()])
     for moved, parameter in zip(reft_model.parameters(), reference.parameters(), strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(moved, parameter - parameter.grad, rtol=1e-5, atol=1e-6)
@@ -303,7 +305,7 @@ def test_rows_without_a_target_add_nothing_and_a_step_of_them_moves_nothing(
             lr_scheduler_type="constant",
             max_grad_norm=0.0,
             save_strategy="no",
-            number_loss=NumberLoss(0.3, *NUMBERS),
+            number_loss=NUMBER_LOSS,
         )
         trainer.train_dataset = data
         trainer.train()
