@@ -15,6 +15,7 @@ from interventions.card import write_adapter_card
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.probing import fit_number_directions
+from interventions.relative_size import TEXTS, relative_size
 from reft_math.calibration import best_gate
 from reft_math.command import versions
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
@@ -36,6 +37,7 @@ from reft_math.training.trainer import NormControl
 
 # Problems that number directions are fitted on, and how many are read at once.
 _PROBE_PROBLEMS, _PROBE_BATCH = 200, 16
+LLAMA3_NORM = 0.54  # the note's, found for Llama-3
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def prepare(
     """
     site = options.site_path or options.site or ("ffn_up" if options.intervention in ELEMENTWISE else "block")
     options = replace(jobs.resolve(options), site=site, site_path=None)
+    if options.relative_target_norm is None:
+        options = replace(options, target_norm=options.target_norm or LLAMA3_NORM)
     is_ordinary = options.full_fraction == 1
     gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
     if shards and options.project_number_direction:
@@ -112,7 +116,6 @@ def prepare(
         positions=options.positions,
         rank=options.rank,
         k=None if is_ordinary else options.k,
-        target_norm=None if options.norm_control == "none" else options.target_norm,
         gate=str(gate),
         base_model=lasting_name(options.model),
         base_revision=job.base_revision,
@@ -123,7 +126,6 @@ def prepare(
     dataset = PrefixDataset(
         job.train_problems, job.tokenizer, job.template, options.k, options.full_fraction, options.seed
     )
-    controller = make_controller(options.norm_control, options.target_norm, len(dataset))
     kept_off = None
     if options.project_number_direction and not options.dry_run:
         found = number_directions(job, site) if directions is None else directions
@@ -131,12 +133,30 @@ def prepare(
     if shards:
         shard(job.model)
         model.interventions.to(job.model.device)
-    control = NormControl(model, controller, options.target_scale_norm, kept_off)
+    control = _norm_control(options, model, dataset, kept_off)
     number_loss = None
     if options.numeric_weight > 0:
         rows = [row["target_ids"] for row in dataset.rows]
         number_loss = make_number_loss(options.numeric_weight, options.numeric_objective, job.tokenizer, rows)
     return PrefixJob(options, job, model, dataset, control, number_loss)
+
+
+def _norm_control(
+    options: PrefixReftOptions, model: PrefixReftModel, dataset: PrefixDataset, kept_off: list[torch.Tensor] | None
+) -> NormControl:
+    """Holds the norm at ``n* = X·u``, with u = 1, or the mean norm of the base's activations for a relative X."""
+    unit = 1.0
+    if options.relative_target_norm is not None and not options.dry_run:
+        mine = relative_size(model, _sample(dataset))["mean"]["activation"]
+        unit = broadcast_object_list([mine])[0]  # processes' last digits might differ, and their biases drift apart
+        with torch.no_grad():
+            for bias in model.biases().values():
+                bias.mul_(unit)  # LoReFT's and DiReFT's start from random numbers
+    target = unit * (options.relative_target_norm or options.target_norm or LLAMA3_NORM)
+    if options.norm_control != "none":
+        model.prefix_config = replace(model.prefix_config, target_norm=target)
+    controller = make_controller(options.norm_control, target, len(dataset))
+    return NormControl(model, controller, options.target_scale_norm, kept_off, unit)
 
 
 def _calibrates(options: PrefixReftOptions) -> bool:
@@ -186,8 +206,8 @@ def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
 
 
 def summary(prefix: PrefixJob) -> dict[str, Any]:
-    """What the results hold of the training."""
-    norms, target = prefix.control.trace["norm"], prefix.options.target_norm
+    """What the results hold of the training. All processes read the base's activations."""
+    norms, target = prefix.control.trace["norm"], prefix.control.controller.target
     return {
         "trainable_parameters": sum(parameter.numel() for parameter in prefix.model.parameters()),
         "train_rows": len(prefix.dataset),
@@ -200,4 +220,10 @@ def summary(prefix: PrefixJob) -> dict[str, Any]:
             "controller": prefix.control.controller.name,
             "trace": prefix.control.trace,
         },
+        "relative_size": relative_size(prefix.model, _sample(prefix.dataset)),
     }
+
+
+def _sample(dataset: PrefixDataset) -> list[list[int]]:
+    """Prompts from all over the training rows, on which activations are measured."""
+    return [row["prompt_ids"] for row in dataset.rows[:: max(1, len(dataset) // TEXTS)][:TEXTS]]

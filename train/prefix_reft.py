@@ -27,6 +27,7 @@ def main(options: PrefixReftOptions) -> None:
     from interventions import prefix_training
     from interventions.card import write_adapter_card
     from interventions.dry_run import show_prefix
+    from interventions.relative_size import size_line
     from reft_math.calibration import GATE_COLUMNS, gate_rows
     from reft_math.card import digest
     from reft_math.command import print_table
@@ -48,15 +49,19 @@ def main(options: PrefixReftOptions) -> None:
     if not isinstance(parse_gate(model.gate), AlwaysOn):
         decoders["always_on"] = partial(model.generate, gate="always")
     evaluation = None if prefix.is_sharded else jobs.evaluate_all(job, decoders)
+    results = prefix_training.summary(prefix)
     part_ways()
     if calibration is not None:
         title = f"gates on {options.eval_dataset}'s validation split; * is the adapter's default"
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
-    results = prefix_training.summary(prefix)
-    achieved, controller = results["bias_norm"]["achieved"], options.norm_control
+    norm, controller = results["bias_norm"], options.norm_control
+    achieved, target = norm["achieved"], norm["target"]
     held = "not held" if controller == "none" else f"held by {controller}"
-    notes = [f"bias norm {achieved:.4f}, target {options.target_norm:g}, {held}"]
-    if controller != "none" and achieved < 0.98 * options.target_norm:
+    notes = [
+        f"bias norm {achieved:.4f}, target {target:.4g}, {held}",
+        size_line(str(options.site), results["relative_size"]["mean"]),
+    ]
+    if controller != "none" and achieved < 0.98 * target:
         notes.append(
             "note: training ended before the norm reached its target;"
             " a higher learning rate or more epochs would get there"

@@ -81,8 +81,15 @@ class PrefixReftOptions(PrefixOptions):
     """One training run's."""
 
     output_dir: str = field(default="results/prefix-reft", metadata={"help": "Adapter, records and results go here."})
-    target_norm: float = field(
-        default=0.54, metadata={"help": "Set point of the bias norm (mean over layers of ‖b‖₂)."}
+    target_norm: float | None = field(
+        default=None, metadata={"help": "Set point of the bias norm, mean over layers of ‖b‖₂ (0.54, Llama-3's)."}
+    )
+    relative_target_norm: float | None = field(
+        default=None,
+        metadata={
+            "help": "Set point in units of the site's own activations (mean ‖h‖ over training prompts), in which the"
+            " biases' learning rate counts, too."
+        },
     )
     project_number_direction: bool = field(
         default=False,
@@ -91,7 +98,13 @@ class PrefixReftOptions(PrefixOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self, "target_norm", lambda value: 0 < value < math.inf, "positive")
+        for name in ("target_norm", "relative_target_norm"):
+            require(self, name, lambda value: value is None or 0 < value < math.inf, "positive")
+        if self.target_norm is not None and self.relative_target_norm is not None:
+            raise UserError(
+                "--target-norm and --relative-target-norm exclude each other;"
+                f" got {self.target_norm} and {self.relative_target_norm}"
+            )
         check_number_direction(self, self.project_number_direction)
 
 

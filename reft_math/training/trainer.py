@@ -39,6 +39,7 @@ class NormControl(TrainerCallback):
         controller: How.
         target_scale_norm: Keeps ``mean_l ‖s_l − 1‖₂`` at or under this; None leaves the scales free.
         directions: Unit vectors, one a bias, that biases are kept off; None leaves them free.
+        unit: ``u``; biases are trained as ``b = u·β``, by β's gradient and at its learning rate.
 
     Attributes:
         trace: One list per column, one entry per optimiser step: ``step``, ``norm`` (mean ‖b_l‖₂), ``scale_norm`` (mean
@@ -52,11 +53,13 @@ class NormControl(TrainerCallback):
         controller: NormController,
         target_scale_norm: float | None,
         directions: Sequence[torch.Tensor] | None = None,
+        unit: float = 1.0,
     ) -> None:
         self.model = model
         self.controller = controller
         self.target_scale_norm = target_scale_norm
         self.directions = directions
+        self.unit = unit
         self.losses: dict[str, torch.Tensor] = {}
         self.trace: dict[str, list[float]] = {}
         self._learning_rates: list[float] = []
@@ -117,6 +120,21 @@ class NormControl(TrainerCallback):
         self.trace = state["trace"]
 
 
+def train_in_units(optimizer: torch.optim.Optimizer, biases: Sequence[torch.Tensor], unit: float) -> None:
+    """``b = u·β``: has an optimiser see the gradients of β, ``∂L/∂β = u·∂L/∂b``, and move b by u times β's steps.
+
+    In gradients, so that clipping and Adam's eps mean the same whatever u is.
+    """
+    for bias in biases:
+        bias.register_hook(lambda gradient: gradient * unit)
+    names = {id(bias) for bias in biases}
+    for group in tuple(optimizer.param_groups):
+        moved = [parameter for parameter in group["params"] if id(parameter) in names]
+        if moved:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in names]
+            optimizer.add_param_group({**group, "params": moved, "lr": unit * group["lr"]})
+
+
 class PrefixTrainer(RowTrainer):
     """``L = w_t · (mean_i CE_i + λ · mean_i N_i) + penalty``, means over all sequences of an optimiser step.
 
@@ -134,6 +152,13 @@ class PrefixTrainer(RowTrainer):
         self.norm_control, self.number_loss = norm_control, number_loss
         if norm_control is not None:
             self.add_callback(norm_control)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.norm_control is not None and self.norm_control.unit != 1 and is_new:
+            train_in_units(optimizer, list(self.norm_control.model.biases().values()), self.norm_control.unit)
+        return optimizer
 
     def compute_loss(
         self,
