@@ -60,6 +60,7 @@ class Decoding:
             "max_new_tokens": self.max_new_tokens,
             "eos_token_id": self.end_token_ids,
             "pad_token_id": self.tokenizer.pad_token_id,
+            "use_cache": True,  # whatever a checkpoint's configuration says: the text is the same
             "return_dict_in_generate": True,
             **({"stopping_criteria": StoppingCriteriaList([stop])} if stop else {}),
             **({"do_sample": True, **self.sampling} if self.sampling else {}),
