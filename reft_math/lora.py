@@ -35,8 +35,7 @@ def put_lora_on(model: PreTrainedModel, name: str, revision: str | None, base: s
     Raises:
         UserError: The adapter is of a kind that is not supported, damaged, or does not fit the base.
     """
-    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
-    from peft.utils import load_peft_weights
+    from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 
     try:
         config: LoraConfig = PeftConfig.from_pretrained(name, revision=revision)  # type: ignore[assignment]
