@@ -167,7 +167,7 @@ class Regressor(nn.Module):
         Args:
             rows: The training rows; ŷ is read off 64 of them.
         """
-        intercept = None if self.head is None else self.head.intercept
+        intercept: torch.Tensor | None = None if self.head is None else self.head.intercept
         if intercept is not None:
             predicted = torch.tensor(self.predict([row.text for row in drawn(rows, 64)]))
             targets = torch.tensor([row.target for row in rows])
