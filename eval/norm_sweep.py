@@ -7,8 +7,9 @@ A trial for each norm and seed, in ``trials/``, with adapter, records and result
 the norm best on validation problems is ``chosen``, the smallest of the ``tied``, ``at_edge`` where the grid ends;
 intervals are ``over`` problems, and seeds where there are several), ``shares.csv`` (|cosine| of biases, and of the
 changes they make, with the number direction, beside ``chance``), Markdown, the figure (PNG and SVG) and
-``results.json``. With ``--project-number-direction`` a second curve: biases kept off the number direction of their
-layer. ``--resume`` runs the trials that are missing, also those of more norms and seeds.
+``results.json``. ``--project-number-direction`` adds a curve of biases kept off the number direction of their layer,
+``--bias-alone`` one of biases without scales. ``--resume`` runs the trials that are missing, also those of more norms
+and seeds, and of the bias alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ NORMS = (0.14, 0.27, 0.54, 1.08, 2.16, 4.32)
 
 @dataclass(frozen=True)
 class NormSweepOptions(PrefixOptions):
-    FREE_ON_RESUME: ClassVar[frozenset[str]] = PrefixOptions.FREE_ON_RESUME | {"target_norms", "seeds"}
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = PrefixOptions.FREE_ON_RESUME | {*("target_norms", "seeds", "bias_alone")}
 
     output_dir: str = field(default="results/norm_sweep", metadata={"help": "Everything goes here."})
     target_norms: list[float] = field(
@@ -36,6 +37,8 @@ class NormSweepOptions(PrefixOptions):
     project_number_direction: bool = field(
         default=False, metadata={"help": "A second curve with biases kept off the number direction (RED, bias)."}
     )
+
+    bias_alone: bool = field(default=False, metadata={"help": "A curve of the bias alone beside RED's."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,12 +52,14 @@ class NormSweepOptions(PrefixOptions):
         check_number_direction(self, self.project_number_direction)
         if self.norm_control == "none":
             raise UserError("a sweep of target norms needs them held; --norm-control none does not: take another")
+        if self.bias_alone and self.intervention != "red":
+            raise UserError(f"--bias-alone is a curve beside RED's; got --intervention {self.intervention}")
 
 
 def main(options: NormSweepOptions) -> None:
     from interventions.trial_commands import run_norm_sweep
 
-    run_norm_sweep(options, options.target_norms, options.seeds, options.project_number_direction)
+    run_norm_sweep(options, options.target_norms, options.seeds, options.project_number_direction, options.bias_alone)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Plot the bias norm of training runs against optimiser steps.
 
-    uv run eval/norm_trace.py --runs results/projection results/loss-weight --output-dir results/norm_trace
+    uv run eval/norm_trace.py --runs results/pid results/note --output-dir results/norm_trace
 
 Writes ``norm_trace.csv``, and the figure (PNG and SVG) and ``results.json`` with overshoot, settling step and
 steady-state error (`reft_math.training.tracking`).

@@ -21,19 +21,23 @@ from reft_math.processes import claim, part_ways, process_state
 from reft_math.training.prefix_options import PrefixOptions
 from reft_math.trials import Row, Trial, cell_rows, effect_rows, norm_rows, share_rows, trial_rows
 
-FREE, KEPT_OFF = "b free", "b kept off the number direction"
+# Curves, with their trials' names and settings.
+_FREE = {"b free": ("free", {"project_number_direction": False})}
+_KEPT_OFF = {"b kept off the number direction": ("kept-off", {"project_number_direction": True})}
+_ALONE = {"b alone, without s": ("bias-alone", {"intervention": "bias", "project_number_direction": False})}
 
 
-def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, project: bool) -> None:
-    """Trials at every norm and seed, on one curve or two.
+def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, project: bool, alone: bool) -> None:
+    """Trials at every norm and seed, on one curve or more.
 
     Args:
         options: The command's settings.
         norms: Targets.
         seeds: Runs at each.
-        project: Whether there is a second curve, of biases kept off the number direction.
+        project: Whether there is a curve of biases kept off the number direction.
+        alone: Whether there is one of biases without scales.
     """
-    curves = {FREE: False, **({KEPT_OFF: True} if project else {})}
+    curves: dict[str, tuple[str, dict[str, Any]]] = _FREE | (_KEPT_OFF if project else {}) | (_ALONE if alone else {})
     plan = [(curve, norm, seed) for curve in curves for norm in norms for seed in _seeds(options, seeds)]
     if options.dry_run:
         show_trials(options, len(plan))
@@ -42,9 +46,10 @@ def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, p
     common = begin(prefix, directions, claim(options, prefix.job.about["fingerprints"]))
     trials: list[Trial] = []
     for place, (curve, norm, seed) in enumerate(plan, start=1):
-        name = f"{'kept-off' if curves[curve] else 'free'}-{norm}-seed{seed}"
+        kind, settings = curves[curve]
         about = {"curve": curve, "target_norm": norm, "seed": seed}
-        changes = {"target_norm": norm, "seed": seed, "project_number_direction": curves[curve]}
+        changes = {"target_norm": norm, "seed": seed, **settings}
+        name = f"{kind}-{norm}-seed{seed}"
         trials.append(_run(place, len(plan), name, options, common, about, changes, prefix.calibrates))
     part_ways()
     base, model = summarise(common.base), common.job.model

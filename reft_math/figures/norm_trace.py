@@ -30,7 +30,8 @@ def bias_norm(run: Run) -> dict[str, Any]:
         if trace.get("norm"):
             columns = [trace["step"], trace["scale_norm"], *trace.values()]
             rows = list(zip(*columns, strict=True))
-            if not all(math.isfinite(value) for row in [(norm["target"],), *rows] for value in row):
+            is_finite = all(math.isfinite(value) for row in [(norm["target"],), *rows] for value in row)
+            if not is_finite or norm["target"] <= 0:
                 raise ValueError("trace")
             return {**norm, **tracking(trace["norm"], norm["target"])}
     except FORM_ERRORS as error:

@@ -48,11 +48,13 @@ def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
     if calibration:
         problems = next(iter(calibration.values()))["total"]
         chosen = f"by accuracy on {problems} validation problems, of {', '.join(f'`{gate}`' for gate in calibration)}"
+    size = (results.get("relative_size") or {}).get("mean")
     said = {
         "data": f"{results['train_rows']} solutions of {Path(results['dataset']).name}",
         "trained on": {0: first, 1: "the whole of each"}.get(share, f"{first}; of {share:.0%} of them the whole"),
         **_course(results),
         "norm control": None if norm["controller"] == "none" else norm["controller"],
+        "size of the edit": size and f"{size['edit']:.3g} of the mean norm of what it edits, {size['activation']:.3g}",
         "gate after training": f"`{results['gate']}`",
         "gate chosen": chosen,
     }

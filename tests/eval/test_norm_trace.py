@@ -70,6 +70,7 @@ def test_a_run_without_a_trace_is_refused(
     [
         [1],
         {"target": 0.5, "trace": [1]},
+        {"target": 0.0, "trace": {"step": [1], "norm": [1], "scale_norm": [1]}},
         {"target": 0.5, "trace": {"norm": [1]}},
         {"target": "0.5", "trace": {"step": [1], "norm": [1], "scale_norm": [1]}},
         {"target": 0.5, "trace": {"step": [1], "norm": ["1"], "scale_norm": [1]}},

@@ -36,6 +36,7 @@ def results(**changes: Any) -> dict[str, Any]:
         "gate": "kl:2,min=1",
         "calibration": {"kl:1,min=1": summary(9), "kl:2,min=1": summary(12)},
         "bias_norm": {"controller": "projection"},
+        "relative_size": {"mean": {"activation": 0.525, "edit": 1.03}},
         "evaluation": {"base": summary(4), "prefix": summary(16)},
         **changes,
     }
@@ -46,6 +47,7 @@ def test_a_run_on_a_hub_set_gives_its_id_and_the_accuracy_under_the_adapters_gat
     for line in (
         "- **data**: 64 solutions of gsm8k",
         "- **trained on**: the first 8 tokens of each",
+        "- **size of the edit**: 1.03 of the mean norm of what it edits, 0.525",
         "- **gate chosen**: by accuracy on 80 validation problems, of `kl:1,min=1`, `kl:2,min=1`",
         "| prefix | 16 | 80 | 20.0% | 10.1% - 30.2% | - | - | - |",
         "| prefix | 41.4 (39.0 to 44.1) | - | 3 |",
@@ -61,7 +63,9 @@ def test_a_run_on_a_hub_set_gives_its_id_and_the_accuracy_under_the_adapters_gat
 
 @pytest.mark.parametrize("dataset", ["arithmetic", "/home/someone/mine.jsonl"])
 def test_a_set_that_is_not_on_the_hub_is_named_in_the_text_only(dataset: str) -> None:
-    notes = adapter_notes(results(dataset=dataset, calibration=None, bias_norm={"controller": "none"}))
+    notes = adapter_notes(
+        results(dataset=dataset, calibration=None, bias_norm={"controller": "none"}, relative_size=None)
+    )
     assert notes.metadata == {}
     assert f"64 solutions of {Path(dataset).name}\n" in notes.text
     assert "someone" not in notes.text
