@@ -63,8 +63,9 @@ class RegressionTrainer(RowTrainer):
             if (members := [value for name, value in parameters.items() if (name in head) == is_head])
         ]
         kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
-        self.optimizer = kind(groups, **settings)
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = kind(groups, **settings)
+        self.optimizer = optimizer
+        return optimizer
 
     def compute_loss(
         self,
