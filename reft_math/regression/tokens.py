@@ -112,7 +112,7 @@ class AddedRows(nn.Module):
     def _embed(self, module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         is_number = inputs[0][..., None] == self.ids.to(inputs[0].device)
         added: torch.Tensor = (is_number.to(self.rows[0]) @ self.rows[0]).to(output)
-        return output + getattr(module, "embed_scale", 1) * added  # Gemma 3's table scales what it gives
+        return output + added * getattr(module, "embed_scale", 1)  # Gemma 3's table scales what it gives
 
     def _score(self, module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         added = inputs[0].to(self.rows[-1]) @ self.rows[-1].T

@@ -171,7 +171,7 @@ class Regressor(nn.Module):
         if intercept is not None:
             predicted = torch.tensor(self.predict([row.text for row in drawn(rows, 64)]))
             targets = torch.tensor([row.target for row in rows])
-            intercept += (self._scaled(targets).mean() - self._scaled(predicted).mean()).to(intercept)
+            intercept.add_((self._scaled(targets).mean() - self._scaled(predicted).mean()).to(intercept))
 
     # --- predictions --------------------------------------------------------------------------------------------
 
