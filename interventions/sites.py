@@ -87,7 +87,7 @@ def num_layers(model: PreTrainedModel) -> int:
 
 def sites_of(model: PreTrainedModel) -> Mapping[str, str]:
     """The model's sites by name, as paths."""
-    family = type(model).__name__
+    family = type(model).__name__.removeprefix("FSDP")  # how FSDP2 renames the class of what it shards
     if family in _FAMILIES:
         return _FAMILIES[family]
     stacks = (name for name, module in model.named_modules() if _is_stack(module, num_layers(model)))
