@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from interventions.card import write_adapter_card
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.probing import fit_number_directions
+from interventions.rounding import NUM_PROBLEMS, acting_bias, noise_floor
 from reft_math.calibration import best_gate
 from reft_math.command import versions
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
@@ -177,6 +180,13 @@ def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
     return found
 
 
+def noise(prefix: PrefixJob) -> dict[str, Any]:
+    """The `noise_floor` on the validation split."""
+    problems = prefix.job.validation_problems[: prefix.options.eval_batch_size]
+    questions = [problem.question for problem in problems]
+    return noise_floor(prefix.model, jobs.decoding(prefix.job), questions)
+
+
 def summary(prefix: PrefixJob) -> dict[str, Any]:
     """What the results hold of the training."""
     norms, target = prefix.control.trace["norm"], prefix.options.target_norm
@@ -186,9 +196,30 @@ def summary(prefix: PrefixJob) -> dict[str, Any]:
         "gate": prefix.model.gate,
         "bias_norm": {
             "target": target,
+            "target_per_coordinate": target / math.sqrt(prefix.model.prefix_config.width or math.nan),
             "achieved": norms[-1],
+            **_acting(prefix),
             "tracking_error": tracking_error(norms, target),
             "controller": prefix.control.controller.name,
             "trace": prefix.control.trace,
         },
     }
+
+
+def _acting(prefix: PrefixJob) -> dict[str, float]:
+    """`acting_bias` on training prompts; nothing of a sharded base, which reads in all its processes only."""
+    if prefix.is_sharded:
+        return {}
+    questions = [problem.question for problem in prefix.job.train_problems[:NUM_PROBLEMS]]
+    return acting_bias(prefix.model, jobs.decoding(prefix.job).prompts(questions))
+
+
+def after_rounding(norm: Mapping[str, Any], dtype: torch.dtype) -> list[str]:
+    """A line on what acts of a `summary`'s bias norm, where that was measured."""
+    if "acting_norm" not in norm:
+        return []
+    return [
+        f"of it {norm['acting_norm']:.4f} acts after rounding to {str(dtype).removeprefix('torch.')}, which leaves"
+        f" {norm['rounded_away']:.1%} of the coordinates as they are; target/√width is"
+        f" {norm['target_per_coordinate']:.2g}"
+    ]

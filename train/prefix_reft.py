@@ -27,7 +27,7 @@ def main(options: PrefixReftOptions) -> None:
     from interventions import prefix_training
     from interventions.card import write_adapter_card
     from interventions.dry_run import show_prefix
-    from reft_math.calibration import GATE_COLUMNS, gate_rows
+    from reft_math.calibration import GATE_COLUMNS, gate_rows, noise_line
     from reft_math.card import digest
     from reft_math.command import print_table
     from reft_math.decoding.gate import AlwaysOn, parse_gate
@@ -49,13 +49,19 @@ def main(options: PrefixReftOptions) -> None:
         decoders["always_on"] = partial(model.generate, gate="always")
     evaluation = None if prefix.is_sharded else jobs.evaluate_all(job, decoders)
     part_ways()
+    noise = prefix_training.noise(prefix) if prefix.calibrates else None
     if calibration is not None:
         title = f"gates on {options.dataset}'s validation split; * is the adapter's default"
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
-    results = prefix_training.summary(prefix)
+    if noise is not None:
+        print(noise_line(noise))
+    results = {**prefix_training.summary(prefix), "calibration": calibration, "noise_floor": noise}
     achieved, controller = results["bias_norm"]["achieved"], options.norm_control
     held = "not held" if controller == "none" else f"held by {controller}"
-    notes = [f"bias norm {achieved:.4f}, target {options.target_norm:g}, {held}"]
+    notes = [
+        f"bias norm {achieved:.4f}, target {options.target_norm:g}, {held}",
+        *prefix_training.after_rounding(results["bias_norm"], job.model.dtype),
+    ]
     if controller != "none" and achieved < 0.98 * options.target_norm:
         notes.append(
             "note: training ended before the norm reached its target;"
@@ -67,7 +73,7 @@ def main(options: PrefixReftOptions) -> None:
             " more epochs or a higher learning rate may change that"
         )
     adapter = Path(options.output_dir) / "adapter"
-    jobs.report(job, evaluation, {**results, "calibration": calibration, "parameters": digest(adapter)}, *notes)
+    jobs.report(job, evaluation, {**results, "parameters": digest(adapter)}, *notes)
     write_adapter_card(adapter, notes=notes_beside(adapter))
 
 
