@@ -223,9 +223,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     part_ways()
     best = best_gate(found)
     assert setting.reft_model is not None
-    noise = noise_floor(
-        setting.reft_model, setting.decoding, [problem.question for problem in problems[: options.batch_size]]
-    )
+    noise = noise_floor(setting.reft_model, setting.decoding, problems, options.batch_size)
     results = {**about, "best": best, "gates": found, "noise_floor": noise}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     title = f"{dataset}, {len(problems)} validation problems, greedy; * is the best gate"

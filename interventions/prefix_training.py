@@ -182,9 +182,9 @@ def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
 
 def noise(prefix: PrefixJob) -> dict[str, Any]:
     """The `noise_floor` on the validation split."""
-    problems = prefix.job.validation_problems[: prefix.options.eval_batch_size]
-    questions = [problem.question for problem in problems]
-    return noise_floor(prefix.model, jobs.decoding(prefix.job), questions)
+    batch_size = prefix.options.eval_batch_size
+    assert batch_size is not None  # resolved
+    return noise_floor(prefix.model, jobs.decoding(prefix.job), prefix.job.validation_problems, batch_size)
 
 
 def summary(prefix: PrefixJob) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import nn
 from interventions.model import PrefixReftModel
 from reft_math.calibration import summarise_noise
 from reft_math.completion import Decoding, complete
+from reft_math.data.problem import Problem
 
 ATTENUATION = 1e-3
 NUM_PROBLEMS = 16  # that either figure is measured on
@@ -37,11 +38,16 @@ def attenuated(model: PrefixReftModel, factor: float = ATTENUATION) -> Iterator[
         yield
 
 
-def noise_floor(model: PrefixReftModel, decoding: Decoding, questions: Sequence[str]) -> dict[str, Any]:
-    """``D_t`` and ``C_t`` of the `attenuated` adapter over completions of the first `NUM_PROBLEMS` questions."""
-    generate = partial(model.generate, gate="kl:inf")
+def noise_floor(
+    model: PrefixReftModel, decoding: Decoding, problems: Sequence[Problem], batch_size: int
+) -> dict[str, Any]:
+    """`summarise_noise` of the `attenuated` adapter on the first `NUM_PROBLEMS` problems, and the base's ``dtype``."""
+    questions = [problem.question for problem in problems[:NUM_PROBLEMS]]
+    generate, rows = partial(model.generate, gate="kl:inf"), []
     with attenuated(model):
-        rows = complete(questions[:NUM_PROBLEMS], None, generate=generate, decoding=decoding, device=model.device)
+        for start in range(0, len(questions), batch_size):
+            batch = questions[start : start + batch_size]
+            rows += complete(batch, None, generate=generate, decoding=decoding, device=model.device)
     return {"dtype": str(model.model.dtype).removeprefix("torch."), **summarise_noise(rows)}
 
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
 from interventions.rounding import acting_bias, attenuated, noise_floor
 from reft_math.completion import Decoding
+from reft_math.data.problem import Problem
 from reft_math.data.templates import get_template
 from reft_math.models import load_model, load_tokenizer
 
@@ -51,10 +52,11 @@ def test_the_floor_is_the_dtypes_not_the_adapters() -> None:
     tokenizer = load_tokenizer("arithmetic")
     decoding = Decoding(tokenizer, get_template("auto", tokenizer), [2], max_new_tokens=24)
     questions = ["Anna has 47 books. She finds 38 books. How many books does Anna have now?", "Tom has 3 pens."]
+    problems = [Problem(str(place), text, "1") for place, text in enumerate(questions)]
     found = {}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         reft_model = moved(load_model("arithmetic").to(dtype), scale=0.02)
-        found[dtype] = noise_floor(reft_model, decoding, questions)
+        found[dtype] = noise_floor(reft_model, decoding, problems, batch_size=1)
     exact, fine, coarse = found.values()
     assert coarse["dtype"] == "bfloat16"
     assert exact["rows"] == 2
