@@ -108,9 +108,9 @@ def _answer(setting: Setting, problem: Problem, decoder: str, gate: Gate, score:
     decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     texts = token_texts(token_ids[:end], decode) + [""] * (end is not None)
     names = tokenizer.convert_ids_to_tokens(token_ids)
-    closing_position, kl = -1, []
+    closing_position, dead_band, kl = -1, 0.0, []
     if isinstance(output, GatedOutput) and output.closing_positions is not None:
-        closing_position = int(output.closing_positions[0])
+        closing_position, dead_band = int(output.closing_positions[0]), output.dead_band or 0.0
         kl = [] if output.kl is None else output.kl[0].tolist()  # none where the gate allows no token
     return Answer(
         decoder=decoder,
@@ -119,6 +119,7 @@ def _answer(setting: Setting, problem: Problem, decoder: str, gate: Gate, score:
         is_finished=read["finished"],
         closing_position=None if closing_position < 0 else closing_position,
         threshold=gate.threshold if isinstance(gate, KLGate) else math.inf,
+        dead_band=dead_band,
     )
 
 

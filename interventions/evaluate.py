@@ -15,7 +15,16 @@ from transformers import PreTrainedModel
 from interventions.card import write_adapter_card
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
-from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
+from interventions.rounding import noise_floor
+from reft_math.calibration import (
+    GATE_COLUMNS,
+    KL_GATES,
+    best_gate,
+    evaluate_gates,
+    gate_records,
+    gate_rows,
+    noise_line,
+)
 from reft_math.card import digest
 from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
@@ -213,9 +222,13 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
         found = evaluate_gates(gates, problems, setting.completer, score, folder / "records", options.batch_size)
     part_ways()
     best = best_gate(found)
-    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, "best": best, "gates": found})
+    assert setting.reft_model is not None
+    noise = noise_floor(setting.reft_model, setting.decoding, problems, options.batch_size)
+    results = {**about, "best": best, "gates": found, "noise_floor": noise}
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     title = f"{dataset}, {len(problems)} validation problems, greedy; * is the best gate"
     print_table(title, GATE_COLUMNS, gate_rows(found, best))
+    print(noise_line(noise))
     if save:
         replace(setting.adapter, gate=best).save_pretrained(str(options.adapter))
         write_adapter_card(Path(str(options.adapter)))

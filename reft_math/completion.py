@@ -109,7 +109,8 @@ def complete(
     Returns:
         Per question ``completion`` (text, the opener included), ``num_tokens`` (drawn, the end token included) and
         ``finished`` (false where ``max_new_tokens`` cut it off); where a gate was at work also ``kl`` (``D_t`` in nats
-        while it was open), ``cumulative_kl`` and ``closing_position`` (None where it never closed).
+        while it was open), ``cumulative_kl``, ``dead_band`` where there is one, and ``closing_position`` (None where it
+        never closed).
     """
     output, width = _generate(questions, seed, generate, decoding, device)
     rows = [decoding.read(row) for row in output.sequences[:, width:].tolist()]
@@ -211,6 +212,7 @@ def _gate_records(output: Any) -> list[dict[str, Any]]:
     if not isinstance(output, GatedOutput) or output.closing_positions is None:
         return [{}] * len(output.sequences)
     closings = output.closing_positions.tolist()
+    dead_band = output.dead_band or 0.0
     if output.kl is None:
         divergences: list[list[float]] = [[] for _ in closings]
     else:
@@ -218,7 +220,8 @@ def _gate_records(output: Any) -> list[dict[str, Any]]:
     return [
         {
             "kl": [_rounded(value) for value in values],
-            "cumulative_kl": _rounded(sum(values)),
+            "cumulative_kl": _rounded(sum(max(value - dead_band, 0.0) for value in values)),
+            **({"dead_band": dead_band} if dead_band else {}),
             "closing_position": None if closing < 0 else closing,
         }
         for values, closing in zip(divergences, closings, strict=True)

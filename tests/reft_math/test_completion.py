@@ -162,6 +162,7 @@ def test_prompts_and_settings_reach_generate(tokenizer: PreTrainedTokenizerFast,
     ask(QUESTIONS[:3], generate, decoding)
     assert generate.prompts == [f"<bos>{question}\n" for question in QUESTIONS[:3]]
     expected = {"max_new_tokens": 20, "eos_token_id": [EOS], "pad_token_id": 0, "return_dict_in_generate": True}
+    expected["use_cache"] = True
     assert {name: generate.settings[name] for name in expected} == expected
     assert generate.settings.keys() - expected == {"logits_processor"}
 
@@ -219,6 +220,19 @@ def test_what_the_gate_saw_is_recorded(tokenizer: PreTrainedTokenizerFast, decod
     )
     assert [{name: result[name] for name in GATE_RECORDS[0]} for result in results] == GATE_RECORDS
     assert [result["completion"] for result in results] == ["12+3", "5", "7-1=6"]
+    assert not any("dead_band" in result for result in results)
+
+
+def test_a_dead_band_is_recorded_and_off_the_sum(tokenizer: PreTrainedTokenizerFast, decoding: Decoding) -> None:
+    def generate(inputs: torch.Tensor, **_: Any) -> GatedOutput:
+        output = gated(tokenizer, inputs, ["12+3", "5<eos>", "7-1=6<eos>"])
+        output.dead_band = 0.5
+        return output
+
+    results = ask(QUESTIONS[:3], generate, decoding)
+    assert [result["kl"] for result in results] == [record["kl"] for record in GATE_RECORDS]
+    assert [result["cumulative_kl"] for result in results] == [0.75 + 1.5, 0.0, 2.5]
+    assert [result["dead_band"] for result in results] == [0.5] * 3
 
 
 class Server:
