@@ -138,7 +138,7 @@ class Contenders:
             **self.prompt, gate="kl:inf", max_new_tokens=END_OF_OPEN, return_dict_in_generate=True
         )
         threshold = output.kl[:, : END_OF_OPEN // 2].sum(dim=1).median().item()
-        return KLGate(threshold, max_tokens=END_OF_OPEN)
+        return KLGate(threshold, max_tokens=END_OF_OPEN, dead_band=0)
 
     def round(self) -> dict[str, float]:
         """Seconds of each contender, one after the other."""

@@ -90,9 +90,10 @@ KILLS_OF_A_RUN = 4
 START_S = 4.0  # imports take most of that, or more
 # What differs from one run in peace to the next.
 PASSING_FILES = (".png", ".svg", ".log", ".db")
-PASSING_FIELDS = ("date", "command", "resume", "seconds", "time")
+PASSING_FIELDS = ("date", "command", "resume", "seconds", "seconds_per_answer", "time")
 _PASSING_TEXT = re.compile(
     r"\d{4}-\d\d-\d\dT[\d:]+\+00:00|( <span>)?--resume(</span>)?|(?<=<dt>resume</dt><dd>)(true|false)"
+    r"|(?<=>)([0-9.]+ m?s|-)(?=</td></tr>)"
 )
 
 

@@ -2,18 +2,21 @@
 
     uv run eval/compare.py --runs results/prefix-reft results/lora
     uv run eval/compare.py --runs results/prefix-reft results/lora --against results/lora:lora
-    uv run eval/compare.py --runs results/gsm8k elsewhere.jsonl --output-dir results/compare-elsewhere
+    uv run eval/compare.py --runs results/gsm8k elsewhere.jsonl --first-turn --output-dir results/compare-elsewhere
 
 ``data_num`` counts training problems, ``prefix`` the solution tokens trained on, ``tracking`` is the bias norm's error
-against its target, ``strict`` counts stated answers, ``p`` is McNemar's, ``only first`` and ``only this`` count the
-problems that one alone solved.
+against its target, ``strict`` counts stated answers, ``flexible`` last numbers, ``p`` is McNemar's, ``only first`` and
+``only this`` count the problems that one alone solved. Tokens an answer, and how many more or less than the first's to
+the same problems (``against first``), have 95 % intervals bootstrapped over problems.
 
 Runs over different problems, or with different prompt templates, are refused unless ``--shared-only`` or
 ``--any-template`` says that it is meant.
 
-Completions made elsewhere, rows of {"question", "gold", "completion"}, are scored as our own are. Problems are paired
-by question. Writes ``comparison.csv``, ``comparison.md``, the figure (PNG and SVG), outcomes by problem and the scores
-of completions made elsewhere (``records/``), and ``results.json``.
+Completions made elsewhere, rows of {"question", "gold", "completion"}, are scored as our own are. Those that repeat
+their prompt or go on with further turns are counted; ``--first-turn`` scores their first answer alone. Problems are
+paired by question, and where a data set asks one twice in its order. Writes ``comparison.csv``, ``comparison.md``, the
+figure (PNG and SVG), outcomes by problem and the scores of completions made elsewhere (``records/``), and
+``results.json``.
 """
 
 from __future__ import annotations
@@ -52,6 +55,12 @@ class CompareOptions:
             " numbers where every gold is one."
         },
     )
+    first_turn: bool = field(
+        default=False,
+        metadata={
+            "help": "Score the first answer only of completions made elsewhere that repeat their prompt or run on."
+        },
+    )
     output_dir: str = field(default="results/compare", metadata={"help": "Table, figure and outcomes go here."})
     resume: bool = field(default=False, metadata={"help": "Write table and figure again where they are."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
@@ -64,21 +73,31 @@ class CompareOptions:
 
 def main(options: CompareOptions) -> None:
     from reft_math import command
-    from reft_math.comparison import COLUMNS, TRAINING_COLUMNS, cells, comparison_rows, outcomes
+    from reft_math.comparison import (
+        COLUMNS,
+        COST_COLUMNS,
+        SCORE_COLUMNS,
+        TRAINING_COLUMNS,
+        cells,
+        comparison_rows,
+        outcomes,
+    )
     from reft_math.data.fingerprint import digest
     from reft_math.figures.comparison import comparison_figure
     from reft_math.files import write_csv, write_figure, write_json, write_text
-    from reft_math.generations import ELSEWHERE, numeric_scoring, read_entries, rescored
+    from reft_math.generations import ELSEWHERE, numeric_scoring, read_entries, rescored, turn_notes, with_turns
     from reft_math.markdown import markdown
-    from reft_math.pairing import check_templates, not_known, paired, reference_of
+    from reft_math.pairing import check_templates, not_known, paired, reference_of, scored_otherwise
+    from reft_math.scoring.lengths import LENGTH_TITLE
 
     entries = read_entries(options.runs)
     against = reference_of(entries, options.against).name
     check_templates({entry.name: entry.template for entry in entries}, options.any_template)
     entries = paired(entries, options.shared_only)
     is_numeric = numeric_scoring(entries, options.scoring)
+    entries, turns = with_turns(entries, options.first_turn)
     folder = command.claim_output_dir(options)
-    entries = rescored(entries, is_numeric)
+    before, entries = entries, rescored(entries, is_numeric)
     rows = comparison_rows(entries, against)
 
     write_csv(folder / "comparison.csv", rows)
@@ -98,6 +117,7 @@ def main(options: CompareOptions) -> None:
         "is_numeric": is_numeric,
         "templates": {entry.run: entry.template for entry in entries},
         "fingerprints": {"test": {"rows": rows[0]["total"], "sha256": compared}},
+        "turns": turns,
         "comparison": rows,
     }
     write_json(folder / command.RESULTS_NAME, {**command.provenance(options), **results})
@@ -105,10 +125,13 @@ def main(options: CompareOptions) -> None:
     write_figure(folder, "comparison", figure)
 
     # One table would be too wide for a terminal.
-    names, end = COLUMNS[:2], 2 + len(TRAINING_COLUMNS)
-    command.print_table("trained on", COLUMNS[:end], [line[:end] for line in lines])
-    command.print_table(title, names + COLUMNS[end:], [line[:2] + line[end:] for line in lines])
-    for note in not_known(entries):
+    start = 2
+    for name, columns in (("trained on", TRAINING_COLUMNS), (title, SCORE_COLUMNS), (LENGTH_TITLE, COST_COLUMNS)):
+        end = start + len(columns)
+        command.print_table(name, COLUMNS[:2] + columns, [line[:2] + line[start:end] for line in lines])
+        start = end
+    notes = (*not_known(entries), *turn_notes(turns, options.first_turn), *scored_otherwise(before, entries))
+    for note in notes:
         print(note)
     print(f"table, figure and outcomes: {folder}")
 

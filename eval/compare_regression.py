@@ -1,8 +1,11 @@
-"""Put regression runs side by side: a table with paired differences, and how fast each converged.
+"""Put regression runs side by side: a table with paired differences, mean ± sd over seeds, and figures.
 
     uv run eval/compare_regression.py --runs results/raft results/head --output-dir results/compare-regression
 
-Writes ``table.csv``, ``table.md``, the figure ``convergence`` (PNG and SVG) and ``results.json``.
+Runs that differ in ``--seed`` alone are one setting, with mean and standard deviation of their RMSE. Of settings that
+differ in learning rates alone, validation rows choose one, which gets a star. Writes ``table.csv``, ``seeds.csv``,
+``table.md``, ``results.json`` and, as PNG and SVG, ``convergence`` (by step), ``distributions`` (the grid's entropy and
+probabilities before and after) and, for runs over several numbers of training rows, ``training_rows``.
 """
 
 from __future__ import annotations
@@ -32,22 +35,46 @@ class CompareRegressionOptions:
 def main(options: CompareRegressionOptions) -> None:
     from reft_math.command import RESULTS_NAME, claim_output_dir, print_table, provenance
     from reft_math.comparison import Run
-    from reft_math.figures.convergence import convergence_figure
+    from reft_math.figures.convergence import convergence_figure, training_rows_figure
+    from reft_math.figures.distributions import distributions_figure
     from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.markdown import markdown
-    from reft_math.regression_comparison import COLUMNS, cells, comparison_rows
+    from reft_math.regression_comparison import (
+        COLUMNS,
+        SEED_COLUMNS,
+        cells,
+        changes,
+        comparison_rows,
+        over_seeds,
+        seed_cells,
+    )
 
     runs = [Run.read(folder) for folder in options.runs]
     rows = comparison_rows(runs, options.any_template)
-    figure = convergence_figure(runs)
+    settings = over_seeds(runs)
+    seeds = [{name: row[name] for name in SEED_COLUMNS} for row in settings]
+    figures = {"convergence": convergence_figure(runs)}
+    if changed := [(run, pairs) for run in runs if (pairs := changes(run))]:
+        figures["distributions"] = distributions_figure(changed)
+    if len({row["rows"] for row in seeds} - {None}) > 1:
+        figures["training_rows"] = training_rows_figure(settings)
     folder = claim_output_dir(options)
     write_csv(folder / "table.csv", rows)
-    title = f"differences against {runs[0].folder}"
-    write_text(folder / "table.md", markdown({title: [COLUMNS, *map(cells, rows)]}))
-    write_figure(folder, "convergence", figure)
-    write_json(folder / RESULTS_NAME, {**provenance(options), "comparison": rows})
-    print_table(title, COLUMNS, [cells(row) for row in rows])
-    print(f"table and figure: {folder}")
+    write_csv(folder / "seeds.csv", seeds)
+    tables = {
+        f"differences against {runs[0].folder}": [COLUMNS, *map(cells, rows)],
+        "mean and sd over seeds; * has the learning rates that validation rows choose": [
+            SEED_COLUMNS,
+            *map(seed_cells, seeds),
+        ],
+    }
+    write_text(folder / "table.md", markdown(tables))
+    for name, figure in figures.items():
+        write_figure(folder, name, figure)
+    write_json(folder / RESULTS_NAME, {**provenance(options), "comparison": rows, "seeds": seeds})
+    for title, (columns, *lines) in tables.items():
+        print_table(title, columns, lines)
+    print(f"tables and figures: {folder}")
 
 
 if __name__ == "__main__":

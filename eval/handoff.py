@@ -41,8 +41,8 @@ def main(options: HandoffOptions) -> None:
     from interventions.evaluate import load_beside, load_setting
     from reft_math.command import RESULTS_NAME, print_table
     from reft_math.data.fingerprint import about_problems
-    from reft_math.data.registry import held_out_problems
-    from reft_math.evaluation import EVALUATION_COLUMNS, Scorer, evaluation_rows, is_numeric, summarise
+    from reft_math.data.registry import problems_to_report_on
+    from reft_math.evaluation import Scorer, is_numeric, print_evaluation, summarise
     from reft_math.figures.handoff import handoff_figure
     from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.markdown import markdown
@@ -50,7 +50,7 @@ def main(options: HandoffOptions) -> None:
     from reft_math.probes.handoff import hand_over, handoff_lines, handoff_table, problem_sets
     from reft_math.processes import part_ways
 
-    problems = held_out_problems(options.dataset, options.data_dir)[1][: options.limit]
+    problems = problems_to_report_on(options.dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, options.dataset)
     reft = None if options.reft is None else load_beside(setting, options.reft)
     sources = {
@@ -87,7 +87,7 @@ def main(options: HandoffOptions) -> None:
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     figure = handoff_figure(table, sets)
     write_figure(folder, "handoff", figure)
-    print_table(f"{options.dataset}, {len(problems)} problems, greedy", EVALUATION_COLUMNS, evaluation_rows(evaluation))
+    print_evaluation(f"{options.dataset}, {len(problems)} problems, greedy", evaluation)
     for title, (header, *body) in tables.items():
         print_table(title, header, body)
     print(f"accuracy against k: {folder / 'handoff.csv'}, handoff.md, handoff.png, handoff.svg")

@@ -31,12 +31,15 @@ class RegressionEvaluationOptions(LoadingOptions):
         default=None, metadata={"help": "A base's numbers, as in train/raft.py (the data set's own, coarse)."}
     )
     template: str | None = field(default=None, metadata={"help": "A base's prompt, as in train/raft.py (auto)."})
+    prompt: Literal["ours", "paper"] | None = field(
+        default=None, metadata={"help": "A base's wording of the texts, as in train/raft.py (ours)."}
+    )
     data: str | None = field(
         default=None, metadata={"help": "As in train/raft.py (what the regressor was trained on; original1)."}
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the data's files instead of the hub."})
     split: Literal["validation", "test"] = field(default="test", metadata={"help": "Which rows."})
-    limit: int | None = field(default=None, metadata={"help": "Rows at most (all)."})
+    limit: int | None = field(default=None, metadata={"help": "Rows at most (all), drawn as train/raft.py draws them."})
     batch_size: int = field(default=32, metadata={"help": "Rows a batch."})
     samples: int = field(default=0, metadata={"help": "Answers drawn a row for RAIL by samples; the paper draws 32."})
     temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
@@ -58,7 +61,7 @@ class RegressionEvaluationOptions(LoadingOptions):
         require(self, "samples", lambda value: value >= 0, "0 or more")
         require_temperature(self)
         require(self, "default", math.isfinite, "finite")
-        given = [name for name in ("model", "grid", "template") if getattr(self, name) is not None]
+        given = [name for name in ("model", "grid", "template", "prompt") if getattr(self, name) is not None]
         if self.regressor is not None and given:
             raise UserError(f"--{given[0]} is for a base on its own; the regressor has one: leave one of the two out")
 
@@ -69,7 +72,7 @@ def main(options: RegressionEvaluationOptions) -> None:
     from interventions.regression import load_base, load_regressor
     from reft_math.command import RESULTS_NAME, print_table, provenance
     from reft_math.data.fingerprint import regression_fingerprint
-    from reft_math.data.regression import check_split, load_splits
+    from reft_math.data.regression import check_split, drawn, load_split
     from reft_math.files import write_json
     from reft_math.processes import claim, part_ways
     from reft_math.regressor.config import RegressorConfig
@@ -83,6 +86,7 @@ def main(options: RegressionEvaluationOptions) -> None:
         config = RegressorConfig(
             grid=options.grid or default_grid(str(options.data)),
             template=options.template or "auto",
+            prompt=options.prompt or "ours",
             base_model=options.model or "arithmetic",
             base_revision=options.revision,
         )
@@ -93,7 +97,7 @@ def main(options: RegressionEvaluationOptions) -> None:
         if options.data is None:
             raise UserError(f"{options.regressor} does not say what it was trained on; pass --data")
     config = regressor.regressor_config
-    rows = getattr(load_splits(str(options.data), options.data_dir), options.split)[: options.limit]
+    rows = drawn(load_split(str(options.data), options.split, options.data_dir, config.prompt), options.limit)
     fingerprints = {str(options.split): regression_fingerprint(rows)}
     folder = claim(options, fingerprints)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)

@@ -46,13 +46,13 @@ def main(options: TokenViewOptions) -> None:
     check_output_file(path)
 
     from interventions.evaluate import load_setting
-    from reft_math.data.registry import held_out_problems
+    from reft_math.data.registry import problems_to_report_on
     from reft_math.decoding.gate import KLGate, parse_gate
     from reft_math.evaluation import Scorer, is_numeric
     from reft_math.figures.token_view import AnsweredProblem, token_view
     from reft_math.progress import progress
 
-    _, problems = held_out_problems(options.dataset, options.data_dir)
+    problems = problems_to_report_on(options.dataset, options.data_dir)
     setting = load_setting(options, options.dataset)
     gate = parse_gate(str(setting.options.gate))
     direction = gate.direction if isinstance(gate, KLGate) else "mod||base"
@@ -104,21 +104,22 @@ def _answer(setting: Setting, problem: Problem, decoder: str, gate: Gate, score:
     generate = setting.generate(str(gate))
     output = generate(prompt, attention_mask=torch.ones_like(prompt), **decoding.settings())
     token_ids = output.sequences[0, prompt.shape[1] :].tolist()
-    end = decoding.until_end(token_ids)
+    read, end = decoding.read(token_ids), decoding.until_end(token_ids)
     decode = partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     texts = token_texts(token_ids[:end], decode) + [""] * (end is not None)
     names = tokenizer.convert_ids_to_tokens(token_ids)
-    closing_position, kl = -1, []
+    closing_position, dead_band, kl = -1, 0.0, []
     if isinstance(output, GatedOutput) and output.closing_positions is not None:
-        closing_position = int(output.closing_positions[0])
+        closing_position, dead_band = int(output.closing_positions[0]), output.dead_band or 0.0
         kl = [] if output.kl is None else output.kl[0].tolist()  # none where the gate allows no token
     return Answer(
         decoder=decoder,
         tokens=[Token(*token) for token in zip_longest(token_ids, names, texts, kl)],
-        is_correct=score([(problem.answer, decoding.text(token_ids[:end]))])[0]["correct"],
-        is_finished=end is not None,
+        is_correct=score([(problem.answer, read["completion"])])[0]["correct"],
+        is_finished=read["finished"],
         closing_position=None if closing_position < 0 else closing_position,
         threshold=gate.threshold if isinstance(gate, KLGate) else math.inf,
+        dead_band=dead_band,
     )
 
 

@@ -43,7 +43,7 @@ def main(options: TrajectoryOptions) -> None:
     from interventions.evaluate import load_setting
     from reft_math.command import RESULTS_NAME, print_table
     from reft_math.data.fingerprint import about_problems
-    from reft_math.data.registry import held_out_problems
+    from reft_math.data.registry import problems_to_report_on
     from reft_math.decoding.gate import PromptOnly, parse_gate
     from reft_math.evaluation import Scorer, is_numeric, summarise
     from reft_math.figures.trajectory import trajectory_figure
@@ -61,7 +61,7 @@ def main(options: TrajectoryOptions) -> None:
     )
     from reft_math.processes import part_ways
 
-    problems = held_out_problems(options.dataset, options.data_dir)[1][: options.limit]
+    problems = problems_to_report_on(options.dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, options.dataset)
     gate = parse_gate(str(setting.options.gate))
     if isinstance(gate, PromptOnly):

@@ -123,5 +123,6 @@ class PrefixReftConfig:
             return from_json(cls, read_object(path))
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} is not a readable adapter config ({error}); was the folder saved by save_pretrained?"
+                f"{path} is not a readable adapter config ({error}); was the folder saved by save_pretrained? One of"
+                " another project is for train/import_checkpoint.py"
             ) from None

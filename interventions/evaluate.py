@@ -15,25 +15,33 @@ from transformers import PreTrainedModel
 from interventions.card import write_adapter_card
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
-from reft_math.calibration import GATE_COLUMNS, KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
+from interventions.rounding import noise_floor
+from reft_math.calibration import (
+    GATE_COLUMNS,
+    KL_GATES,
+    best_gate,
+    evaluate_gates,
+    gate_records,
+    gate_rows,
+    noise_line,
+)
 from reft_math.card import digest
 from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete, complete_by_engine
 from reft_math.data.fingerprint import about_problems
-from reft_math.data.registry import held_out_problems
+from reft_math.data.registry import problems_to_choose_by, problems_to_report_on
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.decoding.engine import Engine
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, parse_gate
 from reft_math.decoding.generation import GatedOutput
 from reft_math.errors import UserError
 from reft_math.evaluation import (
-    EVALUATION_COLUMNS,
     SAMPLING_COLUMNS,
     Scorer,
     default_max_new_tokens,
     evaluate,
-    evaluation_rows,
     is_numeric,
+    print_evaluation,
     sampling_rows,
     summarise,
 )
@@ -100,6 +108,7 @@ class Setting:
             "template": str(self.decoding.template),
             "opener": self.decoding.opener,
             "end_token_ids": self.decoding.end_token_ids,
+            "stops": self.decoding.stops,
         }
 
 
@@ -161,7 +170,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
         dataset: A name `load_problems` knows.
         opener: Text that every completion is made to start with.
     """
-    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
+    problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, dataset, opener)
     complete_rows = batch_completer(setting, options)
     about = about_problems(dataset, test=problems)
@@ -181,11 +190,11 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
             seed=options.seed if options.sampling else None,
         )
     part_ways()
-    summary = summarise(records)
+    summary = {**summarise(records), "seconds_per_answer": records.seconds_per_answer}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, "evaluation": {name: summary}})
     how = "greedy" if options.temperature is None else f"temperature {options.temperature:g}"
     title = f"{dataset}, {len(problems)} problems, {how}, gate {setting.options.gate}"
-    print_table(title, EVALUATION_COLUMNS, evaluation_rows({name: summary}))
+    print_evaluation(title, {name: summary})
     if options.samples > 1:
         print_table("over problems", SAMPLING_COLUMNS, sampling_rows(summary))
     print(f"results: {folder / RESULTS_NAME}")
@@ -202,7 +211,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     """
     if save and not Path(str(options.adapter)).is_dir():
         raise UserError(f"--save writes into the adapter's folder; {options.adapter} is none")
-    problems = held_out_problems(dataset, options.data_dir)[0][: options.limit]
+    problems = problems_to_choose_by(dataset, options.data_dir)[: options.limit]
     if not problems:
         raise UserError(f"{dataset} has no validation problems to choose a gate by; take another --dataset")
     setting, gates = load_setting(options, dataset), _gates(gates or KL_GATES)
@@ -213,9 +222,13 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
         found = evaluate_gates(gates, problems, setting.completer, score, folder / "records", options.batch_size)
     part_ways()
     best = best_gate(found)
-    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, "best": best, "gates": found})
+    assert setting.reft_model is not None
+    noise = noise_floor(setting.reft_model, setting.decoding, problems, options.batch_size)
+    results = {**about, "best": best, "gates": found, "noise_floor": noise}
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     title = f"{dataset}, {len(problems)} validation problems, greedy; * is the best gate"
     print_table(title, GATE_COLUMNS, gate_rows(found, best))
+    print(noise_line(noise))
     if save:
         replace(setting.adapter, gate=best).save_pretrained(str(options.adapter))
         write_adapter_card(Path(str(options.adapter)))
@@ -231,7 +244,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
         dataset: A name `load_problems` knows.
         gates: Gates, as text.
     """
-    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
+    problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
     gates, setting = _gates(gates), load_setting(options, dataset)
     about = about_problems(dataset, test=problems)
     folder = setting.claim(about)
@@ -307,7 +320,7 @@ def _resolve(options: Options, adapter: PrefixReftConfig | None, dataset: str) -
 def _check_template(template: PromptTemplate, adapter: PrefixReftConfig | None) -> None:
     """A template whose wording has changed since the adapter was trained is another prompt."""
     trained_with = adapter.template if adapter is not None else None
-    if trained_with and trained_with.partition("/")[0] == template.name and trained_with != str(template):
+    if trained_with and trained_with.partition("/")[0] == template.name and not template.is_recorded_as(trained_with):
         raise UserError(
             f"the adapter was trained with prompt template {trained_with}, this version has {template};"
             " choose another --template, or the version of reft-math that trained it"

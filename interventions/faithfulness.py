@@ -12,7 +12,7 @@ from interventions.sites import check_site
 from interventions.truth import fit_layers, score_pairs
 from reft_math.command import RESULTS_NAME, print_table
 from reft_math.data.fingerprint import about_problems
-from reft_math.data.registry import held_out_problems
+from reft_math.data.registry import problems_to_report_on
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import RunOptions
@@ -40,7 +40,7 @@ def run_faithfulness(options: RunOptions, dataset: str, statements: str, seed: i
         seed: Draws wrong numbers, and the problems that probes are held to.
         reft: Another adapter, ordinary ReFT, to show beside the first: folder or hub id.
     """
-    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
+    problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
     usable = [problem for problem in problems if _STATEMENTS[statements](problem)]
     _check_enough(len(usable), len(problems), dataset)
     setting = load_setting(options, dataset)

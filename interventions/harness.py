@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize
 
 from interventions.checkpoint import digest
 from interventions.evaluate import load_setting
-from reft_math.data.templates import THOUGHT_END
+from reft_math.data.templates import THOUGHT_END, framed
 from reft_math.decoding.gate import TokenGate, parse_gate
 from reft_math.decoding.generation import Handoff, acting_positions, gated_generate
 from reft_math.errors import UserError
@@ -129,10 +129,24 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 think_end_token=think_end_token,
                 chat_template_args=chat_template_args,
             )
+        self.stops = self._stops()
         state = process_state()
         if state.num_processes > 1:  # with a model that is loaded already HFLM leaves this to others
             self.accelerator = Accelerator()
             self._rank, self._world_size = state.process_index, state.num_processes
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """HFLM's, but for the date, which is that of our own prompts, and for contents that the template leaves out."""
+        settings = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        settings |= self.chat_template_args
+        try:
+            return framed(chat_history, self.tokenizer, **settings)
+        except UserError:
+            rest = [message for message in chat_history if message["role"] != "system"]
+            if len(rest) == len(chat_history):
+                raise
+            warnings.warn("the chat template takes no system message; it is left out", stacklevel=2)
+            return framed(rest, self.tokenizer, **settings)
 
     def unlike_training(self, prompts: Iterable[str]) -> int | None:
         """How many prompts the template of the adapter's training would not have framed; empty ones do not count.
@@ -217,6 +231,12 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             "adapter_template": None if self.setting.adapter is None else self.setting.adapter.template,
         }
 
+    def _stops(self) -> list[str]:
+        """Where evaluations stop. A token that ends a turn and is no special one would stay in the text."""
+        decoding, added = self.setting.decoding, self.tokenizer.added_tokens_decoder
+        ends = [str(added[token]) for token in decoding.end_token_ids if token in added]
+        return [*decoding.stops, *ends]
+
     def _warn_of_prompts(self, requests: Sequence[Instance]) -> None:
         prompts = {request.args[0] for request in requests if request.args[0]}
         if unlike := self.unlike_training(prompts):
@@ -236,6 +256,9 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 gate=self.gate,
                 handoff=self.setting.options.handoff,
             )
+        stop += [
+            text for text in self.stops if text not in stop
+        ]  # HFLM cuts the answer by this list before it keeps it
         with parametrize.cached():  # LoReFT's R once a generation
             generated: torch.Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
         return generated

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from reft_math.decoding.generation import Handoff, generate_with_gate
 from reft_math.errors import UserError
 from reft_math.files import write_files
 from reft_math.hub import fetch, push
+from reft_math.models import endings
 from reft_math.training.options import ELEMENTWISE
 
 _EVERYWHERE = torch.ones((), dtype=torch.bool)  # a mask known to be true without a look at it
@@ -52,6 +54,8 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
     Raises:
         UserError: The model lacks the site or the layers, or its width is not the one in the config.
     """
+    if hasattr(model, "_orig_mod"):
+        raise UserError("interventions go into the model itself; instead of torch.compile(model) call model.compile()")
     check_site(model, config.site)
     layers = parse_layers(config.layers, num_layers(model))
     width = site_width(model, config.site, layers)
@@ -78,6 +82,27 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
     return PrefixReftModel(pyreft.ReftConfig(representations=representations), model, config)
 
 
+class _Hook:
+    """A module's forward hook, which keeps nobody alive; a copy of the base alone has one that does nothing."""
+
+    def __init__(self, owner: PrefixReftModel | None = None, key: str = "") -> None:
+        self._owner = None if owner is None else weakref.ref(owner)
+        self._key = key
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        owner = None if self._owner is None else self._owner()
+        return None if owner is None else owner._edited(self._key, output)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
+
+
 class PrefixReftModel(pyreft.ReftModel):
     """A `pyreft.ReftModel` whose interventions act through persistent hooks, by row and position.
 
@@ -92,42 +117,52 @@ class PrefixReftModel(pyreft.ReftModel):
         self.prefix_config = prefix_config
         self.card: str | None = None  # its own README, where it came with one
         self._mask: torch.Tensor | None = None
-        self._hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
-        self._handles: list[RemovableHandle] = []
+        self._sites: list[nn.Module] = []
         for representation, intervention in zip(self.config.representations, self.interventions.values(), strict=True):
-            module = site_module(model, prefix_config.site, representation.layer)
+            self._sites.append(site_module(model, prefix_config.site, representation.layer))
             device = site_device(model, prefix_config.site, representation.layer)
             if device.type != "meta":  # where a base that is yet to be sharded has no weights
                 intervention.to(device)
-            self._hooks.append((module, self._make_hook(intervention)))
-        self._attach()
+        self._attach_anew()
         # pyvene keeps the modules themselves in its config; loggers want to write it as JSON.
         self.config.representations = [item._replace(intervention=None) for item in self.config.representations]
         self.config.intervention_types = [str(type(intervention)) for intervention in self.interventions.values()]
 
     # --- the hooks ----------------------------------------------------------------------------------------------
 
-    def _make_hook(self, intervention: nn.Module) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if self._mask is None:
-                return None
-            hidden = output[0] if isinstance(output, tuple) else output
-            edited = intervention(hidden)
-            if self._mask is not _EVERYWHERE:
-                edited = torch.where(self._mask.to(hidden.device)[..., None], edited, hidden)
-            return (edited, *output[1:]) if isinstance(output, tuple) else edited
-
-        return hook
-
     def _attach(self) -> None:
         """Hooks in what is not: a stock pyvene model on the same base clears all hooks, these too, at its calls."""
-        if not self._hooks:
+        if not self._sites:
             raise UserError("the interventions were taken off by unload(); load them onto the base again")
-        pairs = zip(self._handles, self._hooks, strict=True) if self._handles else ()
-        if not (self._handles and all(handle.id in module._forward_hooks for handle, (module, _) in pairs)):
-            for handle in self._handles:
-                handle.remove()
-            self._handles = [module.register_forward_hook(hook) for module, hook in self._hooks]
+        pairs = zip(self._handles, self._sites, strict=True) if self._handles else ()
+        if not (self._handles and all(handle.id in module._forward_hooks for handle, module in pairs)):
+            _remove(self._handles)
+            for module, key in zip(self._sites, self.interventions, strict=True):
+                self._handles.append(module.register_forward_hook(_Hook(self, key)))
+
+    def _attach_anew(self) -> None:
+        """Forgets handles that are another's, and takes the hooks off once this model is no more."""
+        self._handles: list[RemovableHandle] = []
+        weakref.finalize(self, _remove, self._handles).atexit = False
+        if self._sites:
+            self._attach()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy's, or a pickle's: the base has come with hooks of the original, which do nothing in it."""
+        super().__setstate__(state)
+        for handle in self._handles:
+            handle.remove()
+        self._attach_anew()
+
+    def _edited(self, key: str, output: Any) -> Any:
+        """A module's output as the intervention of that name leaves it; None for as it is."""
+        if self._mask is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        edited = self.interventions[key](hidden)
+        if self._mask is not _EVERYWHERE:
+            edited = torch.where(self._mask.to(hidden.device)[..., None], edited, hidden)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
     @contextmanager
     def intervening(self, mask: torch.Tensor | None) -> Iterator[None]:
@@ -144,11 +179,15 @@ class PrefixReftModel(pyreft.ReftModel):
 
     def unload(self) -> PreTrainedModel:
         """Takes the interventions off and returns the base model."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._hooks.clear()
+        _remove(self._handles)
+        self._sites.clear()
         return self.model
+
+    @property
+    def device(self) -> torch.device:
+        """The base's: where prompts go."""
+        device: torch.device = self.model.device
+        return device
 
     @property
     def hf_device_map(self) -> Any:
@@ -205,7 +244,8 @@ class PrefixReftModel(pyreft.ReftModel):
                 by default.
             handoff: ``base`` goes on as the base that has read prompt and prefix itself, ``keep`` from the cache that
                 the interventions have changed.
-            **kwargs: What the base's ``generate`` takes.
+            **kwargs: What the base's ``generate`` takes. With ``tokenizer`` it stops where completions with the prompt
+                template of the adapter end, unless ``eos_token_id`` and ``stopping_criteria`` say otherwise.
 
         Returns:
             What the base's ``generate`` returns: prompts and completions, padded on the right; with
@@ -221,6 +261,9 @@ class PrefixReftModel(pyreft.ReftModel):
             raise UserError("generate needs prompts, as inputs or as input_ids; got none, or both")
         if not isinstance(gate, Gate):
             gate = parse_gate(self.gate if gate is None else gate)
+        tokenizer, template = kwargs.get("tokenizer"), self.prefix_config.template
+        if tokenizer is not None and template is not None and kwargs.get("generation_config") is None:
+            kwargs = {**endings(self.model, tokenizer, template), **kwargs}
         with parametrize.cached():  # LoReFT's R once a generation
             return generate_with_gate(self.model, prompts, self, gate, handoff, **kwargs)
 
@@ -263,6 +306,10 @@ class PrefixReftModel(pyreft.ReftModel):
     def eval(self) -> PrefixReftModel:
         return self.train(False)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As every module's; pyvene's own takes no argument."""
+        nn.Module.zero_grad(self, set_to_none)
+
     def get_output_embeddings(self) -> nn.Module:
         layer: nn.Module = self.model.get_output_embeddings()
         return layer
@@ -271,15 +318,18 @@ class PrefixReftModel(pyreft.ReftModel):
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
         """As the base's, and the recomputation in the backward pass sees the mask of its forward pass."""
-
-        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-            return nullcontext(), self.intervening(self._mask)
-
-        settings = {**(gradient_checkpointing_kwargs or {}), "use_reentrant": False, "context_fn": contexts}
+        settings = {
+            **(gradient_checkpointing_kwargs or {}),
+            "use_reentrant": False,
+            "context_fn": self._recomputing,  # a method, which a copy of the model has of its own
+        }
         if hasattr(self.model, "activation_checkpointing_enable"):  # the method's name from transformers 5.23 on
             self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings, **options)
         else:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings, **options)
+
+    def _recomputing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), self.intervening(self._mask)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any

@@ -24,7 +24,7 @@ from interventions.probing import (
 from interventions.sites import num_layers, site_width
 from reft_math.command import RESULTS_NAME, print_table
 from reft_math.data.fingerprint import about_problems
-from reft_math.data.registry import held_out_problems
+from reft_math.data.registry import problems_to_report_on
 from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import RunOptions
@@ -92,7 +92,7 @@ def run_number_probe(options: RunOptions, dataset: str, plan: Plan, reft: str | 
         plan: Of the pushes.
         reft: Another adapter, ordinary ReFT, to show beside the first: folder or hub id.
     """
-    problems = held_out_problems(dataset, options.data_dir)[1][: options.limit]
+    problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
     sums = draw_sums(plan.digits, _PROBE_SUMS + plan.sums, plan.seed)
     probe_sums, sums = sums[:_PROBE_SUMS], sums[_PROBE_SUMS:]
     setting = load_setting(options, dataset)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.probing import fit_number_directions
 from interventions.relative_size import TEXTS, relative_size
+from interventions.rounding import NUM_PROBLEMS, acting_bias, noise_floor
 from reft_math.calibration import best_gate
 from reft_math.command import versions
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
@@ -205,6 +208,13 @@ def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
     return found
 
 
+def noise(prefix: PrefixJob) -> dict[str, Any]:
+    """The `noise_floor` on the validation split."""
+    batch_size = prefix.options.eval_batch_size
+    assert batch_size is not None  # resolved
+    return noise_floor(prefix.model, jobs.decoding(prefix.job), prefix.job.validation_problems, batch_size)
+
+
 def summary(prefix: PrefixJob) -> dict[str, Any]:
     """What the results hold of the training. All processes read the base's activations."""
     norms, target = prefix.control.trace["norm"], prefix.control.controller.target
@@ -215,7 +225,9 @@ def summary(prefix: PrefixJob) -> dict[str, Any]:
         "numbers": None if prefix.number_loss is None else asdict(prefix.number_loss.counts),
         "bias_norm": {
             "target": target,
+            "target_per_coordinate": target / math.sqrt(prefix.model.prefix_config.width or math.nan),
             "achieved": norms[-1],
+            **_acting(prefix),
             **tracking(norms, target),
             "controller": prefix.control.controller.name,
             "trace": prefix.control.trace,
@@ -227,3 +239,22 @@ def summary(prefix: PrefixJob) -> dict[str, Any]:
 def _sample(dataset: PrefixDataset) -> list[list[int]]:
     """Prompts from all over the training rows, on which activations are measured."""
     return [row["prompt_ids"] for row in dataset.rows[:: max(1, len(dataset) // TEXTS)][:TEXTS]]
+
+
+def _acting(prefix: PrefixJob) -> dict[str, float]:
+    """`acting_bias` on training prompts; nothing of a sharded base, which reads in all its processes only."""
+    if prefix.is_sharded:
+        return {}
+    questions = [problem.question for problem in prefix.job.train_problems[:NUM_PROBLEMS]]
+    return acting_bias(prefix.model, jobs.decoding(prefix.job).prompts(questions))
+
+
+def after_rounding(norm: Mapping[str, Any], dtype: torch.dtype) -> list[str]:
+    """A line on what acts of a `summary`'s bias norm, where that was measured."""
+    if "acting_norm" not in norm:
+        return []
+    return [
+        f"of it {norm['acting_norm']:.4f} acts after rounding to {str(dtype).removeprefix('torch.')}, which leaves"
+        f" {norm['rounded_away']:.1%} of the coordinates as they are; target/√width is"
+        f" {norm['target_per_coordinate']:.2g}"
+    ]

@@ -248,10 +248,10 @@ class Solver:
             vectors: ``(sum, hidden size)`` by layer, added to the layer's output at every position.
         """
         model, decoding = self.setting.model, self.setting.decoding
-        settings = {**decoding.settings(), "max_new_tokens": max_new_tokens}
-        settings["logits_processor"] = LogitsProcessorList([FiniteLogits()])  # a push may leave float16
         answers: list[Answer] = []
         for start in range(0, len(prompts), self.batch_size):
+            settings = {**decoding.settings(), "max_new_tokens": max_new_tokens}
+            settings["logits_processor"] = LogitsProcessorList([FiniteLogits()])  # a push may leave float16
             batch = slice(start, start + self.batch_size)
             inputs = pad_left(prompts[batch], int(decoding.tokenizer.pad_token_id)).to(model.device)
             attention_mask = pad_left([torch.ones_like(prompt) for prompt in prompts[batch]], 0).to(model.device)
@@ -384,8 +384,7 @@ def _changes(decoding: Decoding, source: Source, questions: Sequence[str], units
     acts: list[torch.Tensor] = []
     counts: list[tuple[int, int]] = []
     for index, (prompt, drawn) in enumerate(zip(prompts, output.sequences[:, inputs.shape[1] :].tolist(), strict=True)):
-        end = decoding.until_end(drawn)
-        length = len(drawn) if end is None else end + 1
+        length = decoding.read(drawn)["num_tokens"]
         closing = -1 if closings is None else int(closings[index])
         gated = length if closing < 0 else min(closing, length)
         rows.append(prompt.tolist() + drawn[: max(gated, 1) - 1])

@@ -84,6 +84,7 @@ def where_acting(
     Returns:
         Boolean ``(text, position)``, and for each text whether the gate is open for the next token.
     """
+    gate = gate.on(reft_model.model.dtype)
     inputs = _inputs(texts, reft_model.model.device)
     columns = torch.arange(inputs.shape[1], device=inputs.device)
     starts = torch.tensor([len(text.prompt) for text in texts], device=inputs.device)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyvene as pv
 import torch
 from torch import nn
 
+from interventions.edit import Edit
 
-class RedIntervention(pv.SourcelessIntervention, pv.TrainableIntervention, pv.DistributedRepresentationIntervention):
+
+class RedIntervention(Edit):
     """``RED(h) = s ⊙ h + b``
 
     ``h: (…, width)`` of any dtype; ``s, b: (width,)``, kept and applied in float32, ``s`` from ones and ``b`` from
@@ -25,15 +26,15 @@ class RedIntervention(pv.SourcelessIntervention, pv.TrainableIntervention, pv.Di
     bias: nn.Parameter
 
     def __init__(self, *, embed_dim: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs, keep_last_dim=True)
+        super().__init__(**kwargs)
         if embed_dim is not None:
             self.set_interchange_dim(embed_dim)
 
     def set_interchange_dim(self, interchange_dim: int | torch.Tensor) -> None:
         super().set_interchange_dim(interchange_dim)
         width = int(interchange_dim)
-        self.scale = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.scale = nn.Parameter(torch.ones(width, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(width, dtype=torch.float32))
 
     def forward(self, base: torch.Tensor, source: None = None, subspaces: None = None) -> torch.Tensor:
         return (self.scale * base + self.bias).to(base.dtype)  # promoted to the parameters' dtype or wider

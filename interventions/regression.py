@@ -33,8 +33,9 @@ def make_regressor(
     site: str | None = None,
     layers: str = "all",
     rank: int | None = None,
+    dropout: float | None = None,
 ) -> Regressor:
-    """A regressor whose ``config.tune`` is trainable and nothing else but its head.
+    """A regressor whose ``config.tune`` is trainable and nothing else but its head and the rows of added tokens.
 
     Args:
         model: The base; changed in place.
@@ -42,6 +43,7 @@ def make_regressor(
         config: How outputs become numbers.
         site, layers: Where interventions act.
         rank: LoReFT's or LoRA's (4, 8).
+        dropout: In training, of the model's layers that have one, and of LoRA; None leaves the model's as they are.
 
     Raises:
         UserError: The grid or the tuning does not fit the model.
@@ -65,6 +67,8 @@ def make_regressor(
     config = replace(config, template=str(template))
     grid = config.make_grid(model, tokenizer, template)
     model.requires_grad_(config.tune == "full")
+    if dropout is not None:
+        _set_dropout(model, dropout)
     adapter: nn.Module | None = None
     if config.tune == "red" or config.tune == "bias" or config.tune == "loreft":
         reft_config = PrefixReftConfig(
@@ -83,11 +87,27 @@ def make_regressor(
 
         rank = rank or DEFAULT_LORA_RANK
         lora = get_peft_model(
-            model, LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=rank,
+                lora_alpha=2 * rank,
+                lora_dropout=dropout or 0.0,
+                target_modules="all-linear",
+            ),
         )
         lora.peft_config["default"].base_model_name_or_path = config.base_model
         adapter = lora
     return Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
+
+
+def _set_dropout(model: PreTrainedModel, dropout: float) -> None:
+    """Of layers of its own kind, and of attention, which holds it as a number."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+        if isinstance(getattr(module, "attention_dropout", None), int | float):
+            module.attention_dropout = dropout
 
 
 def load_regressor(source: str | Path, revision: str | None = None, loading: LoadingOptions | None = None) -> Regressor:
@@ -117,7 +137,7 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
     elif config.tune == "lora":
         adapter = _load_lora(model, folder / ADAPTER_FOLDER)
     regressor = Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
-    regressor.load_head(folder)
+    regressor.load_own(folder)
     regressor.card = read_card(folder)
     return regressor.eval()
 

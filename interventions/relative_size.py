@@ -76,7 +76,8 @@ def relative_size(reft_model: PrefixReftModel, texts: Sequence[Sequence[int]]) -
             model(pad_right(batch, model.device), use_cache=False, logits_to_keep=1)
     tokens = sum(map(len, texts))
     layers = [{"layer": layer, **_shares(total / tokens, bool(scales))} for layer, total in sums.items()]
-    return {"tokens": tokens, "mean": _shares(sum(sums.values()) / tokens / len(sums), bool(scales)), "layers": layers}
+    mean = torch.stack(list(sums.values())).mean(dim=0) / tokens
+    return {"tokens": tokens, "mean": _shares(mean, bool(scales)), "layers": layers}
 
 
 def _shares(means: torch.Tensor, has_scale: bool) -> Sizes:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pyvene as pv
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from transformers.activations import ACT2FN
 
+from interventions.edit import Edit
 from reft_math.errors import UserError
 
 DEFAULT_RANK = 4
@@ -34,7 +34,7 @@ class Rotation(nn.Module):
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(width, rank)))
+        self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(width, rank, dtype=torch.float32)))
 
 
 def orthonormal(width: int, rank: int) -> nn.Module:
@@ -43,9 +43,7 @@ def orthonormal(width: int, rank: int) -> nn.Module:
     return parametrizations.orthogonal(Rotation(width, rank), use_trivialization=False)
 
 
-class SubspaceIntervention(
-    pv.SourcelessIntervention, pv.TrainableIntervention, pv.DistributedRepresentationIntervention
-):
+class SubspaceIntervention(Edit):
     """``f(h) = h + Rᵀ edit(h)``, with dropout on the whole while training
 
     ``h: (…, width)`` of any dtype; ``R, W: (rank, width)`` with ``RRᵀ = I``; ``b: (rank,)``; ``σ = act_fn``, one of
@@ -68,7 +66,7 @@ class SubspaceIntervention(
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs, keep_last_dim=True)
+        super().__init__(**kwargs)
         self.rank = low_rank_dimension or DEFAULT_RANK
         self.set_options(act_fn or LINEAR, dropout)
         self.register_state_dict_post_hook(_write_options)
@@ -86,7 +84,7 @@ class SubspaceIntervention(
         super().set_interchange_dim(interchange_dim)
         width = int(interchange_dim)
         self.rotate_layer = orthonormal(width, self.rank)
-        self.learned_source = nn.Linear(width, self.rank)
+        self.learned_source = nn.Linear(width, self.rank, dtype=torch.float32)
 
     @property
     def bias(self) -> torch.Tensor:

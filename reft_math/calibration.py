@@ -12,11 +12,12 @@ import numpy as np
 from reft_math.completion import Complete
 from reft_math.data.problem import Problem
 from reft_math.evaluation import Score, accuracy_cell, evaluate, summarise
+from reft_math.scoring.lengths import tokens_cell
 
 # In nats. The interventions always draw the first token, which decides the path: under the base it often costs more
 # than all that follows, and without ``min=1`` a prompt on which it costs more than the threshold gets none of them.
 KL_GATES = tuple(f"kl:{nats},min=1" for nats in ("0.25", "0.5", "1", "2", "4", "8", "16"))
-GATE_COLUMNS = ("gate", "correct", "total", "accuracy", "95 % interval", "tokens", "closes at", "never")
+GATE_COLUMNS = ("gate", "correct", "total", "accuracy", "95 % interval", "tokens", "cut off", "closes at", "never")
 
 
 def evaluate_gates(
@@ -72,8 +73,42 @@ def gate_rows(summaries: Mapping[str, Mapping[str, Any]], best: str | None = Non
     rows = []
     for gate, summary in summaries.items():
         low, high = summary["interval_95"]
-        closings = (summary["median_closing_position"], summary["never_closed"])
+        counts = (summary.get("unfinished"), summary["median_closing_position"], summary["never_closed"])
         row = [f"{gate} *" if gate == best else gate, str(summary["correct"]), str(summary["total"])]
-        row += [accuracy_cell(summary), f"{low:.1%} - {high:.1%}", f"{summary['mean_tokens']:.0f}"]
-        rows.append([*row, *("-" if count is None else str(count) for count in closings)])
+        row += [accuracy_cell(summary), f"{low:.1%} - {high:.1%}"]
+        row += [tokens_cell(summary["mean_tokens"], summary.get("tokens_interval_95"))]
+        rows.append([*row, *("-" if count is None else str(count) for count in counts)])
     return rows
+
+
+def summarise_noise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``D_t`` over all tokens and ``C`` over rows, of an adapter that says nothing: the floor of its divergence.
+
+    Args:
+        rows: Completions under a gate that measures divergence and stays open.
+
+    Returns:
+        ``rows``, ``tokens``; in nats ``mean`` and ``max`` of ``D_t``, ``cumulative``, the largest row's ``Σ_t D_t``,
+        ``dead_band`` and ``counted``, the largest row's ``C`` after it.
+    """
+    values = np.concatenate([row["kl"] for row in rows])
+    return {
+        "rows": len(rows),
+        "tokens": len(values),
+        "mean": float(values.mean()),
+        "max": float(values.max()),
+        "cumulative": max(sum(row["kl"]) for row in rows),
+        "dead_band": rows[0].get("dead_band", 0.0),
+        "counted": max(row["cumulative_kl"] for row in rows),
+    }
+
+
+def noise_line(floor: Mapping[str, Any]) -> str:
+    """`summarise_noise` in a sentence, with the base's ``dtype``."""
+    line = (
+        f"noise floor in {floor['dtype']}, the adapter at a thousandth of its size ({floor['rows']} problems,"
+        f" {floor['tokens']} tokens): D {floor['mean']:.2g} nats a token, at most {floor['max']:.2g}; C at most"
+        f" {floor['cumulative']:.2g}"
+    )
+    band = f", {floor['counted']:.2g} after the dead band of {floor['dead_band']:g}"
+    return line + band if floor["dead_band"] else line

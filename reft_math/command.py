@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -124,6 +125,8 @@ def make_parser(config_class: type, description: str | None) -> ArgumentParser:
         config_class, description=description, formatter_class=Formatter, allow_abbrev=False
     )
     parser.error = _raise_user_error  # type: ignore[method-assign]
+    # As in Python 3.14: -2:2:1 and -1e-3 are values, too. No option begins with a digit.
+    parser._negative_number_matcher = re.compile(r"-\.?\d")
     parser.add_argument("--config", help="YAML file with any of these settings; the command line wins over it.")
     arrange(parser)
     return parser

@@ -13,14 +13,17 @@ from reft_math.command import FORM_ERRORS, RESULTS_NAME, bad_form
 from reft_math.data.fingerprint import digest
 from reft_math.errors import UserError
 from reft_math.json_text import read_object
+from reft_math.scoring.lengths import time_cell, tokens_cell, tokens_difference, tokens_interval
 from reft_math.scoring.records import RecordFile
 from reft_math.scoring.statistics import mcnemar, wilson_interval
 
 TRAINING_COLUMNS = ("data_num", "epochs", "prefix", "lr", "parameters", "norm", "tracking")
-SCORE_COLUMNS = ("correct", "total", "accuracy", "95 % interval", "strict", "p", "only first", "only this")
-COLUMNS = ("run", "decoder", *TRAINING_COLUMNS, *SCORE_COLUMNS)
+SCORE_COLUMNS = ("correct", "total", "accuracy", "95 % interval", "strict", "flexible", "p", "only first", "only this")
+COST_COLUMNS = ("tokens an answer", "against first", "cut off", "time an answer")
+COLUMNS = ("run", "decoder", *TRAINING_COLUMNS, *SCORE_COLUMNS, *COST_COLUMNS)
 
-_KINDS = {"question": str, "gold": str, "correct": bool, "strict": bool}  # the last only where answers are numbers
+_TEXTS, _VERDICTS = ("question", "gold", "completion"), ("correct", "strict", "flexible", "finished")
+_KINDS = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_VERDICTS, bool), "num_tokens": int}  # not all records have all
 
 # What results may call things: no path, markup, formula or sign that steers a terminal, wherever it is written.
 NAME = re.compile(r"\w[\w.,:=+-]*")
@@ -74,9 +77,24 @@ class Run:
                     " holds others: evaluate again, into another folder"
                 )
         return [
-            Entry(self.folder, name, decoder, self._training(decoder), by_problem(found), template, sha256)
+            Entry(
+                source=self.folder,
+                run=name,
+                decoder=decoder,
+                training=self._training(decoder),
+                records=by_problem(found),
+                template=template,
+                sha256=sha256,
+                seconds=self._seconds(decoder),
+            )
             for decoder, found in records.items()
         ]
+
+    def _seconds(self, decoder: str) -> float | None:
+        """An answer's, where the run says."""
+        summary = self.results["evaluation"][decoder]
+        seconds = summary.get("seconds_per_answer") if isinstance(summary, dict) else None
+        return seconds if isinstance(seconds, float) else None
 
     def _sha256(self) -> str | None:
         """The digest of the problems; older versions wrote none."""
@@ -97,7 +115,10 @@ class Run:
                 " problems?"
             )
         odd = [
-            name for record in records for name, kind in _KINDS.items() if not isinstance(record.get(name, False), kind)
+            name
+            for record in records
+            for name, kind in _KINDS.items()
+            if name in record and not isinstance(record[name], kind)
         ]
         if odd:
             raise UserError(f"{path}: a record's {odd[0]} must be {_KINDS[odd[0]].__name__}; was the file edited?")
@@ -159,9 +180,10 @@ class Entry:
         run, decoder: Names.
         training: What `TRAINING_COLUMNS` say, where known.
         records: By problem, with ``question``, ``gold`` and ``correct``, where answers are numbers also ``strict``.
-            Completions made elsewhere have no score at first.
+            Completions made elsewhere have no score at first, and never ``num_tokens``.
         template: The prompts'; None where it is not known.
         sha256: The digest of the problems; None where the run holds none.
+        seconds: An answer's; None where they are not known.
     """
 
     source: Path
@@ -171,6 +193,7 @@ class Entry:
     records: Mapping[Key, Record]
     template: str | None = None
     sha256: str | None = None
+    seconds: float | None = None
 
     @property
     def name(self) -> str:
@@ -186,19 +209,35 @@ class Entry:
         return all("strict" in record for record in self.records.values())
 
     @property
+    def has_lengths(self) -> bool:
+        return all("num_tokens" in record for record in self.records.values())
+
+    def count(self, verdict: str) -> int | None:
+        """The records that have it; None where some do not say."""
+        verdicts = [record.get(verdict) for record in self.records.values()]
+        return None if None in verdicts else sum(map(bool, verdicts))
+
+    @property
     def correct(self) -> list[bool]:
         return [bool(record["correct"]) for record in self.records.values()]
 
 
 def by_problem(records: Sequence[Record]) -> dict[Key, Record]:
-    """Records by question, white space aside, and by how often it was asked before: MAWPS asks four of them twice."""
+    """Records by question, white space aside, and by how often it was asked before: MAWPS asks four of them twice.
+
+    In the order of ids, numbers in them by value: that is a data set's, and that of a file's lines.
+    """
     asked: Counter[str] = Counter()
     keyed = {}
-    for record in sorted(records, key=lambda record: str(record["id"])):
+    for record in sorted(records, key=lambda record: _by_value(str(record["id"]))):
         question = " ".join(record["question"].split())
         asked[question] += 1
         keyed[question, asked[question]] = record
     return keyed
+
+
+def _by_value(name: str) -> list[str | int]:
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def outcomes(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -216,7 +255,9 @@ def comparison_rows(entries: Sequence[Entry], against: str) -> list[dict[str, An
     """A row for each entry, with numbers as they are and None where there is nothing to say.
 
     ``low`` and ``high`` are Wilson's 95 % interval; ``p_value`` is the exact McNemar test's against the reference, and
-    ``only_first`` and ``only_this`` are the problems that the reference alone and the entry alone solved.
+    ``only_first`` and ``only_this`` are the problems that the reference alone and the entry alone solved. ``tokens`` is
+    the mean of an answer, ``difference`` its mean difference from the reference's to the same problem, ``…_low`` and
+    ``…_high`` their 95 % intervals, bootstrapped over problems.
 
     Args:
         entries: From `reft_math.pairing.paired`, all of them scored.
@@ -227,7 +268,6 @@ def comparison_rows(entries: Sequence[Entry], against: str) -> list[dict[str, An
     for entry in entries:
         correct, total = sum(entry.correct), len(entry.correct)
         low, high = wilson_interval(correct, total)
-        strict = sum(record["strict"] for record in entry.records.values()) if entry.is_numeric else None
         test = None if entry is reference else mcnemar(reference.correct, entry.correct)
         rows.append(
             {
@@ -239,15 +279,41 @@ def comparison_rows(entries: Sequence[Entry], against: str) -> list[dict[str, An
                 "accuracy": correct / total,
                 "low": low,
                 "high": high,
-                "strict": strict,
+                "strict": entry.count("strict"),
+                "flexible": entry.count("flexible"),
                 "p_value": None if test is None else test.p_value,
                 "only_first": None if test is None else test.only_first,
                 "only_this": None if test is None else test.only_second,
+                **_costs(entry, reference),
             }
         )
     return rows
 
 
+def _costs(entry: Entry, reference: Entry) -> dict[str, Any]:
+    """What records say of length, and results of time."""
+    records = list(entry.records.values())
+    mean = interval = difference = None
+    if entry.has_lengths:
+        mean, interval = sum(record["num_tokens"] for record in records) / len(records), tokens_interval(records)
+        if entry is not reference and reference.has_lengths:
+            difference = tokens_difference(list(reference.records.values()), records)
+    finished = entry.count("finished")
+    return {
+        "tokens": mean,
+        **_ends("tokens", interval),
+        "difference": None if difference is None else difference["difference"],
+        **_ends("difference", None if difference is None else difference["interval_95"]),
+        "cut_off": None if finished is None else len(records) - finished,
+        "seconds": entry.seconds,
+    }
+
+
+def _ends(name: str, interval: Sequence[float] | None) -> dict[str, float | None]:
+    return dict(zip((f"{name}_low", f"{name}_high"), interval or (None, None), strict=True))
+
+
+_IN_ANOTHER = {"high", *(f"{name}_{end}" for name in ("tokens", "difference") for end in ("low", "high"))}
 _FORMATS = {
     "epochs": "g",
     "lr": "g",
@@ -263,5 +329,9 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as text, under `COLUMNS`."""
     shown = {name: "-" if value is None else format(value, _FORMATS.get(name, "")) for name, value in row.items()}
     shown["low"] = f"{row['low']:.1%} - {row['high']:.1%}"  # the interval's column
-    del shown["high"]
-    return list(shown.values())
+    for name, sign in (("tokens", ""), ("difference", "+")):
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        if row[name] is not None:
+            shown[name] = tokens_cell(row[name], None if low is None else (low, high), sign)
+    shown["seconds"] = time_cell(row["seconds"])
+    return [text for name, text in shown.items() if name not in _IN_ANOTHER]

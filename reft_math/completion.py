@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from reft_math.data.prefix import pad_left
 from reft_math.data.templates import PromptTemplate, encode_prompt
-from reft_math.decoding.engine import Engine
+from reft_math.decoding.engine import Continuation, Engine
 from reft_math.decoding.generation import GatedOutput
+from reft_math.decoding.stops import StopTexts
 from reft_math.errors import Unfinished
 from reft_math.finite import FiniteLogits, NotFiniteLogits
 
@@ -26,7 +30,7 @@ class Decoding:
 
     Attributes:
         tokenizer, template: From question to prompt.
-        end_token_ids: Every token at which a completion stops.
+        end_token_ids: Every token at which a completion stops; `stops` are texts at which it does.
         max_new_tokens: Where it stops at the latest.
         opener: Text every completion is made to start with; part of the completion.
         sampling: Settings of ``generate`` such as ``temperature``; empty is greedy.
@@ -39,18 +43,26 @@ class Decoding:
     opener: str = ""
     sampling: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def stops(self) -> tuple[str, ...]:
+        """Texts at which a completion stops, too, and which are no part of it."""
+        return self.template.stops(self.tokenizer)[1]
+
     def prompts(self, questions: Sequence[str]) -> list[torch.Tensor]:
         """Token ids of each question's prompt and the opener."""
         opener = list(self.tokenizer.encode(self.opener, add_special_tokens=False)) if self.opener else []
         return [torch.tensor(encode_prompt(self.template, text, self.tokenizer) + opener) for text in questions]
 
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of ``generate``."""
+        """Keyword arguments of one call of ``generate``."""
+        stop = StopTexts(self.stops, self.tokenizer) if self.stops else None
         return {
             "max_new_tokens": self.max_new_tokens,
             "eos_token_id": self.end_token_ids,
             "pad_token_id": self.tokenizer.pad_token_id,
+            "use_cache": True,  # whatever a checkpoint's configuration says: the text is the same
             "return_dict_in_generate": True,
+            **({"stopping_criteria": StoppingCriteriaList([stop])} if stop else {}),
             **({"do_sample": True, **self.sampling} if self.sampling else {}),
         }
 
@@ -60,6 +72,26 @@ class Decoding:
     def until_end(self, token_ids: Sequence[int]) -> int | None:
         """The place of the first end token; None where there is none."""
         return next((index for index, token in enumerate(token_ids) if token in self.end_token_ids), None)
+
+    def stop_in(self, text: str) -> re.Match[str] | None:
+        """The first of `stops` in a text."""
+        return re.search("|".join(map(re.escape, self.stops)), text) if self.stops else None
+
+    def read(self, token_ids: Sequence[int]) -> dict[str, Any]:
+        """``completion``, ``num_tokens`` and ``finished``, as in `complete`, of the tokens after a prompt."""
+        end = self.until_end(token_ids)
+        num_tokens = len(token_ids) if end is None else end + 1
+        text = self.text(token_ids[:end])
+        if stop := self.stop_in(text):
+            text = text[: stop.start()]
+            num_tokens = bisect_left(
+                range(num_tokens), True, key=lambda number: self.stop_in(self.text(token_ids[:number])) is not None
+            )
+        return {
+            "completion": self.opener + text,
+            "num_tokens": num_tokens,
+            "finished": end is not None or stop is not None,
+        }
 
 
 def complete(
@@ -77,10 +109,11 @@ def complete(
     Returns:
         Per question ``completion`` (text, the opener included), ``num_tokens`` (drawn, the end token included) and
         ``finished`` (false where ``max_new_tokens`` cut it off); where a gate was at work also ``kl`` (``D_t`` in nats
-        while it was open), ``cumulative_kl`` and ``closing_position`` (None where it never closed).
+        while it was open), ``cumulative_kl``, ``dead_band`` where there is one, and ``closing_position`` (None where it
+        never closed).
     """
     output, width = _generate(questions, seed, generate, decoding, device)
-    rows = [_completion(row, decoding) for row in output.sequences[:, width:].tolist()]
+    rows = [decoding.read(row) for row in output.sequences[:, width:].tolist()]
     return [{**row, **gate} for row, gate in zip(rows, _gate_records(output), strict=True)]
 
 
@@ -109,7 +142,7 @@ def complete_by_engine(
     for index, drawn in enumerate(output.sequences[:, width:].tolist()):
         closing = int(output.closing_positions[index])
         if closing < 0:
-            rows[index] = {**_completion(drawn, decoding), **gates[index]}
+            rows[index] = {**decoding.read(drawn), **gates[index]}
         else:
             prefixes[index] = drawn[:closing]
     prompts = [prompt.tolist() for prompt in decoding.prompts(questions)]
@@ -122,18 +155,14 @@ def complete_by_engine(
             decoding.end_token_ids,
             decoding.sampling,
             seed or 0,
+            decoding.stops,
         )
         written = dict(enumerate(continuations))
     except Unfinished as error:
         stop, written = error, dict(error.done)
     for place, (index, prefix) in enumerate(prefixes.items()):
         if place in written:
-            rows[index] = {
-                "completion": decoding.opener + decoding.text(prefix) + written[place].text,
-                "num_tokens": len(prefix) + written[place].num_tokens,
-                "finished": written[place].finished,
-                **gates[index],
-            }
+            rows[index] = {**_joined(prefix, written[place], decoding), **gates[index]}
     if stop is not None:
         raise Unfinished(str(stop), rows)
     return [rows[index] for index in range(len(rows))]
@@ -166,11 +195,16 @@ def _generate(
     return output, inputs.shape[1]
 
 
-def _completion(token_ids: list[int], decoding: Decoding) -> dict[str, Any]:
-    end = decoding.until_end(token_ids)
-    drawn = len(token_ids) if end is None else end + 1
-    text = decoding.opener + decoding.text(token_ids[:end])
-    return {"completion": text, "num_tokens": drawn, "finished": end is not None}
+def _joined(prefix: list[int], written: Continuation, decoding: Decoding) -> dict[str, Any]:
+    """As `Decoding.read`, of a prefix and what an engine wrote; some write their stops out, or go on behind them."""
+    start = decoding.text(prefix)
+    text, num_tokens, finished = start + written.text, written.num_tokens, written.finished
+    if stop := decoding.stop_in(text):
+        if stop.end() < len(text):
+            kept = text[len(start) : stop.end()]
+            num_tokens = len(decoding.tokenizer.encode(kept, add_special_tokens=False))
+        text, finished = text[: stop.start()], True
+    return {"completion": decoding.opener + text, "num_tokens": len(prefix) + num_tokens, "finished": finished}
 
 
 def _gate_records(output: Any) -> list[dict[str, Any]]:
@@ -178,6 +212,7 @@ def _gate_records(output: Any) -> list[dict[str, Any]]:
     if not isinstance(output, GatedOutput) or output.closing_positions is None:
         return [{}] * len(output.sequences)
     closings = output.closing_positions.tolist()
+    dead_band = output.dead_band or 0.0
     if output.kl is None:
         divergences: list[list[float]] = [[] for _ in closings]
     else:
@@ -185,7 +220,8 @@ def _gate_records(output: Any) -> list[dict[str, Any]]:
     return [
         {
             "kl": [_rounded(value) for value in values],
-            "cumulative_kl": _rounded(sum(values)),
+            "cumulative_kl": _rounded(sum(max(value - dead_band, 0.0) for value in values)),
+            **({"dead_band": dead_band} if dead_band else {}),
             "closing_position": None if closing < 0 else closing,
         }
         for values, closing in zip(divergences, closings, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,17 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
+from reft_math.command import print_table
 from reft_math.completion import Complete
 from reft_math.data.problem import Problem
 from reft_math.data.templates import without_thoughts
 from reft_math.errors import Unfinished
+from reft_math.processes import process_state
 from reft_math.recording import Record, record_rows
+from reft_math.scoring.lengths import (
+    LENGTH_TITLE,
+    difference_cell,
+    time_cell,
+    tokens_cell,
+    tokens_difference,
+    tokens_interval,
+)
 from reft_math.scoring.math_equivalence import MathVerifier
 from reft_math.scoring.numeric import last_number, score_numeric
+from reft_math.scoring.records import RecordFile, shard_path
 from reft_math.scoring.sampling import majority_vote, pass_at_k
-from reft_math.scoring.statistics import mcnemar, wilson_interval
+from reft_math.scoring.statistics import mcnemar, mean_interval, wilson_interval
 
 Score = Callable[[Sequence[tuple[str, str]]], list[dict[str, Any]]]
 
@@ -37,6 +48,17 @@ def default_max_new_tokens(dataset: str) -> int:
     return {"arithmetic": 80, "math500": 1024}.get(dataset, 512)
 
 
+class Records(list[Record]):
+    """One evaluation's, in the order of its problems.
+
+    Attributes:
+        seconds_per_answer: Seconds that the evaluation took, over all its processes, by its rows; None where some were
+            done before.
+    """
+
+    seconds_per_answer: float | None = None
+
+
 def evaluate(
     problems: Sequence[Problem],
     complete: Complete,
@@ -47,7 +69,7 @@ def evaluate(
     batch_size: int,
     samples: int = 1,
     seed: int | None = None,
-) -> list[Record]:
+) -> Records:
     """Completes and scores every problem that has no record yet, as `record_rows`.
 
     Args:
@@ -84,7 +106,34 @@ def evaluate(
         return {row.id: {**row.record(), **found[row.id], **scored} for row, scored in zip(rows, scores, strict=True)}
 
     rows = [Row(problem, sample, samples) for problem in problems for sample in range(samples)]
-    return record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, batch_size)
+    begun, start = records_path.exists() or shard_path(records_path, 0).exists(), time.monotonic()
+    records = Records(record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, batch_size))
+    seconds = time.monotonic() - start
+    if "strict" in records[0]:
+        records = _as_scored_now(records, score, records_path)
+    records.seconds_per_answer = None if begun else seconds / len(records)
+    return records
+
+
+def scored_again(records: Sequence[Record], score: Score) -> list[Record]:
+    """The records with new scores, as far as they hold completions.
+
+    An older version's verdict on a number was the last number's, whatever was stated before it.
+    """
+    rows = [record for record in records if "completion" in record]
+    scores = score([(record["gold"], record["completion"]) for record in rows])
+    found = {record["id"]: scored for record, scored in zip(rows, scores, strict=True)}
+    return [{**record, **found.get(record["id"], {})} for record in records]
+
+
+def _as_scored_now(records: Records, score: Score, path: Path) -> Records:
+    """The records, after a run of an older version went on with its scores made new, in the file, too."""
+    again = Records(scored_again(records, score))
+    changed = [new for new, old in zip(again, records, strict=True) if new != old]
+    if changed and process_state().is_main_process:
+        RecordFile(path).replace(changed)
+        print(f"note: {path}: {len(changed)} of {len(records)} scores were of another version and are made anew")
+    return again
 
 
 @dataclass(frozen=True)
@@ -119,9 +168,9 @@ def is_numeric(dataset: str, problems: Sequence[Problem]) -> bool:
 class Scorer(AbstractContextManager["Scorer"]):
     """``(gold, completion)`` pairs to scores: by numbers, or by math-verify in worker processes for other answers.
 
-    Numeric scores hold ``strict`` (the stated answer) and ``flexible`` (the last number); ``correct`` is the latter,
-    for a base model has not been told how to state an answer. math-verify's hold ``unscored``, ``timed_out`` and
-    ``prediction``. Thoughts before an answer count for nothing.
+    Numeric scores are `NumericScore`: ``correct`` by the stated answer, and where none is stated by the last number,
+    for a base model has not been told how to state one; ``strict`` and ``flexible`` by either alone. math-verify's
+    hold ``correct``, ``unscored``, ``timed_out`` and ``prediction``. Thoughts before an answer count for nothing.
     """
 
     def __init__(self, is_numeric: bool) -> None:
@@ -132,8 +181,7 @@ class Scorer(AbstractContextManager["Scorer"]):
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         pairs = [(gold, without_thoughts(completion)) for gold, completion in pairs]
         if self.is_numeric:
-            scores = [score_numeric(completion, gold) for gold, completion in pairs]
-            return [{"correct": score["flexible"], **score} for score in scores]
+            return [{**score_numeric(completion, gold)} for gold, completion in pairs]
         if self._verifier is None:
             self._verifier = self._stack.enter_context(MathVerifier())
         return [
@@ -151,11 +199,12 @@ class Scorer(AbstractContextManager["Scorer"]):
 
 
 def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """Counts, accuracy, 95 % interval, mean length, and the exact McNemar test against ``base``'s records.
+    """Counts, accuracy and mean length with 95 % intervals, and what the same problems say against ``base``'s records.
 
-    With one completion a problem the interval is Wilson's. With several, accuracy is pass@1, its interval is
-    bootstrapped over problems, ``pass_at_k`` and ``majority`` are added, and there is no test. ``unscored`` completions
-    count as wrong. ``mean_absolute_error`` is None where there is no number, or one that no float holds.
+    With one completion a problem accuracy's interval is Wilson's. With several, accuracy is pass@1, its interval is
+    bootstrapped over problems, ``pass_at_k`` and ``majority`` are added, and there is no test. Against the base: the
+    exact McNemar test, and the mean difference in tokens, its interval bootstrapped over problems. ``unscored``
+    completions count as wrong. ``mean_absolute_error`` is None where there is no number, or one that no float holds.
     """
     is_sampled = "problem" in records[0]
     correct, total = sum(record["correct"] for record in records), len(records)
@@ -165,15 +214,15 @@ def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
         "accuracy": correct / total,
         "interval_95": None if is_sampled else list(wilson_interval(correct, total)),
         "mean_tokens": sum(record["num_tokens"] for record in records) / total,
+        "tokens_interval_95": tokens_interval(records),
         "unfinished": sum(not record["finished"] for record in records),
     }
     for name in ("strict", "flexible", "unscored", "timed_out"):
         if name in records[0]:
             summary[name] = sum(record[name] for record in records)
     if "last_number" in records[0]:
-        errors = [
-            abs(float(row["last_number"]) - float(row["gold"])) for row in records if row["last_number"] is not None
-        ]
+        answers = [(_answer(row), row["gold"]) for row in records]
+        errors = [abs(float(answer) - float(gold)) for answer, gold in answers if answer is not None]
         mean_error = sum(errors) / len(errors) if errors else math.nan
         summary |= {
             "unanswered": total - len(errors),
@@ -188,6 +237,7 @@ def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, 
             "only_this": test.only_second,
             "p_value": test.p_value,
         }
+        summary["tokens_vs_base"] = tokens_difference(base, records)
     return summary
 
 
@@ -210,9 +260,9 @@ def _summarise_samples(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _answer(record: Mapping[str, Any]) -> str | None:
-    """What a sample votes for: the answer that was scored."""
-    answer: str | None = record["last_number"] if "last_number" in record else record["prediction"]
-    return answer
+    """The answer that ``correct`` is the verdict on."""
+    names = ("stated", "last_number", "prediction")
+    return next((record[name] for name in names if record.get(name) is not None), None)
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
@@ -220,17 +270,13 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
 
     The bootstrap of equal values would have no width; then there is none.
     """
-    if len(set(values)) == 1 and not set(values) <= {0.0, 1.0}:
-        return {"value": values[0], "interval_95": None}
-    if set(values) <= {0.0, 1.0}:
-        low, high = wilson_interval(round(sum(values)), len(values))
-    else:
-        found = bootstrap((np.asarray(values),), np.mean, method="percentile", rng=np.random.default_rng(0))
-        low, high = found.confidence_interval
-    return {"value": float(np.mean(values)), "interval_95": [float(low), float(high)]}
+    is_rate = set(values) <= {0.0, 1.0}
+    interval = wilson_interval(round(sum(values)), len(values)) if is_rate else mean_interval(values)
+    return {"value": float(np.mean(values)), "interval_95": None if interval is None else list(interval)}
 
 
-EVALUATION_COLUMNS = ("", "correct", "total", "accuracy", "95 % interval", "strict", "tokens", "p vs base")
+EVALUATION_COLUMNS = ("", "correct", "total", "accuracy", "95 % interval", "strict", "flexible", "p vs base")
+COST_COLUMNS = ("", "tokens an answer", "against base", "cut off", "time an answer")
 SAMPLING_COLUMNS = ("", "estimate", "95 % interval")
 
 
@@ -243,9 +289,28 @@ def _row(name: str, summary: Mapping[str, Any]) -> Iterable[str]:
     test = summary.get("mcnemar_vs_base")
     yield from (name, str(summary["correct"]), str(summary["total"]), accuracy_cell(summary))
     yield _interval(summary)
-    yield str(summary.get("strict", "-"))
-    yield f"{summary['mean_tokens']:.0f}"
+    yield from (str(summary.get(name, "-")) for name in ("strict", "flexible"))
     yield "-" if test is None else f"{test['p_value']:.2g}"
+
+
+def print_evaluation(title: str, summaries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Scores and what they cost, two tables: one would be too wide for a terminal."""
+    print_table(title, EVALUATION_COLUMNS, evaluation_rows(summaries))
+    print_table(LENGTH_TITLE, COST_COLUMNS, cost_rows(summaries))
+
+
+def cost_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Table rows for `COST_COLUMNS`; what an older version left out is a dash."""
+    return [
+        [
+            name,
+            tokens_cell(summary["mean_tokens"], summary.get("tokens_interval_95")),
+            difference_cell(summary.get("tokens_vs_base")),
+            str(summary.get("unfinished", "-")),
+            time_cell(summary.get("seconds_per_answer")),
+        ]
+        for name, summary in summaries.items()
+    ]
 
 
 def accuracy_cell(summary: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from reft_math.comparison import Entry, Run, by_problem, run_names
 from reft_math.data.problem import Problem
 from reft_math.data.rows import Row, file_rows
 from reft_math.errors import UserError
-from reft_math.evaluation import Scorer, is_numeric
-from reft_math.scoring.numeric import last_number
+from reft_math.evaluation import Scorer, is_numeric, scored_again
+from reft_math.scoring.numeric import number_alone
+from reft_math.scoring.turns import first_turns
 
 ELSEWHERE = "elsewhere"  # the decoder of completions made elsewhere
 
 _BRACE = re.compile(r"\\[{}]|[{}]")
+_DIGITS = re.compile("-?[0-9.,]+")
 
 
 def read_entries(sources: Sequence[str]) -> list[Entry]:
@@ -51,29 +53,59 @@ def read_generations(path: Path) -> list[dict[str, Any]]:
             a number, the answer alone or a solution that `final_answer` reads it from.
 
     Raises:
-        UserError: The file or a row of it cannot be read so, or a question stands in it twice.
+        UserError: The file or a row of it cannot be read so.
     """
-    records = [_record(row) for row in file_rows(path)]
-    first: dict[str, str] = {}
-    for record in records:
-        question = " ".join(record["question"].split())
-        if question in first:
-            raise UserError(
-                f"a paired test needs one completion a problem; {record['id']} repeats the question of"
-                f" {first[question]}: {question[:60]!r}"
-            )
-        first[question] = record["id"]
-    return records
+    return [_record(row) for row in file_rows(path)]
+
+
+def with_turns(entries: Sequence[Entry], cut: bool) -> tuple[list[Entry], dict[str, dict[str, int]]]:
+    """The entries, and for each that was made elsewhere how many completions repeat their prompt or run on.
+
+    Args:
+        entries: Those made elsewhere without scores yet.
+        cut: Leaves of such completions the first answer.
+
+    Returns:
+        The counts are ``echoes``, ``run_on`` and ``total``, by the entry's name.
+    """
+    found, counts = [], {}
+    for entry in entries:
+        if entry.decoder == ELSEWHERE:
+            records = entry.records
+            turns = first_turns([(record["question"], record["completion"]) for record in records.values()])
+            counts[entry.name] = {
+                "echoes": sum(turn.is_echo for turn in turns),
+                "run_on": sum(turn.runs_on for turn in turns),
+                "total": len(turns),
+            }
+            if cut:
+                keyed = zip(records.items(), turns, strict=True)
+                entry = replace(
+                    entry, records={key: {**record, "completion": turn.text} for (key, record), turn in keyed}
+                )
+        found.append(entry)
+    return found, counts
+
+
+def turn_notes(counts: Mapping[str, Mapping[str, int]], cut: bool) -> list[str]:
+    """A line for each entry of `with_turns` that has such completions."""
+    what = "only the first answer is scored" if cut else "all of it is scored; --first-turn scores the first answer"
+    return [
+        f"note: {name}: of {count['total']} completions {count['echoes']} repeat their prompt and {count['run_on']} go"
+        f" on with further turns: {what}"
+        for name, count in counts.items()
+        if count["echoes"] or count["run_on"]
+    ]
 
 
 def final_answer(text: str) -> str:
     r"""What follows the last ``####``, of that what the last ``\boxed{…}`` holds, where there are such marks.
 
-    Without dollar signs around it; a number without the commas of its thousands.
+    Without dollar signs around it; a number without the commas of its thousands, and with a point before its decimals.
     """
     answer = _last_boxed(text.rpartition("####")[2]).strip("$ \t\r\n")
-    plain = answer.replace(",", "")
-    return plain if last_number(answer) == plain else answer
+    number = number_alone(answer) if _DIGITS.fullmatch(answer) else None
+    return answer if number is None else number
 
 
 def numeric_scoring(entries: Sequence[Entry], scoring: str) -> bool:
@@ -108,16 +140,14 @@ def numeric_scoring(entries: Sequence[Entry], scoring: str) -> bool:
 
 
 def rescored(entries: Sequence[Entry], as_numbers: bool) -> list[Entry]:
-    """The entries, with scores for those that have none."""
+    """The entries, with scores for those that have none; numbers are read again wherever a completion is recorded."""
     with Scorer(as_numbers) as score:
-        return [entry if entry.is_scored else _rescored(entry, score) for entry in entries]
+        return [entry if entry.is_scored and not as_numbers else _rescored(entry, score) for entry in entries]
 
 
 def _rescored(entry: Entry, score: Scorer) -> Entry:
-    records = entry.records.values()
-    scores = score([(record["gold"], record["completion"]) for record in records])
-    keyed = zip(entry.records.items(), scores, strict=True)
-    return replace(entry, records={key: {**record, **scored} for (key, record), scored in keyed})
+    records = scored_again([dict(record) for record in entry.records.values()], score)
+    return replace(entry, records=dict(zip(entry.records, records, strict=True)))
 
 
 def _record(row: Row) -> dict[str, Any]:

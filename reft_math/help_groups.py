@@ -18,13 +18,13 @@ GROUPS = {
         " alpha target_modules match act_fn dropout"
     ),
     "Data": (
-        "dataset eval_dataset data data_dir split template prompt_length problems limit train_size validation_size"
-        " test_size noise"
+        "dataset eval_dataset data data_dir split template prompt prompt_length problems limit train_size"
+        " validation_size test_size noise"
     ),
     "Training": (
         "k full_fraction target_norm relative_target_norm target_norms norm_control target_scale_norm"
         " project_number_direction bias_alone numeric_weight numeric_objective epochs steps learning_rate"
-        " head_learning_rate schedule warmup_ratio eval_steps patience"
+        " head_learning_rate optim schedule warmup_ratio eval_steps patience"
     ),
     "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
     "Decoding": (
@@ -33,7 +33,8 @@ GROUPS = {
     ),
     "Evaluation": (
         "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"
-        " gen_kwargs max_length log_samples statements runs against shared_only any_template scoring digits sums alphas"
+        " gen_kwargs max_length log_samples statements runs against shared_only any_template first_turn scoring digits"
+        " sums alphas"
         " only ladders rounds seconds kills processes quick"
     ),
     "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing",

@@ -47,6 +47,8 @@ def fetch(source: str | Path, config_name: str, revision: str | None = None) -> 
         hint = f"did you mean {inside}?" if inside else "was it saved by save_pretrained?"
         if (folder / ADAPTER_CONFIG_NAME).is_file():
             hint = "it is peft's: pass it as the model"
+        elif (folder / "delta_vector.pth").is_file() or next(folder.glob("intkey_*.bin"), None):
+            hint = "it is another project's: train/import_checkpoint.py makes one of this project of it"
         raise UserError(f"adapter {str(source)!r} holds no {config_name}; {hint}")
     return folder
 

@@ -18,7 +18,8 @@ def kl_profile(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     table = np.full((len(records), longest), np.nan)
     for row, record in zip(table, records, strict=True):
         row[: len(record["kl"])] = record["kl"]
-    cumulative = np.nancumsum(table, axis=1)
+    bands = np.array([[record.get("dead_band", 0.0)] for record in records])
+    cumulative = np.nancumsum((table - bands).clip(min=0), axis=1)
     return [
         {
             "position": position,

@@ -18,20 +18,24 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteriaList,
 )
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     WEIGHTS_INDEX_NAME,
+    cached_file,
     extract_commit_hash,
     find_adapter_config_file,
 )
 
-from reft_math.data.templates import PromptTemplate, encode_prompt
+from reft_math.data.templates import PromptTemplate, encode_prompt, get_template
+from reft_math.decoding.stops import StopTexts
 from reft_math.errors import UserError
-from reft_math.finite import check_finite
 from reft_math.gguf_files import as_plain, check_digest, is_gguf, local_file
 from reft_math.json_text import read_object
 from reft_math.loading import LoadingOptions
+from reft_math.lora import put_lora_on
 from reft_math.processes import process_state
 from reft_math.sharding import is_asked_for
 from reft_math.tensor_files import bounded
@@ -51,11 +55,13 @@ def lasting_name(name: str) -> str:
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token (its end of sequence where it names none).
 
+    A peft adapter's is the one beside it, with a chat template of its own, and its base's where there is none.
+
     Raises:
         UserError: No such model within reach.
     """
     base = _base_of_lora(name, revision)
-    if base is not None:
+    if base is not None and not _has_tokenizer(name, revision):
         return load_tokenizer(base.name, base.revision)
     tokenizer = _from_pretrained(AutoTokenizer, name, revision)
     with _naming(name):  # settings that mean nothing show at their first use
@@ -78,7 +84,7 @@ def load_model(
 
     Args:
         name: Hub id, folder, ``.gguf`` file, or ``arithmetic`` for the embedded model; a peft adapter's is its base
-            with it.
+            with it. Its ``generate`` stops at every token that ends a turn of its tokenizer's chat template, too.
         revision: Branch, tag or commit on the hub; a ``.gguf`` file's digest.
         loading: Dtype, quantisation, devices and attention; a command's options are such, too.
         random_seed: Draws weights anew, by the model's own initialisation; None for the checkpoint's.
@@ -91,17 +97,9 @@ def load_model(
     base = _base_of_lora(name, revision)
     if base is not None:
         model = load_model(base.name, base.revision, loading, random_seed, to_be_sharded)
-        try:
-            with bounded(Path(name)):
-                found = model.load_adapter(name, adapter_kwargs={"revision": revision})
-        except Exception as error:  # what a damaged file raises shares no class
-            raise UserError(f"peft adapter {name!r} does not fit its base {base.name!r}: {_reason(error)}") from None
-        check_finite(model.get_adapter_state_dict(), f"peft adapter {name!r}")
-        if odd := sorted({*found.missing_keys, *found.unexpected_keys}):
-            raise UserError(
-                f"peft adapter {name!r} must hold the weights that its settings ask for; missing or unknown: {odd[0]}"
-            )
+        put_lora_on(model, name, revision, base.name)
         model.config._commit_hash = base.adapter_commit  # goes with the name that the model was asked for by
+        _learn_ends(model, name, revision)
         return model.eval()
     loading = loading or LoadingOptions()
     settings = _settings(loading)
@@ -139,6 +137,7 @@ def load_model(
     if not (to_be_sharded or "device_map" in settings):  # else accelerate has placed it, and it must stay there
         model = model.to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
+    _learn_ends(model, name, revision)
     _check_positions_of(model)
     return model
 
@@ -238,6 +237,28 @@ def _peft_config_file(name: str, revision: str | None) -> str | None:
     return path
 
 
+def _has_tokenizer(name: str, revision: str | None) -> bool:
+    found = cached_file(
+        name,
+        TOKENIZER_CONFIG_FILE,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+def _learn_ends(model: PreTrainedModel, name: str, revision: str | None) -> None:
+    """Puts `end_token_ids` where ``generate`` looks for them. A checkpoint may end a sequence otherwise than a turn."""
+    try:
+        tokenizer = load_tokenizer(name, revision)
+        ends = end_token_ids(model, tokenizer, get_template("auto", tokenizer))
+    except UserError:  # no tokenizer, or a chat template that fails: whoever needs it will hear of it
+        return
+    model.generation_config.eos_token_id = ends
+
+
 def _settings(loading: LoadingOptions) -> dict[str, Any]:
     """What `from_pretrained` takes."""
     settings: dict[str, Any] = {"dtype": loading.dtype}
@@ -334,9 +355,26 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
 
 
+def endings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recorded: str) -> dict[str, Any]:
+    """Keyword arguments of one call of ``generate``, by which it stops where completions of a template end.
+
+    Args:
+        model, tokenizer: The base's.
+        recorded: The template's name and version; nothing comes of one that the tokenizer does not have.
+    """
+    try:
+        template = get_template(recorded.partition("/")[0], tokenizer)
+    except UserError:
+        return {}
+    stops = template.stops(tokenizer)[1]
+    criteria = {"stopping_criteria": StoppingCriteriaList([StopTexts(stops, tokenizer)])} if stops else {}
+    return {"eos_token_id": end_token_ids(model, tokenizer, template), **criteria}
+
+
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
-    """Every token that ends a solution: the model's, the tokenizer's and the template's."""
+    """Every token that ends a solution: the model's, the tokenizer's, the template's, and what begins its next turn."""
     from_model = model.generation_config.eos_token_id
     from_model = from_model if isinstance(from_model, list) else [from_model]
-    candidates = [*from_model, tokenizer.eos_token_id, template.end_token_id(tokenizer)]
+    from_template = [template.end_token_id(tokenizer), *template.stops(tokenizer)[0]]
+    candidates = [*from_model, tokenizer.eos_token_id, *from_template]
     return sorted({int(token) for token in candidates if token is not None})

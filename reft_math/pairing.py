@@ -83,6 +83,23 @@ def not_known(entries: Sequence[Entry]) -> list[str]:
     return [f"note: {names}: {what}" for what, names in runs.items()]
 
 
+def scored_otherwise(before: Sequence[Entry], after: Sequence[Entry]) -> list[str]:
+    """A line for each entry whose recorded verdicts this version does not share.
+
+    Args:
+        before: Entries as they were read.
+        after: The same, as they are compared.
+    """
+    scored = [(old, new) for old, new in zip(before, after, strict=True) if old.is_scored]
+    changes = [(new, sum(a != b for a, b in zip(old.correct, new.correct, strict=True))) for old, new in scored]
+    return [
+        f"note: {entry.name}: {number} of {len(entry.correct)} recorded verdicts are another version's; the table is"
+        " of the recorded completions, scored by this one"
+        for entry, number in changes
+        if number
+    ]
+
+
 def _check_golds(entries: Sequence[Entry]) -> None:
     """The same text, or equivalent to math-verify: ``72`` and ``72.0``, ``\\frac12`` and ``\\frac{1}{2}``."""
     first, *others = entries

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reft_math.command import FORM_ERRORS, bad_form
-from reft_math.comparison import NAME, Run
+from reft_math.comparison import NAME, Record, Run
 from reft_math.errors import UserError
 from reft_math.pairing import check_templates
 from reft_math.regression.metrics import Estimate, rmse_difference
@@ -29,6 +31,23 @@ COLUMNS = (
 )
 
 
+SEED_COLUMNS = (
+    "loss",
+    "tuned",
+    "base",
+    "rows",
+    "lr",
+    "head lr",
+    "runs",
+    "validation",
+    "RMSE",
+    "sd",
+    "best step",
+    "chosen",
+)
+_RATES = ("learning_rate", "head_learning_rate")
+
+
 def comparison_rows(runs: Sequence[Run], any_template: bool = False) -> list[dict[str, Any]]:
     """A row for every run of `train/raft.py`, with the names of `COLUMNS` and numbers as they are.
 
@@ -36,7 +55,7 @@ def comparison_rows(runs: Sequence[Run], any_template: bool = False) -> list[dic
 
     Args:
         runs: At least one.
-        any_template: Their prompts may differ.
+        any_template: Their prompts may differ, in the frame and in the wording of the texts.
 
     Raises:
         UserError: A folder is no such run, its files were edited, or two were not evaluated on the same rows or not
@@ -44,7 +63,7 @@ def comparison_rows(runs: Sequence[Run], any_template: bool = False) -> list[dic
     """
     first = _predictions(runs[0])
     check_templates({str(run.folder): _template(run) for run in runs}, any_template)
-    return [_row(run, None if run is runs[0] else runs[0], first) for run in runs]
+    return [_row(run, None if run is runs[0] else runs[0], first, any_template) for run in runs]
 
 
 def _template(run: Run) -> str | None:
@@ -56,7 +75,7 @@ def _template(run: Run) -> str | None:
     return None if template is None else str(template)
 
 
-def _row(run: Run, other: Run | None, first: Predictions) -> dict[str, Any]:
+def _row(run: Run, other: Run | None, first: Predictions, any_template: bool) -> dict[str, Any]:
     """A run's row; ``first`` are the first run's predictions, which is ``other`` or this one."""
     own = _predictions(run)
     if other is not None and own.keys() != first.keys():
@@ -64,7 +83,8 @@ def _row(run: Run, other: Run | None, first: Predictions) -> dict[str, Any]:
             f"runs are compared on the same test rows; {run.folder} has {len(own)}, {other.folder} {len(first)},"
             f" of which {len(own.keys() & first.keys())} are the same"
         )
-    odd = next((name for name, row in own.items() if row[1:] != first[name][1:]), None)
+    same = slice(1, 2 if any_template else 3)
+    odd = next((name for name, row in own.items() if other is not None and row[same] != first[name][same]), None)
     if other is not None and odd is not None:
         raise UserError(
             f"runs are compared on the same test rows; {run.folder} and {other.folder} differ in {odd}'s text or"
@@ -80,6 +100,67 @@ def _row(run: Run, other: Run | None, first: Predictions) -> dict[str, Any]:
     except FORM_ERRORS as error:
         raise bad_form(run.folder, error) from None
     return row
+
+
+def over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row, with the names of `SEED_COLUMNS`, for every setting whose runs differ in their seed alone.
+
+    ``validation`` and ``RMSE`` (on the test rows) are means over these runs, ``sd`` is the latter's standard deviation
+    over them (n − 1; None for one). ``chosen`` is the setting with the least ``validation`` of those ``alike``, which
+    differ in their learning rates alone; a ``curve``'s differ in these and in the number of training rows.
+
+    Args:
+        runs: As `comparison_rows` has checked them.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_setting(run), []).append(run)
+    rows = [
+        {
+            **_over_seeds(members),
+            "alike": _setting(members[0], *_RATES),
+            "curve": _setting(members[0], *_RATES, "train_size"),
+        }
+        for members in groups.values()
+    ]
+    for row in rows:
+        row["chosen"] = row["validation"] == min(
+            other["validation"] for other in rows if other["alike"] == row["alike"]
+        )
+    return rows
+
+
+def _setting(run: Run, *but: str) -> str:
+    """A run's settings but for its seed, its folder and those named."""
+    config = run.results.get("config")
+    if not isinstance(config, dict):  # of a version that wrote none
+        return str(run.folder)
+    left_out = {"seed", "output_dir", "resume", "overwrite", "dry_run", *but}
+    return json.dumps({name: value for name, value in config.items() if name not in left_out}, sort_keys=True)
+
+
+def _over_seeds(runs: Sequence[Run]) -> dict[str, Any]:
+    try:
+        told = [dict(zip(_NAMES, _told(run), strict=False)) for run in runs]
+        results, config = runs[0].results, runs[0].results.get("config") or {}
+        courses = [run.results["training"] for run in runs]
+        validation = [dict(zip(one["steps"], one["rmse"], strict=True))[one["best_step"]] for one in courses]
+        errors = [row["RMSE"] for row in told]
+        row = {
+            **{name: told[0][name] for name in ("loss", "tuned", "base")},
+            "rows": results.get("rows", {}).get("train"),
+            "lr": config.get("learning_rate"),
+            "head lr": config.get("head_learning_rate"),
+            "runs": len(runs),
+            "validation": statistics.fmean(validation),
+            "RMSE": statistics.fmean(errors),
+            "sd": statistics.stdev(errors) if len(runs) > 1 else None,
+            "best step": statistics.fmean(row["best step"] for row in told),
+        }
+        seed_cells({**row, "chosen": False})
+        return row
+    except FORM_ERRORS as error:
+        raise bad_form(runs[0].folder, error) from None
 
 
 def _check_course(results: Mapping[str, Any]) -> None:
@@ -123,12 +204,27 @@ def _text(value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return f"{value[0]:.3f} - {value[1]:.3f}"
+    if isinstance(value, bool):
+        return "*" if value else ""
     return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def seed_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of `over_seeds` as text, under `SEED_COLUMNS`."""
+    rates = {name: "-" if row[name] is None else f"{row[name]:g}" for name in ("lr", "head lr")}
+    return [rates.get(name) or _text(row[name]) for name in SEED_COLUMNS]
 
 
 def _difference(own: Predictions, first: Predictions) -> Estimate:
     predictions, targets, _ = zip(*(own[name] for name in first), strict=True)
     return rmse_difference(predictions, [prediction for prediction, _, _ in first.values()], targets)
+
+
+def changes(run: Run) -> list[tuple[Record, Record]]:
+    """The records of every test row before and after training; nothing where the run has no entropies over a grid."""
+    before, after = (RecordFile(run.folder / "records" / f"{name}.jsonl").done for name in ("start", "tuned"))
+    pairs = [(before[name], after[name]) for name in before if name in after]
+    return [pair for pair in pairs if all(isinstance(record.get("entropy"), float) for record in pair)]
 
 
 def _predictions(run: Run) -> Predictions:

@@ -37,6 +37,7 @@ def load_module(name: str, path: Path) -> ModuleType:
 
 FakeHub = load_module("fake_hub", Path(__file__).with_name("fake_hub.py")).FakeHub
 FakeEngine = load_module("fake_engine", Path(__file__).with_name("fake_engine.py")).FakeEngine
+load_module("byte_tokenizer", Path(__file__).with_name("byte_tokenizer.py"))
 load_module("gated_batches", Path(__file__).with_name("gated_batches.py"))
 fault_injection = load_module("fault_injection", Path(__file__).with_name("fault_injection.py"))
 make_hostile_answers = load_module("hostile_answers", Path(__file__).with_name("hostile_answers.py")).hostile_answers

@@ -1,4 +1,4 @@
-"""Import an adapter that pyreft (LoReFT, DiReFT) or BREP's code (RED) has saved.
+"""Import an adapter that pyreft or a fork of it (LoReFT, DiReFT, biases) or BREP's code (RED, biases) has saved.
 
     uv run train/import_checkpoint.py --source their/folder --model meta-llama/Meta-Llama-3-8B-Instruct \
         --act-fn linear --output-dir results/imported
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reft_math.command import run
-from reft_math.errors import require, require_one_process
+from reft_math.errors import printable, require, require_one_process
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,12 @@ class ImportOptions:
     source: str | None = field(
         default=None, metadata={"help": "Folder saved by pyreft, or BREP's delta_vector.pth or the folder it is in."}
     )
-    model: str | None = field(default=None, metadata={"help": "The base it was trained on: hub id or folder."})
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "The base it was trained on: hub id or folder (what a train_config.json names, if it is here)."
+        },
+    )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
     positions: Literal["all", "generated", "prompt"] | None = field(
         default=None, metadata={"help": "Where it acts, which the files do not hold (all)."}
@@ -29,13 +34,16 @@ class ImportOptions:
     gate: str | None = field(
         default=None,
         metadata={
-            "help": "Its gate by default: kl:NATS[,min=N][,max=N], tokens:N, always or prompt (prompt for LoReFT and"
-            " DiReFT; has to be said for BREP: tokens:N+1 for n_prefix = N)."
+            "help": "Its gate by default: kl:NATS[,min=N][,max=N], tokens:N, always, prompt or off (prompt for"
+            " pyreft's; has to be said for BREP's: tokens:N+1 for n_prefix = N, always for -1, off for 0)."
         },
     )
     act_fn: str | None = field(
         default=None,
-        metadata={"help": "Has to be said for LoReFT and DiReFT: linear if there was none, or an activation."},
+        metadata={
+            "help": "LoReFT's and DiReFT's: linear if there was none, or an activation; has to be said where the files"
+            " do not."
+        },
     )
     dropout: float | None = field(default=None, metadata={"help": "LoReFT's and DiReFT's, for further training (0)."})
     output_dir: str = field(default="results/imported", metadata={"help": "The adapter goes here."})
@@ -44,7 +52,6 @@ class ImportOptions:
 
     def __post_init__(self) -> None:
         require(self, "source", bool, "a folder or a file to import")
-        require(self, "model", bool, "the base that the adapter was trained on")
         require_one_process("an import")
 
 
@@ -52,18 +59,17 @@ def main(options: ImportOptions) -> None:
     import dataclasses
 
     from interventions import read_checkpoint
+    from interventions.train_config import base_beside
     from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, versions
-    from reft_math.decoding.gate import TokenGate, parse_gate
     from reft_math.files import write_json
     from reft_math.models import lasting_name, load_model
-    from reft_math.training.options import ELEMENTWISE
 
     assert options.source is not None  # checked
-    assert options.model is not None
+    base = options.model or base_beside(options.source)
     unsaid = {name: getattr(options, name) for name in ("positions", "gate", "act_fn", "dropout")}
     told = {name: value for name, value in unsaid.items() if value is not None}
-    checkpoint = read_checkpoint(options.source, base_model=lasting_name(options.model), versions=versions(), **told)
-    model = load_model(options.model, options.revision)
+    checkpoint = read_checkpoint(options.source, base_model=lasting_name(base), versions=versions(), **told)
+    model = load_model(base, options.revision)
     reft_model = checkpoint.put_on(model)
     config = dataclasses.replace(reft_model.prefix_config, base_revision=getattr(model.config, "_commit_hash", None))
     reft_model.prefix_config = config
@@ -81,8 +87,8 @@ def main(options: ImportOptions) -> None:
     ):
         if names:
             print(f"{how}: {', '.join(f'{name} {getattr(config, name)}' for name in names)}")
-    if config.intervention in ELEMENTWISE and isinstance(parse_gate(config.gate), TokenGate):
-        print("BREP goes on from the cache that the prefix has changed: evaluate with --handoff keep")
+    for note in checkpoint.notes:
+        print(printable(note))
     print(f"adapter: {folder}")
 
 

@@ -28,7 +28,7 @@ def main(options: PrefixReftOptions) -> None:
     from interventions.card import write_adapter_card
     from interventions.dry_run import show_prefix
     from interventions.relative_size import size_line
-    from reft_math.calibration import GATE_COLUMNS, gate_rows
+    from reft_math.calibration import GATE_COLUMNS, gate_rows, noise_line
     from reft_math.card import digest
     from reft_math.command import print_table
     from reft_math.decoding.gate import AlwaysOn, parse_gate
@@ -51,14 +51,18 @@ def main(options: PrefixReftOptions) -> None:
     evaluation = None if prefix.is_sharded else jobs.evaluate_all(job, decoders)
     results = prefix_training.summary(prefix)
     part_ways()
+    noise = prefix_training.noise(prefix) if prefix.calibrates else None
     if calibration is not None:
         title = f"gates on {options.eval_dataset}'s validation split; * is the adapter's default"
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
+    if noise is not None:
+        print(noise_line(noise))
     norm, controller = results["bias_norm"], options.norm_control
     achieved, target = norm["achieved"], norm["target"]
     held = "not held" if controller == "none" else f"held by {controller}"
     notes = [
         f"bias norm {achieved:.4f}, target {target:.4g}, {held}",
+        *prefix_training.after_rounding(norm, job.model.dtype),
         size_line(str(options.site), results["relative_size"]["mean"]),
     ]
     if controller != "none" and achieved < 0.98 * target:
@@ -72,7 +76,8 @@ def main(options: PrefixReftOptions) -> None:
             " more epochs or a higher learning rate may change that"
         )
     adapter = Path(options.output_dir) / "adapter"
-    jobs.report(job, evaluation, {**results, "calibration": calibration, "parameters": digest(adapter)}, *notes)
+    found = {**results, "calibration": calibration, "noise_floor": noise, "parameters": digest(adapter)}
+    jobs.report(job, evaluation, found, *notes)
     write_adapter_card(adapter, notes=notes_beside(adapter))
 
 

@@ -9,8 +9,8 @@ On a real model and data set:
     uv run train/raft.py --model google/gemma-2-2b-it --data stsb --tune lora --loss raft --output-dir results/stsb
 
 Losses: raft, mbr, ce (cross-entropy of the written number), log (of one token's probability), and the squared error of
-a head: head:logit, head:mean, head:min, head:max, head:mlp, head:probabilities, head:raft-grid, head:raft-all. The step
-with the lowest RMSE on validation rows is kept. The output folder holds ``regressor/`` (for
+a head: head:logit, head:mean, head:min, head:max, head:mlp, head:probabilities, head:relish, head:raft-grid,
+head:raft-all. The step with the lowest RMSE on validation rows is kept. The output folder holds ``regressor/`` (for
 `interventions.regression.load_regressor`), ``records/`` (every prediction, before and after), ``checkpoints/`` and
 ``results.json``.
 """
@@ -43,7 +43,7 @@ def main(options: RegressionOptions) -> None:
     config = jobs.regressor_config(options)
     if config.tune in ("lora", "full"):
         check_no_adapter(options.model, options.revision, f"--tune {config.tune}")
-    splits = jobs.cut(load_splits(options.data, options.data_dir, options.seed), options)
+    splits = jobs.cut(load_splits(options.data, options.data_dir, options.seed, options.prompt), options)
     tokenizer = load_tokenizer(options.model, options.revision)
     if options.dry_run:
         model = load_skeleton(options.model, options.revision, options)
@@ -52,12 +52,13 @@ def main(options: RegressionOptions) -> None:
     config = replace(config, base_revision=getattr(model.config, "_commit_hash", None) or options.revision)
     set_seed(options.seed)
     site = options.site_path or options.site
-    regressor = make_regressor(model, tokenizer, config, site, options.layers, options.rank)
+    regressor = make_regressor(model, tokenizer, config, site, options.layers, options.rank, options.dropout)
     jobs.check_reach(regressor, splits.train)
     if options.dry_run:
         show_regression(options, regressor, splits)
         return
     folder = claim(options, jobs.fingerprints(splits))
+    regressor.start_at_mean(splits.train)
     writing = Writing(options.samples, options.temperature, options.default, options.seed)
 
     def evaluate(name: str) -> dict[str, Any]:

@@ -56,11 +56,15 @@ def make_models(folder: Path) -> Any:
     ]
     pyreft.get_reft_model(load_model(base), pyreft.ReftConfig(representations=places)).save(str(folder / "pyreft"))
     (folder / "brep").mkdir()
+    said = {"model_path": str(folder), "op_position": "ffn_up", "template_index": "llama"}
+    put(folder / "brep" / "train_config.json", json.dumps(said))
     key = "model.layers.0.mlp.up_proj.delta_vector.activation"
     torch.save(
         {f"{key}_{name}": torch.ones(1, 48) for name in ("scaling", "bias")}, folder / "brep" / "delta_vector.pth"
     )
-    lora = peft.get_peft_model(load_model(base), peft.LoraConfig(target_modules=["q_proj"]))
+    lora = peft.get_peft_model(
+        load_model(base), peft.LoraConfig(target_modules=["q_proj"], use_dora=True, trainable_token_indices=[5])
+    )
     lora.peft_config["default"].base_model_name_or_path = base
     lora.save_pretrained(folder / "peft")
     for name, loss, tune in (("regressor", "head:mean", "red"), ("regressor-lora", "raft", "lora")):

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from reft_math.data.rows import Row, Split, check_unpacked
+from reft_math.data.rows import Prompt, Row, Split, check_unpacked
 from reft_math.errors import UserError
 from reft_math.files import check_regular
 
@@ -40,14 +40,18 @@ ID = "review_id"
 TEXTS = ("product_category", "product_title", "review_date", "review_headline", "review_body")
 STARS = ("1", "2", "3", "4", "5")
 
-PROMPT = (
-    "How many stars, from 1 (worst) to 5 (best), did the writer of this review give? "
+PROMPTS: dict[Prompt, str] = {
+    "ours": "How many stars, from 1 (worst) to 5 (best), did the writer of this review give? "
     "Answer with the number alone.\nCategory: {product_category}\nProduct: {product_title}\nDate: {review_date}\n"
-    "Headline: {review_headline}\nReview: {review_body}"
-)
+    "Headline: {review_headline}\nReview: {review_body}",
+    "paper": "product_category: {product_category} product_title: {product_title} review_date: {review_date} "
+    "review_headline: {review_headline} review_body: {review_body} Question: In a star rating of 1, 2, 3, 4, 5, the "
+    "higher the better, what would be the star rating of the above review? Please only give me the final rating and I "
+    "do not need any explanations.",
+}
 
 
-def parse(row: Row) -> tuple[str, float]:
+def parse(row: Row, prompt: Prompt = "ours") -> tuple[str, float]:
     """The text of a review and its stars; what the customer left blank (a headline, say) is blank in the text.
 
     Raises:
@@ -56,7 +60,7 @@ def parse(row: Row) -> tuple[str, float]:
     stars = row.answer("star_rating")
     if stars not in STARS:
         raise row.error(f'field "star_rating" must be 1, 2, 3, 4 or 5, got {stars!r}')
-    return PROMPT.format(**{name: row.take(name, str).strip() for name in TEXTS}), float(stars)
+    return PROMPTS[prompt].format(**{name: row.take(name, str).strip() for name in TEXTS}), float(stars)
 
 
 def rows(name: str, split: Split, data_dir: str | None) -> list[Row]:

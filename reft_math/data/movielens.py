@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from reft_math.data.rows import Split, check_unpacked
+from reft_math.data.rows import Prompt, Split, check_unpacked
 from reft_math.errors import UserError
 from reft_math.files import read_bytes
 
@@ -33,10 +33,13 @@ HISTORY = 10
 _WHOLE = re.compile(r"[0-9]{1,18}")
 STARS = ("1", "2", "3", "4", "5")
 
-PROMPT = (
-    "How many stars, from 1 (worst) to 5 (best), will this viewer give the next movie? "
-    "Answer with the number alone.\nRated before, the latest last:\n{history}\nNext movie: {title}"
-)
+PROMPTS: dict[Prompt, str] = {
+    "ours": "How many stars, from 1 (worst) to 5 (best), will this viewer give the next movie? "
+    "Answer with the number alone.\nRated before, the latest last:\n{history}\nNext movie: {title}",
+    "paper": "Instruction: Predict the rating of a target movie based on the user's historical movie ratings. "
+    "Rating History: {history} Candidate Item: {title}. Output:",
+}
+BETWEEN: dict[Prompt, str] = {"ours": "\n", "paper": ", "}  # ratings of the history; the paper shows none
 
 
 class Rating(NamedTuple):
@@ -48,7 +51,7 @@ class Rating(NamedTuple):
     line: int
 
 
-def examples(split: Split, data_dir: str | None) -> Iterator[tuple[str, str, float]]:
+def examples(split: Split, data_dir: str | None, prompt: Prompt = "ours") -> Iterator[tuple[str, str, float]]:
     """Each row's key (``"user-movie"``), text and target; a text is made when it is asked for.
 
     Raises:
@@ -67,7 +70,7 @@ def examples(split: Split, data_dir: str | None) -> Iterator[tuple[str, str, flo
     for user, place in random.Random(f"{NAME}/{split}").sample(pool, size):
         rating = users[user][place]
         history = users[user][max(0, place - HISTORY) : place]
-        yield f"{user}-{rating.movie}", _text(titles, history, rating), float(rating.stars)
+        yield f"{user}-{rating.movie}", _text(titles, history, rating, prompt), float(rating.stars)
 
 
 def _places(split: Split, count: int) -> range:
@@ -77,9 +80,10 @@ def _places(split: Split, count: int) -> range:
     return range(starts[split], ends[split])
 
 
-def _text(titles: dict[str, str], history: Sequence[Rating], rating: Rating) -> str:
+def _text(titles: dict[str, str], history: Sequence[Rating], rating: Rating, prompt: Prompt) -> str:
     lines = [f"{titles[before.movie]}: {before.stars}" for before in history]
-    return PROMPT.format(history="\n".join(lines) or "(nothing yet)", title=titles[rating.movie])
+    history_text = BETWEEN[prompt].join(lines) or "(nothing yet)"
+    return PROMPTS[prompt].format(history=history_text, title=titles[rating.movie])
 
 
 def _folder(data_dir: str | None) -> Path:

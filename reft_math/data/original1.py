@@ -12,15 +12,17 @@ from __future__ import annotations
 import math
 import random
 
-from reft_math.data.rows import Split
+from reft_math.data.rows import Prompt, Split
 
 NAME = "original1"
 SIZES: dict[Split, int] = {"train": 10_000, "validation": 1_000, "test": 1_000}  # those of the RAFT paper
 
-PROMPT = (
-    "Estimate the output score, from 0 to 9, that belongs to this input score. "
-    "Answer with the number alone.\nInput score: {x:.2f}"
-)
+PROMPTS: dict[Prompt, str] = {
+    "ours": "Estimate the output score, from 0 to 9, that belongs to this input score. "
+    "Answer with the number alone.\nInput score: {x:.2f}",
+    "paper": "The task is to provide your best estimate for 'output score' based on 'input score'. Please provide that "
+    "and only that, without any additional text. Input score: {x:.2f}. Output score:",
+}
 
 
 def curve(x: float) -> float:
@@ -31,9 +33,9 @@ def curve(x: float) -> float:
 LOWEST, HIGHEST = curve(0), curve(98.5)
 
 
-def example(x: float) -> tuple[str, float]:
+def example(x: float, prompt: Prompt = "ours") -> tuple[str, float]:
     """The text for an x of 2 places, and its target in [0, 9], not rounded."""
-    return PROMPT.format(x=x), 9 * (curve(x) - LOWEST) / (HIGHEST - LOWEST)
+    return PROMPTS[prompt].format(x=x), 9 * (curve(x) - LOWEST) / (HIGHEST - LOWEST)
 
 
 def inputs(split: Split, seed: int) -> list[float]:

@@ -28,17 +28,26 @@ def evaluation_split(dataset: str) -> Split:
 
 
 def held_out_problems(dataset: str, data_dir: str | None = None) -> tuple[list[Problem], list[Problem]]:
-    """Problems to choose by, and problems to report on: the validation and the test split.
+    """`problems_to_choose_by` and `problems_to_report_on`, for who needs both."""
+    return problems_to_choose_by(dataset, data_dir), problems_to_report_on(dataset, data_dir)
 
-    Where there is no test split, one half of the validation split each. Where there is nothing to train on, there is
-    nothing to choose by either: the first list is empty.
+
+def problems_to_choose_by(dataset: str, data_dir: str | None = None) -> list[Problem]:
+    """The validation split; its second half where there is no test split.
+
+    Where there is nothing to train on, there is nothing to choose by either: the list is empty.
     """
     splits = _splits(dataset)
     validation = load_problems(dataset, "validation", data_dir=data_dir) if "validation" in splits else []
-    if "test" in splits:
-        return validation, load_problems(dataset, "test", data_dir=data_dir)
-    half = -(-len(validation) // 2)
-    return validation[half:], validation[:half]
+    return validation if "test" in splits else validation[-(-len(validation) // 2) :]
+
+
+def problems_to_report_on(dataset: str, data_dir: str | None = None) -> list[Problem]:
+    """The test split, and no other is read; the first half of the validation split where there is none."""
+    if "test" in _splits(dataset):
+        return load_problems(dataset, "test", data_dir=data_dir)
+    validation = load_problems(dataset, "validation", data_dir=data_dir)
+    return validation[: -(-len(validation) // 2)]
 
 
 def load_problems(

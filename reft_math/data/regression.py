@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 
 from reft_math.data import amazon, movielens, original1, stsb
-from reft_math.data.rows import Row, Split, bad_byte, check_unpacked, file_rows, hub_rows, unique_keys
+from reft_math.data.rows import Prompt, Row, Split, bad_byte, check_unpacked, file_rows, hub_rows, unique_keys
 from reft_math.errors import UserError
 from reft_math.files import read_bytes
 
-NAMES = (stsb.NAME, original1.NAME, *amazon.FILES, movielens.NAME)
+NAMES = (stsb.NAME, stsb.PAPER, original1.NAME, *amazon.FILES, movielens.NAME)
 VALIDATION_SIZE = 500  # rows of one's own file, at most a fifth of them
 
 
@@ -37,7 +37,7 @@ class Scale:
 
 _STARS = Scale((1, 5), "1:5:1", "1:5:1")
 SCALES = {
-    stsb.NAME: Scale((0, 5), "1:5:1", "0:5:0.1"),
+    **dict.fromkeys((stsb.NAME, stsb.PAPER), Scale((0, 5), "1:5:1", "0:5:0.1")),
     original1.NAME: Scale((0, 9), "0:9:1", "0:9:0.01"),
     **dict.fromkeys((*amazon.FILES, movielens.NAME), _STARS),
 }
@@ -59,7 +59,12 @@ class RegressionRow:
 
 
 def load_regression(
-    name: str, split: Split, data_dir: str | None = None, limit: int | None = None, seed: int = 0
+    name: str,
+    split: Split,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    prompt: Prompt = "ours",
 ) -> list[RegressionRow]:
     """The rows of a data set's split, in the source's order or, where they are drawn (amazon, movielens), in that.
 
@@ -74,22 +79,27 @@ def load_regression(
             stsb and the publisher for movielens. Amazon's reviews are only read from it.
         limit: Only the first so many rows.
         seed: Draws original1's training rows, and the validation sample of one's own file; nothing else.
+        prompt: Whose wording texts have; one's own file has its own.
 
     Raises:
-        UserError: If the name is unknown, the set has no such split, the limit is no count, the rows cannot be had or
-            one is malformed.
+        UserError: If the name is unknown, the set has no such split or prompt, the limit is no count, the rows cannot
+            be had or one is malformed.
     """
     if limit is not None and limit < 1:
         raise UserError(f"the limit must be at least 1, got {limit}; without one, all rows are taken")
     check_split(name, split)
     if name == original1.NAME:
-        return _original1_rows(split, data_dir, seed)[:limit]
+        return _original1_rows(split, data_dir, seed, prompt)[:limit]
     if name == stsb.NAME:
-        return _stsb_rows(split, data_dir)[:limit]
+        return _stsb_rows(split, data_dir, prompt)[:limit]
+    if name == stsb.PAPER:
+        return _stsb_paper_rows(split, data_dir, prompt)[:limit]
     if name in amazon.FILES:
-        return _amazon_rows(name, split, data_dir)[:limit]
+        return _amazon_rows(name, split, data_dir, prompt)[:limit]
     if name == movielens.NAME:
-        return _movielens_rows(split, data_dir, limit)
+        return _movielens_rows(split, data_dir, prompt, limit)
+    if prompt != "ours":
+        raise UserError(f'the texts of "{name}" are prompts of one\'s own; got prompt {prompt}: leave it out')
     rest, sample = _carve(_own_rows(Path(name)), seed)
     if split == "validation" and not sample:
         raise UserError(
@@ -107,27 +117,42 @@ class RegressionSplits:
     test: list[RegressionRow]
 
 
-def load_splits(name: str, data_dir: str | None = None, seed: int = 0) -> RegressionSplits:
+def load_splits(name: str, data_dir: str | None = None, seed: int = 0, prompt: Prompt = "ours") -> RegressionSplits:
     """All rows of a data set, as training needs them.
 
     Of one's own file ``test`` is its validation sample, the one `load_regression` names, and ``validation`` is a sample
     of the rest: nothing is chosen on what is reported.
 
     Args:
-        name, data_dir: As for `load_regression`.
+        name, data_dir, prompt: As for `load_regression`.
         seed: Draws original1's training rows; nothing else.
 
     Raises:
         UserError: As `load_regression`, or if the file is too small.
     """
     if name in NAMES:
-        load = partial(load_regression, name, data_dir=data_dir)
+        load = partial(load_regression, name, data_dir=data_dir, prompt=prompt)
         return RegressionSplits(load("train", seed=seed), load("validation"), load("test"))
-    rest = load_regression(name, "train", data_dir)
+    rest = load_regression(name, "train", data_dir, prompt=prompt)
     train, validation = _carve(rest, seed=1)
     if len(validation) < 2:  # then there are two test rows as well
         raise UserError(f'"{name}" must have rows to train on, to choose by and to report on: at least 12 in all')
     return RegressionSplits(train, validation, load_regression(name, "validation", data_dir))
+
+
+def load_split(name: str, split: Split, data_dir: str | None = None, prompt: Prompt = "ours") -> list[RegressionRow]:
+    """That part of `load_splits`, and of a known data set no more is read than it."""
+    if name in NAMES:
+        return load_regression(name, split, data_dir, prompt=prompt)
+    rows: list[RegressionRow] = getattr(load_splits(name, data_dir, prompt=prompt), split)
+    return rows
+
+
+def drawn(rows: Sequence[RegressionRow], size: int | None, seed: int = 0) -> list[RegressionRow]:
+    """So many of the rows, drawn by the seed, in their own order; a smaller draw is part of a larger one."""
+    order = list(range(len(rows)))
+    random.Random(f"rows/{seed}").shuffle(order)
+    return [rows[index] for index in sorted(order[:size])]
 
 
 def check_split(name: str, split: Split) -> None:
@@ -142,31 +167,44 @@ def check_split(name: str, split: Split) -> None:
         raise UserError(f'"{name}" has no {split} split, only {", ".join(available)}: ask for one of them')
 
 
-def _original1_rows(split: Split, data_dir: str | None, seed: int) -> list[RegressionRow]:
+def _original1_rows(split: Split, data_dir: str | None, seed: int, prompt: Prompt) -> list[RegressionRow]:
     if data_dir is not None:
         raise UserError(f'"{original1.NAME}" is made, not read: leave the data folder {data_dir} out')
     key = f"{split}/{seed if split == 'train' else 0}"  # runs over several seeds are scored on the same rows
-    examples = map(original1.example, original1.inputs(split, seed))
+    examples = (original1.example(x, prompt) for x in original1.inputs(split, seed))
     return [
         RegressionRow(f"{original1.NAME}/{key}/{index}", text, target) for index, (text, target) in enumerate(examples)
     ]
 
 
-def _stsb_rows(split: Split, data_dir: str | None) -> list[RegressionRow]:
+def _stsb_rows(split: Split, data_dir: str | None, prompt: Prompt) -> list[RegressionRow]:
     if data_dir is None:
         rows = hub_rows(stsb.HUB, split)
     else:
         rows = _csv_rows(Path(data_dir) / stsb.NAME / stsb.FILES[split], stsb.COLUMNS)
-    return [RegressionRow(f"{stsb.NAME}/{split}/{row.index}", *stsb.parse(row)) for row in rows]
+    return [RegressionRow(f"{stsb.NAME}/{split}/{row.index}", *stsb.parse(row, prompt)) for row in rows]
 
 
-def _amazon_rows(name: str, split: Split, data_dir: str | None) -> list[RegressionRow]:
+def _stsb_paper_rows(split: Split, data_dir: str | None, prompt: Prompt) -> list[RegressionRow]:
+    """Rows keep the ids that they have in the authors' splits."""
+    rows = _stsb_rows("validation" if split == "test" else "train", data_dir, prompt)
+    if split == "test":
+        return rows
+    train = drawn(rows, stsb.PAPER_TRAIN)
+    if split == "train":
+        return train
+    ids = {row.id for row in train}
+    return [row for row in rows if row.id not in ids]
+
+
+def _amazon_rows(name: str, split: Split, data_dir: str | None, prompt: Prompt) -> list[RegressionRow]:
     rows = amazon.rows(name, split, data_dir)
-    return [RegressionRow(f"{name}/{split}/{row.text(amazon.ID)}", *amazon.parse(row)) for row in rows]
+    return [RegressionRow(f"{name}/{split}/{row.text(amazon.ID)}", *amazon.parse(row, prompt)) for row in rows]
 
 
-def _movielens_rows(split: Split, data_dir: str | None, limit: int | None) -> list[RegressionRow]:
-    examples = islice(movielens.examples(split, data_dir), limit)  # train has 800,000 texts, not to be made for a few
+def _movielens_rows(split: Split, data_dir: str | None, prompt: Prompt, limit: int | None) -> list[RegressionRow]:
+    # Train has 800,000 texts, not to be made for a few.
+    examples = islice(movielens.examples(split, data_dir, prompt), limit)
     return [RegressionRow(f"{movielens.NAME}/{split}/{key}", text, target) for key, text, target in examples]
 
 

@@ -16,6 +16,7 @@ from reft_math.files import read_bytes
 from reft_math.json_text import is_whole, parse_json
 
 Split = Literal["train", "validation", "test"]
+Prompt = Literal["ours", "paper"]  # of rows with a number: the RAFT paper's wording (its table 6) or our own
 T = TypeVar("T", str, int)
 
 _GZIP = b"\x1f\x8b"

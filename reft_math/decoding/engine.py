@@ -102,6 +102,7 @@ class Engine:
         end_token_ids: Sequence[int],
         sampling: dict[str, Any],
         seed: int,
+        stops: Sequence[str] = (),
     ) -> list[Continuation]:
         """Continues prompts, ``concurrency`` of them at once.
 
@@ -111,13 +112,14 @@ class Engine:
             end_token_ids: Tokens at which a continuation ends.
             sampling: ``temperature``, ``top_p``, ``top_k``, ``min_p``; empty is greedy.
             seed: Of the samples; the server's own business how it is used.
+            stops: Texts at which a continuation ends; whether they stand in it is the server's own business.
 
         Raises:
             Unfinished: The server refuses, keeps failing, or keeps answering what is no completion. What was begun is
                 waited for, and what came of it is in the error, a `Continuation` by the place of its prompt.
         """
         jobs = [
-            partial(self._continue, prompt, limit, list(end_token_ids), sampling, seed + index)
+            partial(self._continue, prompt, limit, list(end_token_ids), sampling, seed + index, list(stops))
             for index, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True))
         ]
         done: dict[int, Continuation] = {}
@@ -128,7 +130,13 @@ class Engine:
         return [done[place] for place in places]
 
     def _continue(
-        self, prompt: list[int], max_tokens: int, end_token_ids: list[int], sampling: dict[str, Any], seed: int
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        end_token_ids: list[int],
+        sampling: dict[str, Any],
+        seed: int,
+        stops: list[str],
     ) -> Continuation:
         settings: dict[str, Any] = {
             "model": self._model,
@@ -136,6 +144,7 @@ class Engine:
             "temperature": sampling.get("temperature", 0.0),
             **({"top_p": sampling["top_p"]} if "top_p" in sampling else {}),
             **({"seed": seed} if sampling else {}),
+            **({"stop": stops} if stops else {}),
         }
         beyond_openai = {name: sampling[name] for name in ("top_k", "min_p") if sampling.get(name)}
         try:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import torch
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -146,6 +147,12 @@ def gated_generate(
     if getattr(interventions, "model", model) is not model:
         raise UserError("interventions act on the model they were put on; got another one's")
     _check_handoff(handoff)
+    if (
+        not generation_config.use_cache and model.generation_config.use_cache is False
+    ):  # the base's habit, nobody's wish
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        generation_config.use_cache = True
+        model_kwargs |= {"use_cache": True, "past_key_values": cache}
     _check(generation_config, model_kwargs)
     logits_processor = _guarded(logits_processor)
     if streamer is not None:

@@ -54,13 +54,15 @@ class GatedOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
     Attributes:
         kl: ``D_t``, ``(rows, steps)`` in nats, from the first token to the last that any gate was open at; NaN where
             a row's gate was closed.
-        cumulative_kl: Its sum ``C``, ``(rows,)``.
+        cumulative_kl: ``C``, ``(rows,)``: the sum of what the gate counts of it.
         closing_positions: The first token each row's base drew, ``(rows,)``; -1 where the row ended before.
+        dead_band: Nats a token that the gate did not count; None where it counted all.
     """
 
     kl: torch.Tensor | None = None
     cumulative_kl: torch.Tensor | None = None
     closing_positions: torch.Tensor | None = None
+    dead_band: float | None = None
 
 
 class Pairs:
@@ -85,7 +87,7 @@ class Pairs:
         pad_token: torch.Tensor | None,
         model_kwargs: dict[str, Any],
     ) -> None:
-        self.model, self.interventions, self.gate, self.handoff = model, interventions, gate, handoff
+        self.model, self.interventions, self.gate, self.handoff = model, interventions, gate.on(model.dtype), handoff
         self.input_ids, self.config, self.pad_token = input_ids, config, pad_token
         self.final_cache: Cache = model_kwargs["past_key_values"]
         self.model_kwargs = {**model_kwargs, "past_key_values": _growing(self.final_cache, model)}
@@ -171,7 +173,7 @@ class Pairs:
             raise NotFiniteLogits(int(self.open_rows[kl.isnan()][0]))
         if self.cumulative_kl is None:
             self.cumulative_kl = torch.zeros(len(survivors), dtype=kl.dtype, device=kl.device)
-        self.cumulative_kl[self.open_rows] += kl
+        self.cumulative_kl[self.open_rows] += self.gate.counted(kl)
         self.kl.append(torch.full_like(self.cumulative_kl, torch.nan).index_copy(0, self.open_rows, kl))
         stays_open = self.gate.stays_open(self.step, self.cumulative_kl[self.open_rows])
         drawing = torch.where(stays_open[:, None], mod, base)
@@ -211,6 +213,7 @@ class Pairs:
             kl=torch.stack(self.kl, dim=1) if self.kl else None,
             cumulative_kl=self.cumulative_kl,
             closing_positions=self.closing_positions,
+            dead_band=getattr(self.gate, "dead_band", None) or None,
         )
 
 

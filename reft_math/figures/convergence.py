@@ -1,8 +1,9 @@
-"""How fast regression runs converge."""
+"""How fast regression runs converge, and what more training rows bring."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -51,4 +52,35 @@ def convergence_figure(runs: Sequence[Run]) -> Figure:
         label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def training_rows_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """RMSE on test rows, and the best step (figure 4 of the RAFT paper), against the number of training rows.
+
+    A line for settings that differ in that number alone, at the learning rates chosen; bars are ± sd over seeds.
+
+    Args:
+        rows: From `reft_math.regression_comparison.over_seeds`, with numbers of training rows.
+    """
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted((row for row in rows if row["chosen"] and row["rows"]), key=lambda row: row["rows"]):
+        curves.setdefault(row["curve"], []).append(row)
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        left, right = figure.subplots(1, 2)
+    for index, curve in enumerate(curves.values()):
+        x = [row["rows"] for row in curve]
+        label = f"{curve[0]['loss']}, {curve[0]['tuned']}, {curve[0]['base']}"
+        style: dict[str, Any] = {
+            "color": PALETTE[index % len(PALETTE)],
+            "marker": "o",
+            "markersize": 3,
+            "linewidth": 1.3,
+        }
+        left.errorbar(x, [row["RMSE"] for row in curve], [row["sd"] or 0 for row in curve], label=label, **style)
+        right.plot(x, [row["best step"] for row in curve], **style)
+    for axes, name in ((left, "RMSE on test rows"), (right, "best step on validation rows")):
+        axes.set(xlabel="training rows", ylabel=name, xscale="log")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure

@@ -14,13 +14,21 @@ from xml.etree.ElementTree import Element
 
 from reft_math.calibration import GATE_COLUMNS, gate_rows
 from reft_math.errors import UserError
-from reft_math.evaluation import EVALUATION_COLUMNS, SAMPLING_COLUMNS, evaluation_rows, sampling_rows
+from reft_math.evaluation import (
+    COST_COLUMNS,
+    EVALUATION_COLUMNS,
+    SAMPLING_COLUMNS,
+    cost_rows,
+    evaluation_rows,
+    sampling_rows,
+)
 from reft_math.figures.markup import document, tag
 from reft_math.figures.report_titles import title_and_purpose
 from reft_math.models import EMBEDDED_MODEL
 from reft_math.regressor.evaluation import COLUMNS as REGRESSION_COLUMNS
 from reft_math.regressor.evaluation import table_rows
 from reft_math.result_folders import ResultFolder
+from reft_math.scoring.lengths import LENGTH_TITLE
 
 Lines = Sequence[Sequence[str]]
 
@@ -157,6 +165,7 @@ def _summaries(results: Mapping[str, Any]) -> dict[str, Lines]:
     tables: dict[str, Lines] = {}
     if _each_has(evaluation, "mean_tokens"):
         tables["evaluation"] = [EVALUATION_COLUMNS, *evaluation_rows(evaluation)]
+        tables[LENGTH_TITLE] = [COST_COLUMNS, *cost_rows(evaluation)]
         for name, summary in evaluation.items():
             if "pass_at_k" in summary:
                 tables[f"evaluation over problems, {name}"] = [SAMPLING_COLUMNS, *sampling_rows(summary)]

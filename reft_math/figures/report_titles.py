@@ -20,6 +20,10 @@ _ABOUT = {
         "Comparison",
         "Runs side by side on the same problems: accuracy with its interval, and McNemar's paired test.",
     ),
+    "ErrorAnalysisOptions": (
+        "Errors by calculation",
+        "What wrong solutions get wrong first (an equation, a given, the plan), and where equations are false.",
+    ),
     "ArithmeticOptions": ("Evaluation on arithmetic", "Accuracy on held-out problems of the embedded world."),
     "Gsm8kOptions": ("Evaluation on GSM8K", "Accuracy on the test split."),
     "Math500Options": ("Evaluation on MATH500", "Accuracy on the 500 problems, scored by math-verify."),

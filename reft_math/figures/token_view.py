@@ -41,6 +41,7 @@ class Answer:
         is_correct, is_finished: Its score, and false where it was cut off.
         closing_position: The first token that the base drew; None where the gate did not close.
         threshold: ``τ`` in nats, of a gate that measures divergence.
+        dead_band: Nats a token that it does not count.
     """
 
     decoder: str
@@ -49,10 +50,11 @@ class Answer:
     is_finished: bool = True
     closing_position: int | None = None
     threshold: float = math.inf
+    dead_band: float = 0.0
 
     def cumulative_kl(self) -> list[float]:
-        """``C_t = Σ_{s≤t} D_s`` of every token; constant where nothing was measured."""
-        return list(accumulate(token.kl or 0.0 for token in self.tokens))
+        """``C_t = Σ_{s≤t} max(0, D_s − δ)`` of every token; constant where nothing was measured."""
+        return list(accumulate(max((token.kl or 0.0) - self.dead_band, 0.0) for token in self.tokens))
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,9 @@ def _legend(direction: Direction) -> Element:
         tag("div", tag("div", class_="bar"), tag("div", *ticks, class_="ticks"), class_="scale"),
         tag(
             "figcaption",
-            f"Colour: {formula} at the token, in nats, on a square-root scale; C is the sum of D so far. No colour:"
-            " drawn by the base, or only one model read on. A mark stands where a gate closed, in the colour of the D"
-            " that closed it. Tokens are numbered from 0; point at one for its figures.",
+            f"Colour: {formula} at the token, in nats, on a square-root scale; C is what the gate counts of D so far."
+            " No colour: drawn by the base, or only one model read on. A mark stands where a gate closed, in the colour"
+            " of the D that closed it. Tokens are numbered from 0; point at one for its figures.",
         ),
     )
 

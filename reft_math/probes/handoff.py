@@ -105,12 +105,7 @@ def _go_on(asked: Sequence[HandedOver], model: PreTrainedModel, decoding: Decodi
     prompts = decoding.prompts([group[0].problem.question for group in groups])
     prefixes = [group[0].source["token_ids"] for group in groups]
     drawn = continuations(model, decoding, prompts, prefixes, [[row.k for row in group] for group in groups])
-    found: list[Record] = []
-    for token_ids in drawn:
-        end = decoding.until_end(token_ids)
-        num_tokens = len(token_ids) if end is None else end + 1
-        text = decoding.opener + decoding.text(token_ids[:end])
-        found.append({"completion": text, "num_tokens": num_tokens, "finished": end is not None})
+    found: list[Record] = [decoding.read(token_ids) for token_ids in drawn]
     scores = score([(row.problem.answer, record["completion"]) for row, record in zip(asked, found, strict=True)])
     return [{**record, "correct": scored["correct"]} for record, scored in zip(found, scores, strict=True)]
 

@@ -17,7 +17,7 @@ from itertools import chain
 
 from reft_math.completion import Decoding
 from reft_math.data.problem import Problem
-from reft_math.data.templates import encode_target
+from reft_math.data.templates import encode_start
 
 _SEPARATOR = re.compile(r"\n+|(?<=[.?!])\s+|\Z")
 _NUMBER = re.compile(r"(?<!\w)(?<!\d[.,])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?!\w|[.,]\d)")
@@ -229,5 +229,4 @@ def encode_pairs(rows: Sequence[ProbeRow], decoding: Decoding) -> list[Pair]:
 
 
 def _encode(decoding: Decoding, question: str, prompt: list[int], answer: str) -> Text:
-    *token_ids, _end = encode_target(decoding.template, question, answer, decoding.tokenizer)
-    return Text(prompt, token_ids)
+    return Text(prompt, encode_start(decoding.template, question, answer, decoding.tokenizer))

@@ -111,7 +111,7 @@ class _Passes:
         texts: Sequence[Text],
         pad_token: int,
     ) -> None:
-        self.model, self.interventions, self.gate, self.handoff = model, interventions, gate, handoff
+        self.model, self.interventions, self.gate, self.handoff = model, interventions, gate.on(model.dtype), handoff
         self.inputs, is_generated = _teacher_forced(texts, pad_token, model.device)
         self.ids = [text.id for text in texts]
         self.lengths = [len(text.token_ids) for text in texts]
@@ -166,7 +166,7 @@ class _Passes:
 
 
 def closing(gate: Gate, kl: torch.Tensor) -> tuple[int | None, int]:
-    """The first t with ``C_t = Σ_{s≤t} D_s`` over the gate's threshold, or with t over its count; None without one.
+    """The first t with ``C_t`` over the gate's threshold, or with t over its count; None without one.
 
     Args:
         gate: Any that draws the first tokens from the intervened model.
@@ -179,7 +179,7 @@ def closing(gate: Gate, kl: torch.Tensor) -> tuple[int | None, int]:
     for step, divergence in enumerate(kl):
         if not gate.allows(step):
             return step, step
-        cumulative = cumulative + divergence
+        cumulative = cumulative + gate.counted(divergence)
         if not gate.stays_open(step, cumulative):
             return step, step + 1
     return None, len(kl)

@@ -84,7 +84,7 @@ class Sum:
     def prompt(self, form: str, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token ids up to where the result is to stand."""
         question, start = self.parts(form)
-        return _encode(template, template.prompt(question, tokenizer) + template.target(start), tokenizer)[0]
+        return _encode(template, template.prompt(question, tokenizer) + template.target(start, tokenizer), tokenizer)[0]
 
 
 def draw_sums(digits: int, count: int, seed: int) -> list[Sum]:
@@ -126,7 +126,7 @@ def probe_text(
     """
     question, (solution, _, _) = problem.question.strip(), problem.solution.partition("####")
     prompt = template.prompt(problem.question, tokenizer)
-    text = prompt + template.target(solution)
+    text = prompt + template.target(solution, tokenizer)
     token_ids, ends = _encode(template, text, tokenizer)
 
     def token_at(character: int) -> int:

@@ -152,9 +152,9 @@ def make_grid(
 ) -> Grid:
     """The grid of these numbers as the tokenizer writes them after a prompt.
 
-    A string that begins another ("1" and "15" one digit a token) is scored all the same, as the product of its own
-    tokens' probabilities; the longer one's probability is then part of the shorter one's, and the grid's probabilities
-    can sum to more than 1. A terminator says that the number has ended there and sets the two apart.
+    Where one string begins another (`Grid.is_nested`: "1" and "15", one digit a token), the shorter one's probability
+    holds the longer one's, and the grid's can sum to more than 1. A terminator says that the number has ended there and
+    sets the two apart; `RegressorConfig.make_grid` then asks for one.
 
     Args:
         tokenizer: Any.

@@ -57,7 +57,7 @@ def write_regressor_card(folder: Path, before: str | None = None, notes: Trainin
     config = RegressorConfig.from_pretrained(folder)
     data: dict[str, Any] = {
         **base_metadata(config.base_model, "finetune" if config.tune == "full" else "adapter"),
-        "datasets": [stsb.HUB.id] if config.data == "stsb" else None,
+        "datasets": [stsb.HUB.id] if config.data in (stsb.NAME, stsb.PAPER) else None,
         "library_name": "reft-math",
         "tags": ["reft", "regression"],
     }

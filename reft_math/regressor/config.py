@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reft_math.data.rows import Prompt
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
 from reft_math.files import write_json
@@ -46,9 +47,12 @@ class RegressorConfig:
         added_tokens: Start of tokens added for the grid's numbers; None where they are the tokenizer's own.
         tune: What was trained.
         template: Name of the prompt template, with its version once it is resolved, e.g. ``chat/1``.
+        prompt: Whose wording the data's texts have.
         data: The data set it was trained on.
         base_model, base_revision: Hub id or folder of the base, and its commit where known.
         random_seed: Drew the base's weights anew; None where they are the checkpoint's.
+        form: How it was trained. 1, which regressors saved without this field are: numbers that begin others are
+            scored without their end (but by loss ce), and adapters leave added tokens' rows at their start. 2: neither.
         versions: Versions of the packages that wrote it.
     """
 
@@ -61,14 +65,17 @@ class RegressorConfig:
     added_tokens: Start | None = None
     tune: Tune = "none"
     template: str = "auto"
+    prompt: Prompt = "ours"
     data: str | None = None
     base_model: str | None = None
     base_revision: str | None = None
     random_seed: int | None = None
+    form: int = 2
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         choices = {"loss": LOSSES, "tune": get_args(Tune), "added_tokens": (None, *get_args(Start))}
+        choices |= {"prompt": get_args(Prompt), "form": (1, 2)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 shown = ", ".join(str(choice) for choice in known if choice is not None)
@@ -97,6 +104,11 @@ class RegressorConfig:
         return next((name for name in HEADS if self.loss == f"head:{name}"), None)
 
     @property
+    def has_added_rows(self) -> bool:
+        """Whether rows of added tokens are trained beside an adapter, in a model that is frozen."""
+        return self.added_tokens is not None and self.tune not in ("none", "full") and self.form > 1
+
+    @property
     def predictor(self) -> str:
         """The predictor that the loss trains, by the names of `Regressor.predictors`."""
         if self.head is not None:
@@ -112,13 +124,16 @@ class RegressorConfig:
         return dict(zip(numbers, self.texts, strict=True))
 
     def make_grid(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> Grid:
-        """The grid as it follows the template's prompts; tokens are added to both where that is asked for."""
+        """The grid as it follows the template's prompts; tokens are added to both where that is asked for.
+
+        Where one number begins another ("1" and "10"), every string holds the token that ends an answer.
+        """
         texts = self.number_texts()
         if self.added_tokens is not None:
             return add_number_tokens(model, tokenizer, texts, self.added_tokens)
-        suffix = template.prompt("", tokenizer)
+        suffix = template.prompt("", tokenizer) or "."  # a bare text's end
         grid = make_grid(tokenizer, texts, suffix)
-        if self.loss == "ce" and grid.is_nested:  # else "10" would be at least as probable as "100"
+        if grid.is_nested and (self.form > 1 or self.loss == "ce"):  # else "10" is at least as probable as "100"
             return make_grid(tokenizer, texts, suffix, terminator=template.end_token_id(tokenizer))
         return grid
 
@@ -130,7 +145,7 @@ class RegressorConfig:
     def from_pretrained(cls, folder: str | Path) -> RegressorConfig:
         path = Path(folder) / CONFIG_NAME
         try:
-            return from_json(cls, read_object(path))
+            return from_json(cls, {"prompt": "ours", "form": 1, **read_object(path)})
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{path} is not a readable regressor config ({error}); was it saved by this package?"

@@ -51,9 +51,10 @@ def evaluate_regressor(
 ) -> list[Record]:
     """Every predictor's number for every row that has no record yet, as `record_rows`.
 
-    A record has ``target``, ``predictions`` by name, the grid's ``entropy``, and what the model wrote: ``written``,
-    greedily, and ``samples``. Read as numbers they are two predictors more: ``decoded``, and ``rail_sampled``, the mean
-    over the samples. Heads write nothing, nor do bidirectional prompts, which generation knows nothing of.
+    A record has ``target``, ``predictions`` by name, the grid's ``entropy``, its ``probabilities`` (None for many
+    numbers), and what the model wrote: ``written``, greedily, and ``samples``. Read as numbers they are two predictors
+    more: ``decoded``, and ``rail_sampled``, the mean over the samples. Heads write nothing, nor do bidirectional
+    prompts, which generation knows nothing of.
 
     Args:
         regressor: Set to evaluation mode.
@@ -89,14 +90,16 @@ def evaluate_regressor(
     return record_rows(rows, lambda row: len(row.text), work, records_path, name, batch_size)
 
 
-def _record(row: RegressionRow, numbers: dict[str, float]) -> Record:
+def _record(row: RegressionRow, numbers: dict[str, Any]) -> Record:
+    probabilities = numbers.pop("probabilities", None)
     if not all(map(math.isfinite, numbers.values())):
         raise UserError(
             f"predictions must be finite; those for row {row.id} are NaN or infinite: check the weights, or try"
             " --dtype float32"
         )
     entropy = numbers.pop("entropy", None)
-    return {"text": row.text, "target": row.target, "predictions": numbers, "entropy": entropy}
+    told = {"predictions": numbers, "entropy": entropy, "probabilities": probabilities}
+    return {"text": row.text, "target": row.target, **told}
 
 
 def _written(

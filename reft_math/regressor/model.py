@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.card import CARD_NAME
-from reft_math.data.regression import RegressionRow
-from reft_math.data.templates import PromptTemplate, get_template
+from reft_math.data.regression import RegressionRow, drawn
+from reft_math.data.templates import BARE, PromptTemplate, get_template
 from reft_math.errors import UserError
 from reft_math.files import write_files, written
 from reft_math.hub import push
@@ -26,14 +26,15 @@ from reft_math.regression.grid import Grid
 from reft_math.regression.heads import Head, make_head
 from reft_math.regression.predictors import parse_number
 from reft_math.regression.scores import NO_TOKEN, Reading, read, string_log_probs
-from reft_math.regression.tokens import without_names
+from reft_math.regression.tokens import AddedRows, without_names
 from reft_math.regressor.batches import RegressionCollator, encode_rows
 from reft_math.regressor.card import write_regressor_card
 from reft_math.regressor.config import RegressorConfig
 from reft_math.tensor_files import read_parameters
 
-HEAD_NAME = "head.safetensors"
+HEAD_NAME, ROWS_NAME = "head.safetensors", "added_rows.safetensors"
 ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
+MOST_TOLD = 101  # numbers of a grid whose probabilities are told one by one
 Intervening = Callable[[int], AbstractContextManager[None]]
 
 
@@ -52,6 +53,7 @@ class Regressor(nn.Module):
 
     Attributes:
         head: The head, if the loss is one's.
+        added_rows: What is trained of added tokens' embeddings, where an adapter leaves the rest frozen.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Regressor(nn.Module):
             vocabulary, width = embeddings.shape
             token = template.end_token_id(tokenizer)  # one that every tokenizer has, and no grid
             self.head = make_head(config.head, grid, vocabulary, width, token).to(embeddings.device)
+        self.added_rows = AddedRows(model, grid) if config.has_added_rows else None
         end = template.end_token_id(tokenizer)
         ended = [string if string[-1] == end else (*string, end) for string in grid.token_ids]
         longest = max(map(len, ended))
@@ -157,11 +160,26 @@ class Regressor(nn.Module):
         """By name; one that stands in two places under the first of its names."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    @torch.no_grad()
+    def start_at_mean(self, rows: Sequence[RegressionRow]) -> None:
+        """``b ← b + mean(y*) − mean(ŷ)`` for a head with a b: it then predicts the mean target, on average.
+
+        Args:
+            rows: The training rows; ŷ is read off 64 of them.
+        """
+        intercept: torch.Tensor | None = None if self.head is None else self.head.intercept
+        if intercept is not None:
+            predicted = torch.tensor(self.predict([row.text for row in drawn(rows, 64)]))
+            targets = torch.tensor([row.target for row in rows])
+            intercept.add_((self._scaled(targets).mean() - self._scaled(predicted).mean()).to(intercept))
+
     # --- predictions --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def predictors(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every predictor's numbers, ``(batch,)`` each, on the data's scale, and the grid's ``entropy`` in nats.
+
+        And, of grids with 101 numbers at most, their ``probabilities``, ``(batch, numbers)``, not normalised.
 
         Over a grid they are ``rail``, ``rail_normalised``, ``mode`` and ``median``, over one number ``rail`` alone; a
         head has its own, ``head``.
@@ -170,6 +188,8 @@ class Regressor(nn.Module):
         found = {name: self._unscaled(numbers) for name, numbers in self._predictions(reading).items()}
         if reading.log_probs is not None:
             found["entropy"] = predictors.entropy(reading.log_probs)
+            if len(self.grid) <= MOST_TOLD:
+                found["probabilities"] = reading.log_probs.exp()
         return found
 
     @torch.no_grad()
@@ -245,15 +265,15 @@ class Regressor(nn.Module):
     # --- files --------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Writes the config, the head, and the adapter or, where it was tuned whole, the model with its tokenizer.
+        """Writes the config, the head, and the adapter with added rows or, where it was tuned whole, the model.
 
         And a model card; one that is in the folder already, or that the regressor was loaded with, keeps its own text.
         """
         folder = Path(folder)
         self.regressor_config.save_pretrained(folder)
-        if self.head is not None:
-            tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.head.state_dict().items()}
-            with written(folder / HEAD_NAME) as aside:
+        for path, module in self._own(folder):
+            tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
+            with written(path) as aside:
                 save_file(tensors, aside, metadata={"format": "pt"})
         if self.adapter is not None:
             write_files(folder / ADAPTER_FOLDER, self._save_adapter)
@@ -263,7 +283,7 @@ class Regressor(nn.Module):
         write_regressor_card(folder, self.card)
 
     def _save_adapter(self, folder: Path) -> None:
-        # Rows of added tokens are made again from their start, so peft need not save whole embeddings.
+        # What is trained of added tokens' rows is a file of its own, so peft need not save whole embeddings.
         self.adapter.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator, union-attr]
         (folder / CARD_NAME).unlink(missing_ok=True)  # the regressor's is the one for both
 
@@ -271,22 +291,23 @@ class Regressor(nn.Module):
         """Saves to the hub; keyword arguments as in `reft_math.hub.push`."""
         return push(self.save_pretrained, repo_id, **kwargs)
 
-    def load_head(self, folder: str | Path) -> None:
-        """Reads the head's weights, if the config has a head.
+    def _own(self, folder: Path) -> list[tuple[Path, nn.Module]]:
+        """The files of the regressor's own modules: head and added rows, as far as it has them."""
+        modules = {HEAD_NAME: self.head, ROWS_NAME: self.added_rows}
+        return [(folder / name, module) for name, module in modules.items() if module is not None]
+
+    def load_own(self, folder: str | Path) -> None:
+        """Reads the weights of the head and of added rows, if the config has them.
 
         Raises:
-            UserError: The file is missing or damaged, its names or shapes are not the head's, or it holds a NaN.
+            UserError: A file is missing or damaged, its names or shapes are not the module's, or it holds a NaN.
         """
-        if self.head is None:
-            return
-        path = Path(folder) / HEAD_NAME
-        try:
-            self.head.load_state_dict(read_parameters(path))
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{path} does not hold the weights of head {self.regressor_config.head}: {reason}"
-            ) from None
+        for path, module in self._own(Path(folder)):
+            try:
+                module.load_state_dict(read_parameters(path))
+            except (OSError, ValueError, RuntimeError) as error:
+                what = "added tokens" if module is self.added_rows else f"head {self.regressor_config.head}"
+                raise UserError(f"{path} does not hold the weights of {what}: {' '.join(str(error).split())}") from None
 
 
 def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
@@ -296,12 +317,13 @@ def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -
         UserError: Its wording has changed since the regressor was trained, or it lets the model think first.
     """
     name, _, version = config.template.partition("/")
-    template = get_template(name, tokenizer)
+    is_bare = name == BARE.name or (name == "auto" and config.prompt == "paper")  # which ends where its number begins
+    template = BARE if is_bare else get_template(name, tokenizer)
     if template.is_thinking:
         raise UserError(
             f"a regressor's number follows the prompt at once, with no thought between; got template {name}"
         )
-    if version and str(template) != config.template:
+    if version and not template.is_recorded_as(config.template):
         raise UserError(
             f"the regressor was trained with prompt template {config.template}, this version has {template};"
             " use the version of reft-math that trained it"

@@ -38,7 +38,6 @@ _BETWEEN_GROUPS = re.compile(rf"{_GAP}|\.")
 
 _REPEATING = re.compile(r"(?<![\w.,])([0-9]{1,9})\.([0-9]{0,9})\\overline\{([0-9]{1,9})\}")
 _MIXED = re.compile(r"(?<![\w.,/^])([0-9]+) +([0-9]+/[0-9]+)(?![\w/])")
-_FIRST_PART = re.compile(r"(?<![\w.,}])([0-9]+)(?=\^\{(?!\\circ)|:[0-9])")
 
 _SCIENTIFIC = re.compile(r"(?<![\w.,])[0-9]+(?:\.[0-9]+)?[eE][-+]?([0-9]+)(?!\w)")
 _LARGEST_EXPONENT = 40  # what is larger is no answer to a problem, and a million digits are no way to say so
@@ -57,7 +56,6 @@ def plain_numbers(text: str) -> str:
     ``1.5e3``, ``1e999999``                                     ``1500``, ``\text{1e999999}``
     ``3½``, ``3 1/2``                                           ``(3+1/2)``
     ``5²``, ``−5`` (U+2212), ``–5`` (an en dash)                ``5^2``, ``-5``, ``-5``
-    ``10^{6}``, ``10:30``                                       ``{10}^{6}``, ``{10}:30``
     ==========================================================  =======================
 
     Args:
@@ -70,8 +68,6 @@ def plain_numbers(text: str) -> str:
     text = _GROUPS.sub(lambda number: _BETWEEN_GROUPS.sub(",", number[0]), text)
     text = _REPEATING.sub(_repeating, text)
     text = _MIXED.sub(r"(\1+\2)", text)
-    # In braces it is not found by math-verify, which outside dollar signs takes any number for an answer.
-    text = _FIRST_PART.sub(r"{\1}", text)
     return _SCIENTIFIC.sub(_written_out, text)
 
 

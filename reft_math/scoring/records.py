@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.errors import UserError
-from reft_math.files import make_folder, named, sync
+from reft_math.files import make_folder, named, sync, write_text
 from reft_math.json_text import parse_json
 
 
@@ -58,6 +58,12 @@ class RecordFile:
         if new:
             self._write("".join(json.dumps(record) + "\n" for record in new.values()).encode())
             self.done.update(new)
+
+    def replace(self, records: Iterable[dict[str, Any]]) -> None:
+        """Writes the file anew, with these records in the place of those with their ids."""
+        done = {**self.done, **{record["id"]: record for record in records}}
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in done.values()))
+        self.done, self._whole, self._is_torn = done, self.path.stat().st_size, False
 
     def _write(self, lines: bytes) -> None:
         make_folder(self.path.parent)

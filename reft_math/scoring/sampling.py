@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from math import comb
+
+from reft_math.scoring.numeric import number_alone, unwrapped
+
+_UNIT = re.compile(r"(?<=[0-9])(?:\\[,;:! ]|[ ~])*(?:\\(?:text|mathrm)\{[^{}]*\}(?:\^\{?[23]\}?)?|\^\{?\\circ\}?|°)\Z")
+_SIZES = re.compile(r"\\(?:left|right|displaystyle)(?![A-Za-z])|(?<=\\)[dtc](?=frac)")
+_NAME = re.compile(r"\A[A-Za-z](?:=|\\in(?![A-Za-z]))")
+_CHOICE = re.compile(r"\(?([A-Z])[).]?")
+_FRACTION = re.compile(r"\\frac(\{[0-9]{1,9}\}|[0-9])(\{[0-9]{1,9}\}|[0-9])")
+_RATIO = re.compile(r"(-?)\{?([0-9]{1,9})\}?/\{?([1-9][0-9]{0,8})\}?")
+_LONGEST = 100  # digits
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -31,16 +42,39 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def majority_vote(answers: Sequence[str | None], is_correct: Sequence[bool]) -> float:
     """Probability that the most frequent answer is right, one of equally frequent ones being drawn at random.
 
-    Answers are the same where their texts are; a sample without an answer has no vote. Without any vote, 0.
+    Answers are the same where they are equal at sight (`same_vote`); a sample without an answer has no vote. Without
+    any vote, 0.
 
     Args:
         answers: Each sample's answer.
         is_correct: Whether it is right.
     """
-    votes = Counter(answer for answer in answers if answer is not None)
-    if not votes:
+    cast = [(same_vote(answer), right) for answer, right in zip(answers, is_correct, strict=True) if answer is not None]
+    if not cast:
         return 0.0
+    votes = Counter(vote for vote, _ in cast)
     most = max(votes.values())
-    right = {answer for answer, correct in zip(answers, is_correct, strict=True) if correct}
-    winners = [answer for answer, count in votes.items() if count == most]
-    return sum(answer in right for answer in winners) / len(winners)
+    right = {vote for vote, correct in cast if correct}
+    winners = [vote for vote, count in votes.items() if count == most]
+    return sum(vote in right for vote in winners) / len(winners)
+
+
+def same_vote(answer: str) -> Fraction | str:
+    r"""What answers that are equal at sight have in common: a number's value, or the text without its dress.
+
+    ``18``, ``18.0``, ``\$18`` and ``x = 18\text{ m}`` are one vote, ``\frac{1}{2}``, ``1/2`` and ``0.5`` another, and
+    so are ``C`` and ``\text{(C)}``. That ``2\sqrt{3}`` is ``\sqrt{12}`` takes math-verify and is not seen, whether
+    they are right or wrong.
+
+    Args:
+        answer: An answer alone, as a scorer found it.
+    """
+    text = _NAME.sub("", _SIZES.sub("", re.sub(r"[\s$]", "", unwrapped(_UNIT.sub("", answer)))))
+    if choice := _CHOICE.fullmatch(text):
+        return choice[1]
+    if ratio := _RATIO.fullmatch(_FRACTION.sub(r"\1/\2", text)):
+        return Fraction("{}{}/{}".format(*ratio.groups()))
+    number = number_alone(text)
+    if number is not None and len(number) <= _LONGEST:
+        return Fraction(number)
+    return re.sub(r"\{(\w)\}", r"\1", text.rstrip("."))

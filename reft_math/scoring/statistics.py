@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
 
 _RESAMPLES = 2000
 
@@ -49,6 +49,18 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     interval = binomtest(correct, total).proportion_ci(confidence_level=confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: npt.ArrayLike) -> tuple[float, float] | None:
+    """The 95 % interval of a mean: percentiles over resampled values. None where all of them are equal.
+
+    Of paired differences it is the interval of their mean, with what the pairs have in common taken out.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if (sample == sample[0]).all():
+        return None
+    low, high = bootstrap((sample,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return float(low), float(high)
 
 
 def crossed_interval(values: npt.ArrayLike) -> tuple[float, float] | None:

@@ -12,7 +12,7 @@ from reft_math.card import NO_NOTES, TrainingNotes, digest, facts
 from reft_math.command import FORM_ERRORS, RESULTS_NAME, bad_form
 from reft_math.data.registry import SOURCES, evaluation_split
 from reft_math.errors import UserError
-from reft_math.evaluation import EVALUATION_COLUMNS, evaluation_rows
+from reft_math.evaluation import COST_COLUMNS, EVALUATION_COLUMNS, cost_rows, evaluation_rows
 from reft_math.json_text import read_object
 from reft_math.markdown import markdown
 from reft_math.regressor.evaluation import COLUMNS, table_rows
@@ -63,7 +63,8 @@ def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
     own = "prefix" if "prefix" in evaluation else "reft"
     total, gate = evaluation[own]["total"], results["gate"]
     title = f"{total} held-out problems, greedy decoding; `{own}` is the adapter under `{gate}`:"
-    table = markdown({title: [list(EVALUATION_COLUMNS), *evaluation_rows(evaluation)]})
+    costs = [row[:-1] for row in (COST_COLUMNS, *cost_rows(evaluation))]  # a card tells no machine's time
+    table = markdown({title: [EVALUATION_COLUMNS, *evaluation_rows(evaluation)], "Mean (95 % interval):": costs})
     text = f"{_HEADING}\n\n{facts(said)}\n{table}"
     return TrainingNotes(text, _metadata(results["dataset"], evaluation[own], gate))
 

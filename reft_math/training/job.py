@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from reft_math.arithmetic.problems import OPENERS
 from reft_math.calibration import KL_GATES, evaluate_gates
-from reft_math.command import RESULTS_NAME, print_table, provenance
+from reft_math.command import RESULTS_NAME, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete
 from reft_math.data.fingerprint import about_problems
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
@@ -22,13 +22,12 @@ from reft_math.data.problem import Problem
 from reft_math.data.registry import VALIDATION_SIZE, held_out_problems, load_problems
 from reft_math.data.templates import PromptTemplate, check_thoughts, get_template
 from reft_math.evaluation import (
-    EVALUATION_COLUMNS,
     Scorer,
     default_batch_size,
     default_max_new_tokens,
     evaluate,
-    evaluation_rows,
     is_numeric,
+    print_evaluation,
     summarise,
 )
 from reft_math.files import write_json
@@ -188,7 +187,10 @@ def evaluate_all(job: Job, decoders: Mapping[str, Generate]) -> dict[str, dict[s
             path = folder / f"{name}.jsonl"
             records[name] = evaluate(job.test_problems, rows, score, path, name, batch_size=options.eval_batch_size)
     first = next(iter(records.values()))
-    return {name: summarise(rows, None if rows is first else first) for name, rows in records.items()}
+    return {
+        name: {**summarise(found, None if found is first else first), "seconds_per_answer": found.seconds_per_answer}
+        for name, found in records.items()
+    }
 
 
 def evaluate_kl_gates(job: Job, generate: Generate, size: int) -> dict[str, dict[str, Any]]:
@@ -231,7 +233,7 @@ def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str,
         )
     else:
         title = f"{options.eval_dataset}, {len(job.test_problems)} held-out problems, greedy"
-        print_table(title, EVALUATION_COLUMNS, evaluation_rows(evaluation))
+        print_evaluation(title, evaluation)
     for note in notes:
         print(note)
     if options.model == "arithmetic":

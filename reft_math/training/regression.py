@@ -58,11 +58,14 @@ class RegressionTrainer(RowTrainer):
         head = {name for name in parameters if name.startswith("head.")}
         rates = {True: self.head_learning_rate or self.args.learning_rate, False: self.args.learning_rate}
         groups = [
-            {"params": [value for name, value in parameters.items() if (name in head) == is_head], "lr": rate}
+            {"params": members, "lr": rate, "weight_decay": self.args.weight_decay}
             for is_head, rate in rates.items()
+            if (members := [value for name, value in parameters.items() if (name in head) == is_head])
         ]
-        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
-        return self.optimizer
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
+        optimizer: torch.optim.Optimizer = kind(groups, **settings)
+        self.optimizer = optimizer
+        return optimizer
 
     def compute_loss(
         self,
@@ -148,6 +151,7 @@ def fit(
     arguments = training_arguments(
         options,
         folder,
+        optim=options.optim,
         lr_scheduler_type="constant_with_warmup" if options.schedule == "constant" else "cosine",
         eval_strategy="steps",
         eval_steps=options.eval_steps,
@@ -158,8 +162,10 @@ def fit(
         greater_is_better=False,
         label_names=["targets"],
         restore_callback_states_from_checkpoint=True,
-        # A head that does not read the model's logits leaves its output embedding without a gradient.
-        ddp_find_unused_parameters=regressor.head is not None and regressor.head.needs_hidden,
+        # A head that does not read the model's logits leaves its output embedding without a gradient, and a number of
+        # one token that no prompt holds its row of the input embedding.
+        ddp_find_unused_parameters=regressor.added_rows is not None
+        or (regressor.head is not None and regressor.head.needs_hidden),
     )
     early = [] if options.patience is None else [EarlyStoppingCallback(options.patience)]
     trainer = RegressionTrainer(

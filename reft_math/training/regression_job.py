@@ -14,7 +14,7 @@ from typing import Any
 from reft_math.card import digest
 from reft_math.command import RESULTS_NAME, print_table, provenance, versions
 from reft_math.data.fingerprint import regression_fingerprint
-from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits, check_split
+from reft_math.data.regression import SCALES, RegressionRow, RegressionSplits, check_split, drawn
 from reft_math.errors import UserError
 from reft_math.files import write_json
 from reft_math.models import EMBEDDED_MODEL, lasting_name
@@ -28,6 +28,11 @@ from reft_math.training.regression_options import GRIDLESS, RegressionOptions
 
 LEARNING_RATES = {"red": 2e-4, "bias": 2e-4, "loreft": 2e-4, "lora": 2e-4, "full": 1e-5}
 EMBEDDED_LEARNING_RATES = {"red": 5e-3, "bias": 5e-3, "loreft": 5e-3, "lora": 5e-3, "full": 1e-3}
+HEAD_LEARNING_RATE = 1e-3
+# Compared on validation rows, as above; the others are best at 1e-3.
+EMBEDDED_HEAD_LEARNING_RATES = dict.fromkeys(
+    (f"head:{name}" for name in ("mean", "min", "max", "probabilities", "raft-grid", "raft-all")), 2e-2
+)
 
 
 def resolve(options: RegressionOptions) -> RegressionOptions:
@@ -38,9 +43,11 @@ def resolve(options: RegressionOptions) -> RegressionOptions:
     """
     check_precision(options)
     check_split(options.data, "train")
-    rates = EMBEDDED_LEARNING_RATES if options.model == EMBEDDED_MODEL else LEARNING_RATES
+    is_embedded = options.model == EMBEDDED_MODEL
+    rates = EMBEDDED_LEARNING_RATES if is_embedded else LEARNING_RATES
+    head_rates = EMBEDDED_HEAD_LEARNING_RATES if is_embedded else {}
     scale = SCALES.get(options.data)
-    is_log = options.loss == "log"
+    is_log, is_head = options.loss == "log", options.loss.startswith("head:")
     scales_targets = options.scale_targets or is_log
     grid, bounds = options.grid, options.bounds
     if is_log:
@@ -66,6 +73,8 @@ def resolve(options: RegressionOptions) -> RegressionOptions:
     return replace(
         options,
         learning_rate=options.learning_rate or rates[options.tune],
+        head_learning_rate=options.head_learning_rate
+        or (head_rates.get(options.loss, HEAD_LEARNING_RATE) if is_head else None),
         grid=grid,
         bounds=bounds,
         scale_targets=scales_targets,
@@ -97,6 +106,7 @@ def regressor_config(options: RegressionOptions) -> RegressorConfig:
         added_tokens=options.added_tokens,
         tune=options.tune,
         template=options.template,
+        prompt=options.prompt,
         data=options.data,
         base_model=lasting_name(options.model),
         random_seed=options.seed if options.random_start else None,
@@ -113,11 +123,11 @@ def _bounds(text: str) -> tuple[float, float]:
 
 
 def cut(splits: RegressionSplits, options: RegressionOptions) -> RegressionSplits:
-    """The first rows of each split, as many as are asked for."""
+    """As many rows of each split as are asked for: train's are drawn by the seed, the others alike for all seeds."""
     return RegressionSplits(
-        splits.train[: options.train_size],
-        splits.validation[: options.validation_size],
-        splits.test[: options.test_size],
+        drawn(splits.train, options.train_size, options.seed),
+        drawn(splits.validation, options.validation_size),
+        drawn(splits.test, options.test_size),
     )
 
 

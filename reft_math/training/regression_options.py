@@ -9,7 +9,7 @@ from typing import Literal
 from reft_math.errors import UserError, require, require_temperature
 from reft_math.training.options import FittingOptions, check_site_path
 
-GRIDLESS = [f"head:{name}" for name in ("logit", "mean", "min", "max", "mlp", "probabilities")]
+GRIDLESS = [f"head:{name}" for name in ("logit", "mean", "min", "max", "mlp", "probabilities", "relish")]
 
 
 @dataclass(frozen=True)
@@ -20,21 +20,25 @@ class RegressionOptions(FittingOptions):
     learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak, AdamW (2e-4, full 1e-5; on the embedded model 5e-3, full 1e-3).",
+            "help": "Peak (2e-4, full 1e-5; on the embedded model 5e-3, full 1e-3).",
         },
     )
-    train_size: int | None = field(default=None, metadata={"help": "Training rows at most (all)."})
+    train_size: int | None = field(default=None, metadata={"help": "Training rows at most (all), drawn by --seed."})
     seed: int = field(
         default=0,
-        metadata={"help": "Draws the data's order, original1's training rows, and weights that start random."},
+        metadata={"help": "Draws the training rows and their order, and weights that start random."},
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the data's files instead of the hub."})
     data: str = field(
         default="original1",
         metadata={
-            "help": "original1, stsb, amazon:wireless, amazon:personal_care, amazon:music, movielens, or a .csv or"
-            " .jsonl file with text and target."
+            "help": "original1, stsb, stsb:paper (its split), amazon:wireless, amazon:personal_care, amazon:music,"
+            " movielens, or a .csv or .jsonl file with text and target."
         },
+    )
+    prompt: Literal["ours", "paper"] = field(
+        default="ours",
+        metadata={"help": "Wording of the data set's texts; the paper's stand without a frame (--template bare)."},
     )
     loss: str = field(default="raft", metadata={"help": "raft, mbr, ce, log, or head:NAME; see above."})
     tune: Literal["red", "bias", "loreft", "lora", "full"] = field(default="red", metadata={"help": "What is trained."})
@@ -48,7 +52,7 @@ class RegressionOptions(FittingOptions):
     grid_texts: str | None = field(
         default=None, metadata={"help": "What the grid's numbers are written as, such as a,b,c,d,e (decimals)."}
     )
-    added_tokens: Literal["zero", "first", "average"] | None = field(
+    added_tokens: Literal["zero", "first", "average", "random"] | None = field(
         default=None, metadata={"help": "Give every number of the grid a token of its own, with this start (no)."}
     )
     normalised: bool = field(default=False, metadata={"help": "Divide probabilities by their sum over the grid."})
@@ -71,16 +75,24 @@ class RegressionOptions(FittingOptions):
     )
     layers: str = field(default="all", metadata={"help": "RED, bias and LoReFT: all, or such as 0,2,8-11."})
     rank: int | None = field(default=None, metadata={"help": "LoReFT's (4) or LoRA's (8)."})
+    optim: Literal["adamw_torch", "adafactor", "sgd"] = field(
+        default="adamw_torch", metadata={"help": "The optimiser, as transformers' trainer calls it."}
+    )
+    dropout: float | None = field(
+        default=None, metadata={"help": "Of the model's layers that have one, and of LoRA's, in training (its own)."}
+    )
     schedule: Literal["constant", "cosine"] = field(
         default="constant", metadata={"help": "Of the learning rate, after its warm-up."}
     )
-    head_learning_rate: float | None = field(default=None, metadata={"help": "The head's (that of the rest)."})
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "The head's (1e-3; on the embedded model 2e-2 for linear ones)."}
+    )
     eval_steps: int = field(default=100, metadata={"help": "Optimiser steps between evaluations, and checkpoints."})
     patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better RMSE (never)."}
     )
-    validation_size: int | None = field(default=None, metadata={"help": "Validation rows at most (all)."})
-    test_size: int | None = field(default=None, metadata={"help": "Test rows at most (all)."})
+    validation_size: int | None = field(default=None, metadata={"help": "Validation rows at most (all), drawn."})
+    test_size: int | None = field(default=None, metadata={"help": "Test rows at most (all), drawn."})
     eval_batch_size: int = field(default=32, metadata={"help": "Rows a batch in evaluation."})
     samples: int = field(default=0, metadata={"help": "Answers drawn a row for RAIL by samples; the paper draws 32."})
     temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
@@ -99,6 +111,7 @@ class RegressionOptions(FittingOptions):
             require(self, name, lambda value: value is None or value >= 2, "at least 2")
         require(self, "samples", lambda value: value >= 0, "0 or more")
         require(self, "default", math.isfinite, "finite")
+        require(self, "dropout", lambda value: value is None or 0 <= value < 1, "in [0, 1)")
         require_temperature(self)
         require(self, "head_learning_rate", lambda value: value is None or 0 < value < math.inf, "positive")
         if self.head_learning_rate is not None and not self.loss.startswith("head:"):

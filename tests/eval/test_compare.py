@@ -26,10 +26,15 @@ def write_run(folder: Path, decoders: Mapping[str, str], results: Mapping[str, A
     """A run whose decoders solved the problems marked ``+``, with a stated answer, or ``f``, without."""
     for name, marks in decoders.items():
         RecordFile(folder / "records" / f"{name}.jsonl").append(
-            {"id": f"p{index}", "question": f"q{index}?", "gold": "1", "correct": mark != "-", "strict": mark == "+"}
+            {
+                **{"id": f"p{index}", "question": f"q{index}?", "gold": "1"},
+                **{"correct": mark != "-", "strict": mark == "+", "flexible": mark != "-"},
+                **{"num_tokens": index + (5 if mark == "+" else 2), "finished": mark != "f"},
+            }
             for index, mark in enumerate(marks)
         )
-    (folder / "results.json").write_text(json.dumps({**results, "evaluation": {name: {} for name in decoders}}))
+    evaluation = {name: {"seconds_per_answer": 0.25} for name in decoders}
+    (folder / "results.json").write_text(json.dumps({**results, "evaluation": evaluation}))
     return folder
 
 
@@ -65,6 +70,8 @@ def test_the_table_is_what_hand_calculation_gives(
     for name, correct, strict in (("one:base", 1, 1), ("one:prefix", 8, 7), ("two:lora", 3, 3)):
         row = rows[name]
         assert (int(row["correct"]), int(row["total"]), int(row["strict"])) == (correct, 10, strict)
+        assert (int(row["flexible"]), int(row["cut_off"]), row["seconds"]) == (correct, correct - strict, "0.25")
+        assert float(row["tokens"]) == 6.5 + 0.3 * strict  # 0 to 9 and 2, and 3 more where an answer is stated
         assert float(row["accuracy"]) == correct / 10
         assert (float(row["low"]), float(row["high"])) == pytest.approx(wilson(correct, 10))
     prefix, trained = rows["one:prefix"], ("data_num", "epochs", "prefix", "lr", "parameters", "norm", "tracking")
@@ -74,13 +81,16 @@ def test_the_table_is_what_hand_calculation_gives(
     assert (prefix["only_first"], prefix["only_this"]) == ("1", "8")
     assert float(prefix["p_value"]) == pytest.approx(2 * (comb(9, 0) + comb(9, 1)) / 2**9)
     assert float(rows["two:lora"]["p_value"]) == pytest.approx(2 / 2**2)
+    differences = {name: float(row["difference"]) for name, row in rows.items() if row["difference"]}
+    assert differences == {"one:prefix": pytest.approx(1.8), "two:lora": pytest.approx(0.6)}
+    assert float(rows["two:lora"]["difference_low"]) == 0 < float(rows["two:lora"]["difference_high"]) < 1.6
 
     printed = capfd.readouterr().out
     assert "10 problems, answers compared as numbers, p against one:base" in printed
     written = (out / "comparison.md").read_text()
-    assert (
-        "| one | prefix | 64 | 3 | 10 | 0.005 | 3,072 | 0.540 | 1.0% | 8 | 10 | 80.0% | 49.0% - 94.3% | 7 |" in written
-    )
+    assert "| one | prefix | 64 | 3 | 10 | 0.005 | 3,072 | 0.540 | 1.0% | 8 | 10 | 80.0% | 49.0% - 94.3% |" in written
+    assert "| 7 | 8 | 0.039 | 1 | 8 | 8.6 (" in written
+    assert "| 1 | 250 ms |" in written
     results = json.loads((out / "results.json").read_text())
     assert results["against"] == "one:base"
     assert results["config"]["runs"] == [str(one), str(two)]
@@ -167,6 +177,25 @@ def test_completions_made_elsewhere_are_compared_without_a_run_of_ours(
     assert [row["strict"] for row in rows_by_name.values()] == ["0", "0"]  # no answer is stated
 
 
+def test_a_run_of_an_older_version_is_scored_by_this_one_and_that_is_said(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its verdict was the last number's, whatever was stated before it."""
+    run = write_run(tmp_path / "run", {"base": "--", "prefix": "+-"})
+    path = run / "records" / "base.jsonl"
+    lines = path.read_text().splitlines()
+    completions = (r"\boxed{1} in 4 weeks", "2")
+    rows = [{**json.loads(line), "completion": text} for line, text in zip(lines, completions, strict=True)]
+    write_generations(path, rows)
+    call(f"eval/compare.py --runs {run} --output-dir {tmp_path}/out")
+    assert [(row["correct"], row["strict"]) for row in table(tmp_path / "out").values()] == [("1", "1"), ("1", "1")]
+    assert (
+        "note: run:base: 1 of 2 recorded verdicts are another version's; the table is of the recorded completions,"
+        " scored by this one\n"
+    ) in capfd.readouterr().out
+    assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def with_template(template: str, total: int) -> dict[str, Any]:
     """Results as this version writes them: of the problems that `write_run` makes."""
     rows = digest((f"q{index}?", "1") for index in range(total))
@@ -235,6 +264,36 @@ def test_shared_only_leaves_out_what_one_of_them_lacks(
     counts = [(row["correct"], row["total"]) for row in table(tmp_path / "out").values()]
     assert counts == [("1", "2"), ("0", "2"), ("2", "2")]
     assert "2 problems that all runs share" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("cut", ["", " --first-turn"])
+def test_further_turns_are_counted_and_cut_where_asked_for(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str], cut: str
+) -> None:
+    """The questions of a data set that asks one twice are met in its order."""
+    rows = [(f"What is {n}+1?", str(n + 1)) for n in range(10)] + [("What is 0+1?", "1")]
+    said = [f"Question: {question}\nAnswer: {gold}\n\nQuestion: What is 50+1?\nAnswer: 51" for question, gold in rows]
+    said[9:] = ["10", "2"]
+    ours = [(f"mawps/test/{n}", *row) for n, row in enumerate(rows)]
+    RecordFile(tmp_path / "run/records/base.jsonl").append(
+        {"id": name, "question": question, "gold": gold, "correct": name.endswith("10"), "strict": False}
+        for name, question, gold in ours[::-1]
+    )
+    (tmp_path / "run/results.json").write_text('{"evaluation": {"base": {}}}')
+    made = write_generations(
+        tmp_path / "made.jsonl",
+        [{"question": row[0], "gold": row[1], "completion": text} for row, text in zip(rows, said, strict=True)],
+    )
+    call(f"eval/compare.py --runs {tmp_path}/run {made} --output-dir {tmp_path}/out{cut}")
+    found = table(tmp_path / "out")["made.jsonl:elsewhere"]
+    assert (found["correct"], found["total"]) == (("10" if cut else "1"), "11")
+    assert (found["only_first"], found["only_this"]) == ("1", "10" if cut else "1")
+    assert json.loads((tmp_path / "out/results.json").read_text())["turns"] == {
+        "made.jsonl:elsewhere": {"echoes": 9, "run_on": 9, "total": 11}
+    }
+    note = "note: made.jsonl:elsewhere: of 11 completions 9 repeat their prompt and 9 go on with further turns: "
+    what = "only the first answer is scored" if cut else "all of it is scored; --first-turn scores the first answer"
+    assert note + what in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reft_math.comparison import Run
+from reft_math.figures.distributions import distributions_figure
+from reft_math.regression_comparison import changes
 from reft_math.scoring.records import RecordFile
 
 TARGETS = [1.0, 2.0, 4.0, 5.0]
@@ -50,9 +53,65 @@ def test_writes_the_table_with_differences_from_the_first_run_and_the_figure(
     assert float(rows[1]["difference"]) == pytest.approx(0.5)
     assert json.loads(rows[1]["difference_interval"]) == pytest.approx([0.5, 0.5])
     assert "second" in capfd.readouterr().out
-    assert (tmp_path / "out" / "table.md").read_text().count("\n") == 6
+    assert (tmp_path / "out" / "table.md").read_text().count("\n") == 13
+    assert {path.stem for path in (tmp_path / "out").glob("*.png")} == {"convergence"}
     for ending in ("png", "svg"):
         assert (tmp_path / "out" / f"convergence.{ending}").stat().st_size > 1000
+
+
+def test_seeds_are_averaged_and_validation_rows_choose_the_learning_rates(
+    call: Callable[[str], None], tmp_path: Path
+) -> None:
+    """Errors by fiat: at the rate that is better on validation rows, test rows are worse."""
+    runs, errors = [], {(rate, rows): [] for rate in (0.1, 0.2) for rows in (100, 1000)}
+    for (rate, rows), found in errors.items():
+        for seed in range(3):
+            found.append((1 + rate) * (1 + seed) * 100 / rows)
+            folder = write_run(tmp_path / f"{rate}-{rows}-{seed}", [target + found[-1] for target in TARGETS])
+            results = json.loads((folder / "results.json").read_text())
+            results["config"] = {"learning_rate": rate, "train_size": rows, "seed": seed, "output_dir": str(folder)}
+            results["training"]["rmse"][1] = 1 / rate + seed
+            results["rows"] = {"train": rows, "validation": 2, "test": 4}
+            (folder / "results.json").write_text(json.dumps(results))
+            runs.append(str(folder))
+    call(f"eval/compare_regression.py --runs {' '.join(runs)} --output-dir {tmp_path}/out")
+    seeds = json.loads((tmp_path / "out" / "results.json").read_text())["seeds"]
+    assert [(row["lr"], row["rows"], row["runs"]) for row in seeds] == [(*key, 3) for key in errors]
+    for row, found in zip(seeds, errors.values(), strict=True):
+        assert (row["RMSE"], row["sd"]) == pytest.approx((np.mean(found), np.std(found, ddof=1)))
+        assert row["validation"] == pytest.approx(1 / row["lr"] + 1)
+        assert row["chosen"] == (row["lr"] == 0.2)
+    assert (tmp_path / "out" / "training_rows.svg").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("probabilities", [None, [[0.1, 0.2], [0.3, 0.4]]])
+def test_the_change_of_entropy_and_the_probabilities_are_drawn(
+    tmp_path: Path, probabilities: list[list[float]] | None
+) -> None:
+    """Row 1 rises by 0.5, the others fall by 0.25; without probabilities, only that is drawn."""
+    folder = write_run(tmp_path, TARGETS, grid="1,5", texts=None)
+    (folder / "records" / "tuned.jsonl").unlink()
+    for time, name in enumerate(("start", "tuned")):
+        RecordFile(folder / "records" / f"{name}.jsonl").append(
+            {
+                "id": f"r{index}",
+                "target": target,
+                "entropy": 1 + time * (0.5 if index == 1 else -0.25),
+                "probabilities": probabilities and [p * (index + 1) / 4 for p in probabilities[time]],
+            }
+            for index, target in enumerate(TARGETS)
+        )
+    run = Run.read(str(folder))
+    pairs = changes(run)
+    assert [after["entropy"] - before["entropy"] for before, after in pairs] == [-0.25, 0.5, -0.25, -0.25]
+    histogram, *panels = distributions_figure([(run, pairs)]).axes
+    counts = [bar.get_height() for bar in histogram.patches]  # type: ignore[attr-defined]
+    assert (counts[0], counts[-1], sum(counts)) == (3, 1, 4)
+    drawn = [[bar.get_height() for bar in panel.patches] for panel in panels]  # type: ignore[attr-defined]
+    shares = (0.625, 0.25, 0.75, 1.0)  # the mean's, and those of the first, third and last row by target
+    assert drawn == (
+        [pytest.approx([p * share for p in (0.1, 0.2, 0.3, 0.4)]) for share in shares] if probabilities else [[]] * 4
+    )
 
 
 def test_runs_over_different_rows_are_not_compared(
@@ -131,6 +190,8 @@ def test_a_run_without_its_records_is_refused(
         {"predictor": ["rail"]},
         {"evaluation": {}},
         {"rmse_of_training_mean": None},
+        {"rows": []},
+        {"config": {"learning_rate": "fast"}},
     ],
 )
 def test_a_run_whose_results_were_edited_is_refused_before_anything_is_written(

@@ -37,6 +37,8 @@ def test_the_choice_is_saved_where_asked_for(call: Callable[[str], None], tmp_pa
     results = json.loads((tmp_path / "saved" / "results.json").read_text())
     assert results["best"] == "tokens:2"
     assert {gate: summary["total"] for gate, summary in results["gates"].items()} == {"kl:1": 6, "tokens:2": 6}
+    assert results["noise_floor"]["rows"] == 6
+    assert results["noise_floor"]["max"] < 1e-5, "in float32"
 
 
 def test_a_profile_writes_tables_figure_and_records(

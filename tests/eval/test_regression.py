@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from interventions.regression import load_base, load_regressor, make_regressor
-from reft_math.data.regression import load_regression
+from reft_math.data.regression import drawn, load_regression
 from reft_math.models import load_model, load_tokenizer
 from reft_math.regression import metrics
 from reft_math.regressor.config import RegressorConfig
@@ -79,7 +79,7 @@ def test_a_regressor_stands_beside_its_base_over_the_same_grid(
     loaded = load_regressor(folder)
     predictor = loaded.regressor_config.predictor
     assert found["predictor"] == predictor
-    rows = load_regression("original1", "test", limit=9)
+    rows = drawn(load_regression("original1", "test"), 9)
     texts, targets = [row.text for row in rows], np.array([row.target for row in rows])
     for name, regressor, its_own in [
         ("tuned", loaded, predictor),
@@ -116,7 +116,7 @@ def test_a_base_on_its_own_is_zero_shot_and_may_be_sampled(
     assert list(predictors) == ["rail", "rail_normalised", "mode", "median", "decoded", "rail_sampled"]
     assert predictors["rail_sampled"]["no_number"] == pytest.approx(1 / 3)
     assert predictors["decoded"]["no_number"] == 0
-    rows = load_regression("original1", "validation", limit=6)
+    rows = drawn(load_regression("original1", "validation"), 6)
     errors = np.array([5 - row.target for row in rows])  # (4 + 8 + 3) / 3
     assert predictors["rail_sampled"]["rmse"]["value"] == pytest.approx(np.sqrt((errors**2).mean()))
     base = load_base(RegressorConfig(grid="0:9:1", base_model="arithmetic"))
@@ -136,8 +136,10 @@ def test_a_grid_and_a_template_of_ones_own(call: Callable[[str], None], tmp_path
 def test_real_pairs_of_sentences_get_their_own_grid(
     call: Callable[[str], None], tmp_path: Path, shared_data: Path
 ) -> None:
-    call(f"eval/regression.py --data stsb --data-dir {shared_data} --limit 6 --output-dir {tmp_path}/run")
+    line = f"eval/regression.py --data stsb --prompt paper --data-dir {shared_data} --limit 6"
+    call(f"{line} --output-dir {tmp_path}/run")
     found = results(tmp_path / "run")
+    assert all(record["text"].endswith("is equal to") for record in records(tmp_path / "run", "base").values())
     assert (found["regressor"]["grid"], found["evaluation"]["base"]["total"]) == ("1:5:1", 6)
 
 
@@ -171,7 +173,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
         ("--regressor {regressor} --grid 1:5:1", "--grid is for a base on its own; the regressor has one"),
         ("--regressor {regressor} --model arithmetic", "--model is for a base on its own; the regressor has one"),
         ("--model no/such/model", "model 'no/such/model' must be 'arithmetic', a folder"),
-        ("--data nosuch", 'unknown data set "nosuch": expected one of stsb, original1'),
+        ("--data nosuch", 'unknown data set "nosuch": expected one of stsb, stsb:paper'),
         ("--data {folder}/own.csv", "rows of one's own need a grid that reaches their targets; pass --grid"),
         ("--grid 1:5:0.3", "in whole steps of a positive resolution; got 1 to 5 by 0.3"),
         ("--template letter", "template must be auto or one of"),

@@ -4,10 +4,12 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import pyreft
 import pytest
@@ -16,7 +18,13 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from interventions import PrefixReftModel, import_checkpoint, read_checkpoint
+from interventions import (
+    PrefixReftConfig,
+    PrefixReftModel,
+    get_prefix_reft_model,
+    import_checkpoint,
+    read_checkpoint,
+)
 from interventions.foreign_files import read_brep
 from reft_math.errors import UserError
 
@@ -185,9 +193,108 @@ LOREFT = "<class 'pyreft.interventions.LoreftIntervention'>"
 PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
 
 
+def of_class(folder: Path, name: str) -> None:
+    edit_config(folder, intervention_types=[f"<class '{name}'>"])
+
+
+def as_easysteers(folder: Path, *left_out: str) -> None:
+    """Its config by the name of ours, places by their fields' names, no mode, and a file of any name."""
+    config = json.loads((folder / "config.json").read_text())
+    place = {"layer": 1, "component": "block_output", "unit": "pos", "max_number_of_units": 1}
+    kept = {name: config[name] for name in ("intervention_types",) if name not in left_out}
+    (folder / "reft_config.json").write_text(json.dumps({"representations": [place], **kept}))
+    (folder / "config.json").unlink()
+    a_file(folder).rename(folder / "intervention.bin")
+
+
+def rename_tensors(file: Path, **names: str) -> None:
+    tensors = torch.load(file, weights_only=True)
+    torch.save({names.get(name, name): tensor for name, tensor in tensors.items()}, file)
+
+
+EASYSTEERS = "easysteer.reft.pyreft.reft.algorithms.loreft.LoreftIntervention"
+TRAINING = {"act_fn": "linear", "prompt_template": "<|im_start|>%s\n", "apply": {"prompt_positions": [-1]}}
+
+
+@pytest.mark.parametrize(
+    ("change", "act_fn", "notes"),
+    [
+        (
+            lambda folder: edit_config(
+                folder, bos_token_id=1, eos_token_id=[2, 3], pad_token_id=0, use_cache=False, dtype="bfloat16"
+            ),
+            "linear",
+            [],
+        ),
+        (
+            lambda folder: of_class(folder, "pyreft.reft.interventions.LoreftIntervention"),
+            "linear",
+            ["class pyreft.reft.interventions.LoreftIntervention: taken for loreft by its tensors, and not imported"],
+        ),
+        (lambda folder: of_class(folder, EASYSTEERS), "linear", [f"class {EASYSTEERS}: taken for loreft"]),
+        (lambda folder: of_class(folder, "antigravity.LoreftIntervention"), "linear", ["class antigravity.Lor"]),
+        (as_easysteers, "linear", []),
+        (lambda folder: as_easysteers(folder, "intervention_types"), "linear", ["class not named: taken for loreft"]),
+        (
+            lambda folder: rename_tensors(a_file(folder), weight="learned_source.weight", bias="learned_source.bias"),
+            "linear",
+            [],
+        ),
+        (lambda folder: edit_config(folder, easysteer_training=TRAINING), None, ["EasySteer's training, not taken"]),
+        (lambda folder: edit_config(folder, act_fn="linear"), "linear", []),
+    ],
+)
+def test_what_forks_and_recent_trainers_write_differently_is_the_same_adapter(
+    tiny_model: Callable[..., PreTrainedModel],
+    tmp_path: Path,
+    change: Callable[[Path], object],
+    act_fn: str | None,
+    notes: list[str],
+) -> None:
+    model = tiny_model()
+    save_with_pyreft(tmp_path, model, pyreft.LoreftIntervention, {1: "block_output"})
+    plain = import_checkpoint(tmp_path, model, act_fn="linear")
+    with torch.no_grad():
+        expected = plain(TOKENS).logits
+    plain.unload()
+    change(tmp_path)
+    checkpoint = read_checkpoint(tmp_path, act_fn=act_fn)
+    assert torch.equal(checkpoint.put_on(model)(TOKENS).logits, expected)
+    assert len(checkpoint.notes) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(checkpoint.notes, notes, strict=True))
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"intervention": "bias"}, {"intervention": "loreft"}, {"intervention": "direft"}]
+)
+def test_our_own_folders_without_our_own_files_are_adapters_too(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, config: dict[str, str]
+) -> None:
+    """A stock save of ours, of any kind and none of whose tensors are pyreft's LoReFT's."""
+    model = tiny_model()
+    ours = get_prefix_reft_model(model, PrefixReftConfig(**{"site": "block", **config}))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for vector in (*ours.biases().values(), *ours.scales().values()):
+            vector.add_(torch.randn_like(vector) * 0.3)
+        expected = ours(TOKENS).logits
+    ours.save_pretrained(tmp_path)
+    ours.unload()
+    for name in ("reft_config.json", "reft_model.safetensors"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=r"it is another project's: train/import_checkpoint\.py"):
+        PrefixReftModel.from_pretrained(tmp_path, model)
+    subspace = config.get("intervention") in ("loreft", "direft")
+    checkpoint = read_checkpoint(tmp_path, act_fn="linear" if subspace else None)
+    torch.testing.assert_close(checkpoint.put_on(model)(TOKENS).logits, expected, rtol=1e-5, atol=1e-5)
+    assert (checkpoint.config.gate, checkpoint.notes) == ("prompt", ())
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (lambda folder: edit_config(folder, act_fn="relu"), "must be the one of training, relu .*; got linear"),
+        (lambda folder: edit_config(folder, easysteer_training=[1]), "is no config of pyreft's"),
         (lambda folder: edit_config(folder, intervention_types=["<class 'antigravity.fly'>"]), r"antigravity\.fly"),
         (lambda folder: edit_config(folder, intervention_types=[]), "it names none"),
         (lambda folder: edit_config(folder, mode="serial"), "in parallel.*serial"),
@@ -236,7 +343,14 @@ PLACE = [0, "block_output", "pos", 1, 3, *[None] * 9]
             ),
             r"one width and one rank.*\(2, 32\), \(3, 32\)",
         ),
-        (lambda folder: (folder / "reft_config.json").write_text("{}"), "is an adapter of this project already"),
+        (
+            lambda folder: (folder / "reft_config.json").write_text('{"intervention": "red"}'),
+            "is an adapter of this project already",
+        ),
+        (
+            lambda folder: (folder / "reft_config.json").write_text('{"d_model": 32, "rank": 4}'),
+            r"reft_config\.json must be of this project .* or of EasySteer .*; it holds d_model, rank",
+        ),
     ],
 )
 def test_what_is_wrong_in_pyrefts_folder_is_refused(
@@ -304,33 +418,39 @@ def brep_tensors(module: str, width: int, layers: int = 3) -> dict[str, torch.Te
 
 
 @pytest.mark.parametrize(
-    ("module", "site", "width"),
+    ("module", "site", "width", "left_out"),
     [
-        ("mlp.up_proj", "ffn_up", 48),
-        ("mlp.down_proj", "ffn_down", 32),
-        ("self_attn.q_proj", "attn_q", 48),
-        ("self_attn.k_proj", "attn_k", 24),
-        ("self_attn.v_proj", "attn_v", 24),
-        ("self_attn.o_proj", "attn_o", 32),
+        ("mlp.up_proj", "ffn_up", 48, None),
+        ("mlp.down_proj", "ffn_down", 32, None),
+        ("self_attn.q_proj", "attn_q", 48, None),
+        ("self_attn.k_proj", "attn_k", 24, None),
+        ("self_attn.v_proj", "attn_v", 24, None),
+        ("self_attn.o_proj", "attn_o", 32, None),
+        ("mlp.up_proj", "ffn_up", 48, "scaling"),
+        ("self_attn.o_proj", "attn_o", 32, "scaling"),
+        ("mlp.up_proj", "ffn_up", 48, "bias"),
     ],
 )
 def test_breps_vectors_act_by_their_formula(
-    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, module: str, site: str, width: int
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, module: str, site: str, width: int, left_out: str | None
 ) -> None:
+    """Of whatever the file holds: scales and biases, biases alone (s = 1), scales alone (b = 0)."""
     tensors, model = brep_tensors(module, width), tiny_model()
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(f"_{left_out}")}
     torch.save(tensors, tmp_path / "delta_vector.pth")
 
     def formula(layer: int) -> Formula:
         prefix = f"model.layers.{layer}.{module}.delta_vector.activation_"
-        scale, bias = tensors[f"{prefix}scaling"].float(), tensors[f"{prefix}bias"].float()
-        return lambda h: scale * h + bias
+        scale, bias = tensors.get(f"{prefix}scaling", torch.ones(1)), tensors.get(f"{prefix}bias", torch.zeros(1))
+        return lambda h: scale.float() * h + bias.float()
 
     expected = hooked_logits(model, {f"model.layers.{layer}.{module}": formula(layer) for layer in range(3)})
     for path in (tmp_path, tmp_path / "delta_vector.pth"):
         reft_model = import_checkpoint(path, model, gate="tokens:9")
         torch.testing.assert_close(reft_model(TOKENS).logits, expected, rtol=1e-5, atol=1e-5)
         config = reft_model.prefix_config
-        assert (config.intervention, config.site, config.layers) == ("red", site, (0, 1, 2))
+        kind = "bias" if left_out == "scaling" else "red"
+        assert (config.intervention, config.site, config.layers) == (kind, site, (0, 1, 2))
         assert (config.width, config.gate) == (width, "tokens:9")
 
 
@@ -342,6 +462,11 @@ UP, BIAS = "model.layers.1.mlp.up_proj.delta_vector.", "activation_bias"
     [
         ({f"{UP}activation_ln.weight": torch.ones(48)}, r"only; got .*activation_ln\.weight"),
         ({"model.layers.1.mlp.gate_proj.delta_vector.activation_bias": torch.ones(1, 48)}, "only; got .*gate_proj"),
+        (
+            {"model.layers.1.delta_vector.activation_bias": torch.ones(1, 32)},
+            r"names a layer and no module \(op_position layer.*what was edited is missing",
+        ),
+        (dict.fromkeys(brep_tensors("mlp.up_proj", 48)), "it holds none, as BREP's code saves .*nothing was trained"),
         ({f"{UP}{BIAS}": torch.ones(1, 47)}, r"activation_bias must be \(1, 48\); it is \(1, 47\)"),
         ({f"{UP}{BIAS}": torch.ones(1, 48).to_sparse()}, "activation_bias must be a dense tensor.*sparse_coo"),
         ({f"{UP}{BIAS}": torch.ones(1, 48, device="meta")}, "must be a dense tensor.*on meta"),
@@ -370,7 +495,10 @@ def test_what_is_wrong_in_breps_file_is_refused(
 def test_what_is_no_checkpoint_and_options_that_are_not_its_own_are_refused(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="is neither"):
+    with pytest.raises(UserError, match=r"is neither$"):
+        import_checkpoint(tmp_path, tiny_model())
+    save_with_pyreft(tmp_path / "intervenable_model", tiny_model(), pyreft.LoreftIntervention, BLOCKS)
+    with pytest.raises(UserError, match=r"is neither; did you mean .*/intervenable_model"):
         import_checkpoint(tmp_path, tiny_model())
     torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
     with pytest.raises(UserError, match="act_fn and dropout are LoReFT's and DiReFT's"):
@@ -385,8 +513,49 @@ def test_what_the_files_do_not_hold_is_said_or_is_pyrefts_habit(
     with pytest.raises(UserError, match=r"pyreft's files do not hold act_fn.*linear"):
         read_checkpoint(tmp_path / "pyreft")
     torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
-    with pytest.raises(UserError, match=r"the gate has to be said: tokens:N\+1"):
+    with pytest.raises(UserError, match=r"the gate has to be said: tokens:N\+1 .* off for 0 \(the base\)"):
         read_checkpoint(tmp_path)
+    assert read_checkpoint(tmp_path, gate="off").config.gate == "off"
+
+
+SAID = {"model_path": "/mnt/models/Meta-Llama-3-8B-Instruct", "op_position": "ffn_up", "template_index": "llama"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "base", "template", "warnings"),
+    [
+        ({}, "meta-llama/Meta-Llama-3-8B-Instruct", "chat-step-by-step/1", []),
+        ({}, "llama-13b", "chat-step-by-step/1", ["says base .*Meta-Llama-3-8B-Instruct, and it is llama-13b"]),
+        ({"op_position": ["attn_q", "attn_k"]}, None, "chat-step-by-step/1", ["says site .*attn_q.*and it is ffn_up"]),
+        ({"template_index": 1, "model_path": None}, "llama-13b", None, []),
+        ({"model_path": "a" * 300}, None, "chat-step-by-step/1", []),
+        ({"template_index": "qwen3"}, None, "chat-thinking/1", []),
+    ],
+)
+def test_what_a_train_config_says_is_used_and_held_against_the_rest(
+    tmp_path: Path, changes: dict[str, object], base: str | None, template: str | None, warnings: list[str]
+) -> None:
+    torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
+    (tmp_path / "train_config.json").write_text(json.dumps({**SAID, **changes}))
+    with catch_warnings(record=True) as caught:
+        simplefilter("always")
+        checkpoint = read_checkpoint(tmp_path, gate="always", base_model=base)
+    assert (checkpoint.config.base_model, checkpoint.config.template) == (base, template)
+    assert len(caught) == len(warnings)
+    assert all(re.search(said, str(warning.message)) for said, warning in zip(warnings, caught, strict=True))
+    (note,) = checkpoint.notes
+    assert note.startswith("train_config.json: base ")
+    (tmp_path / "train_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"train_config\.json must be BREP's, or not be there"):
+        read_checkpoint(tmp_path, gate="always")
+
+
+def test_an_adapter_for_all_layers_of_a_base_less_deep_is_warned_of(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    torch.save(brep_tensors("mlp.up_proj", 48), tmp_path / "delta_vector.pth")
+    with pytest.warns(UserWarning, match="for all layers of a base with 3, and this one has 4"):
+        import_checkpoint(tmp_path, tiny_model(num_hidden_layers=4), gate="always")
 
 
 def test_pickles_run_no_code(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:

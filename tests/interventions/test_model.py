@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,3 +232,91 @@ def test_generates_with_the_adapters_own_gate_unless_told_otherwise(tiny_model: 
     assert torch.equal(default, reft_model.generate(TOKENS, gate="tokens:2", **settings))
     assert not torch.equal(default, reft_model.generate(TOKENS, gate="always", **settings))
     assert torch.equal(model.generate(TOKENS, **settings), reft_model.generate(TOKENS, gate="off", **settings))
+
+
+@pytest.mark.parametrize(("intervention", "site"), [("red", "ffn_up"), ("loreft", "block")])
+def test_a_copy_intervenes_like_its_original_and_is_another(
+    tiny_model: Callable[..., PreTrainedModel], intervention: str, site: str
+) -> None:
+    """Logits, gated text and gradients under checkpointing; what happens to one of the two leaves the other alone."""
+    original = randomised(tiny_model(), intervention=intervention, site=site, gate="kl:1,min=2").train()
+    original.gradient_checkpointing_enable()
+    logits, sequences = original(TOKENS).logits, original.generate(TOKENS, max_new_tokens=6)
+    copied = copy.deepcopy(original)
+    assert torch.equal(copied(TOKENS).logits, logits)
+    assert torch.equal(copied.generate(TOKENS, max_new_tokens=6), sequences)
+    assert all(len(module._forward_hooks) == 1 for module in copied._sites)
+    gradients = []
+    for model in (original, copied):
+        mask = torch.arange(7)[None] > 2
+        loss_of(model(TOKENS, intervention_mask=mask, use_cache=False).logits).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(2)
+    assert not torch.equal(copied(TOKENS).logits, logits)
+    copied.unload()
+    assert torch.equal(original(TOKENS).logits, logits)
+
+
+def test_a_copy_of_the_base_alone_is_the_base(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    reft_model = randomised(tiny_model())
+    base, shallow = copy.deepcopy(reft_model.model), copy.copy(reft_model)
+    logits = reft_model(TOKENS).logits
+    assert torch.equal(shallow(TOKENS).logits, logits)
+    del shallow
+    assert torch.equal(reft_model(TOKENS).logits, logits)
+    with reft_model.intervening(torch.ones(1, 1, dtype=torch.bool)):
+        assert torch.equal(base(TOKENS).logits, tiny_model()(TOKENS).logits)
+
+
+def test_pickles_hold_what_they_can(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    """LoReFT's orthogonal R is torch's parametrisation, which has a state and no pickle."""
+    reft_model = randomised(tiny_model())
+    loaded = pickle.loads(pickle.dumps(reft_model))
+    assert torch.equal(loaded(TOKENS).logits, reft_model(TOKENS).logits)
+    base = pickle.loads(pickle.dumps(reft_model.model))
+    assert torch.equal(base(TOKENS).logits, reft_model.model(TOKENS).logits)
+    loreft = randomised(tiny_model(), intervention="loreft")
+    with pytest.raises(RuntimeError, match=r"only supported through state_dict\(\)"):
+        pickle.dumps(loreft)
+    fresh = get_prefix_reft_model(tiny_model(), loreft.prefix_config)
+    fresh.load_state_dict(loreft.state_dict())
+    assert torch.equal(fresh(TOKENS).logits, loreft(TOKENS).logits)
+
+
+def test_two_on_one_base_act_apart_and_leave_no_hooks_behind(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    model = tiny_model()
+    pair = [randomised(model), randomised(model, intervention="loreft", site="ffn_up")]
+    for reft_model in pair:
+        alone = get_prefix_reft_model(tiny_model(), reft_model.prefix_config)
+        alone.interventions.load_state_dict(reft_model.interventions.state_dict())
+        assert torch.equal(reft_model(TOKENS).logits, alone(TOKENS).logits)
+    del pair, reft_model
+    gc.collect()
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_compiled_base_is_compiled_with_its_interventions(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    model = tiny_model(num_hidden_layers=1)
+    reft_model = randomised(model)
+    base, intervened = model(TOKENS).logits, reft_model(TOKENS).logits
+    model.compile(backend="eager")
+    for _ in range(2):
+        assert torch.equal(reft_model(TOKENS).logits, intervened)
+        assert torch.equal(model(TOKENS).logits, base)
+    with pytest.raises(UserError, match=r"instead of torch\.compile\(model\) call model\.compile\(\)"):
+        randomised(torch.compile(tiny_model(), backend="eager"))
+
+
+def test_gradients_are_freed_and_frozen_as_in_every_module(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    reft_model = randomised(tiny_model())
+    reft_model(TOKENS).logits.sum().backward()
+    reft_model.zero_grad(set_to_none=False)
+    assert all(parameter.grad.abs().max() == 0 for parameter in reft_model.parameters())
+    reft_model.zero_grad()
+    assert all(parameter.grad is None for parameter in reft_model.parameters())
+    assert reft_model.eval().requires_grad_(False) is reft_model
+    assert not reft_model(TOKENS).logits.requires_grad

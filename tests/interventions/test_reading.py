@@ -69,7 +69,8 @@ def test_states_under_interventions_are_those_behind_them(tiny_model: Callable[.
 @pytest.mark.parametrize("positions", ["all", "generated"])
 @pytest.mark.parametrize("handoff", ["base", "keep"])
 @pytest.mark.parametrize(
-    "gate", ["tokens:1", "tokens:3", "kl:0", "kl:0.3", "kl:0.5,base||mod", "kl:0.2,min=4", "kl:9,max=4"]
+    "gate",
+    ["tokens:1", "tokens:3", "kl:0", "kl:0.3", "kl:0.5,base||mod", "kl:0.2,min=4,band=0.05", "kl:9,max=4"],
 )
 def test_along_its_own_text_a_decoder_is_met_again(
     tiny_model: Callable[..., PreTrainedModel], gate: str, handoff: Handoff, positions: Positions

@@ -43,8 +43,8 @@ TUNES = list(TRAINED)
 
 
 def regressor_of(tune: str, **settings: Any) -> Regressor:
-    """Of the embedded model; ``site``, ``layers`` and ``rank`` where they are given, the rest is the config's."""
-    where = {name: settings.pop(name) for name in ("site", "layers", "rank") if name in settings}
+    """Of the embedded model; `make_regressor`'s own arguments where they are given, the rest is the config's."""
+    where = {name: settings.pop(name) for name in ("site", "layers", "rank", "dropout") if name in settings}
     config = RegressorConfig(**{"tune": tune, "grid": "0:9:1", "base_model": "arithmetic", **settings})
     torch.manual_seed(0)
     model = load_model("arithmetic", random_seed=config.random_seed)
@@ -100,11 +100,45 @@ def test_rank_layers_and_site_are_those_asked_for() -> None:
         assert sum(parameter.numel() for parameter in trainable.values()) == expected
 
 
-def test_where_the_whole_model_is_tuned_added_tokens_are_tuned_too() -> None:
-    trainable = regressor_of("full", grid="0:9:0.5", added_tokens="average").trainable_parameters()
-    assert sum(parameter.numel() for parameter in trainable.values()) == TRAINED["full"] + 19 * WIDTH
-    frozen = regressor_of("red", grid="0:9:0.5", added_tokens="average").trainable_parameters()
-    assert sum(parameter.numel() for parameter in frozen.values()) == TRAINED["red"]
+@pytest.mark.parametrize("tune", TUNES)
+def test_dropout_is_the_models_and_loras_and_in_training_only(tune: str) -> None:
+    made = {dropout: changed(regressor_of(tune, dropout=dropout)) for dropout in (None, 0.1, 0.9)}
+
+    def losses(dropout: float | None, training: bool) -> torch.Tensor:
+        torch.manual_seed(1)
+        return made[dropout].train(training)(**batch_of(made[dropout]))["loss"]
+
+    for dropout in (0.1, 0.9):
+        assert torch.equal(losses(dropout, False), losses(None, True))
+        assert not torch.allclose(losses(dropout, True), losses(None, True))
+    attention = made[0.9].model.get_decoder().layers[0].self_attn
+    assert attention.attention_dropout == 0.9
+    if tune == "lora":
+        assert attention.q_proj.lora_dropout["default"].p == 0.9
+
+
+@pytest.mark.parametrize("tune", [*TUNES, "none"])
+def test_the_rows_of_added_tokens_are_trained_whatever_is_tuned(tune: str) -> None:
+    """Numbers from 0.0 to 9.0, 19 in all; the base alone has nothing to train."""
+    regressor = regressor_of(tune, grid="0:9:0.5", added_tokens="random").train()
+    trainable = regressor.trainable_parameters()
+    trained = sum(parameter.numel() for parameter in trainable.values())
+    assert trained == (0 if tune == "none" else TRAINED[tune] + 19 * WIDTH)
+    if tune not in ("none", "full"):
+        regressor(**batch_of(regressor))["loss"].sum().backward()
+        (rows,) = (parameter for name, parameter in trainable.items() if name.startswith("added_rows."))
+        assert rows.grad.abs().sum(dim=1)[1:].min() > 0  # 0.0 counts for nothing in the sum
+
+
+@pytest.mark.parametrize("tune", ["red", "lora"])
+def test_regressors_of_before_have_their_added_tokens_at_their_start(tmp_path: Path, tune: str) -> None:
+    regressor = changed(regressor_of(tune, grid="0:9:0.5", added_tokens="average", form=1))
+    assert sum(parameter.numel() for parameter in regressor.trainable_parameters().values()) == TRAINED[tune]
+    regressor.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+    path = tmp_path / CONFIG_NAME
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "form"}))
+    assert predictions(load_regressor(tmp_path)) == predictions(regressor)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -112,7 +146,7 @@ def test_where_the_whole_model_is_tuned_added_tokens_are_tuned_too() -> None:
 MAKES = [
     {},
     {"loss": "head:mlp"},
-    {"grid": "0:9:0.5", "added_tokens": "average"},
+    {"grid": "0:9:0.5", "added_tokens": "random"},
     {"random_seed": 3},
     {"grid": "0:9:0.5", "added_tokens": "first", "random_seed": 3, "loss": "head:raft-all"},
     {"grid": "1,2", "texts": ("Tom", "Ben"), "normalised": True, "bounds": (0.0, 5.0), "bidirectional": True},
@@ -212,6 +246,7 @@ def spoiling(name: str) -> Callable[[Path], object]:
         ("red", saying(template="chat/9"), "was trained with prompt template chat/9, this version has chat/1"),
         ("red", saying(loss="head:mlp"), "does not hold the weights of head mlp"),
         ("red", without("head.safetensors"), "does not hold the weights of head mean"),
+        ("red", saying(loss="raft", added_tokens="zero"), "does not hold the weights of added tokens"),
         ("red", holding("head.safetensors", "no"), "does not hold the weights of head mean"),
         ("red", without("adapter"), "there is no folder"),
         ("full", without("model"), "a folder with a transformers checkpoint"),
@@ -343,7 +378,7 @@ def test_the_base_keeps_the_loss_of_one_token() -> None:
     config = regressor_of("red", loss="log", grid="1", bounds=(0.0, 9.0)).regressor_config
     base = load_base(config)
     assert base.regressor_config == replace(config, tune="none")
-    assert list(predictions(base)) == ["rail", "entropy"]
+    assert list(predictions(base)) == ["rail", "entropy", "probabilities"]
 
 
 def test_a_whole_model_in_bfloat16_is_warned_of() -> None:

@@ -67,6 +67,21 @@ def test_arguments_have_the_fields_types() -> None:
     assert [type(value) for value in (options.batch_size, options.learning_rate, options.limit)] == [int, float, int]
 
 
+@pytest.mark.parametrize("value", ["-1e-3", "-.5", "-2:2:1", "-1,1"])
+@pytest.mark.parametrize("form", ["--grid {}", "--grid={}", "--config {}"])
+def test_a_value_may_be_negative(tmp_path: Path, value: str, form: str) -> None:
+    @dataclass(frozen=True)
+    class Numbers:
+        grid: str = ""
+        alphas: list[float] = field(default_factory=list)
+
+    (tmp_path / "settings.yaml").write_text(f'grid: "{value}"\nalphas: [-1e-3, -2]\n')
+    given = form.format(tmp_path / "settings.yaml" if "config" in form else value).split(" ")
+    if "config" not in form:
+        given += ["--alphas", "-1e-3", "-2"]
+    assert parse(Numbers, None, given) == Numbers(value, [-1e-3, -2.0])
+
+
 def test_hyphens_and_underscores_are_the_same() -> None:
     assert parsed("--batch_size", "4") == parsed("--batch-size", "4") == Options(batch_size=4)
 

@@ -57,10 +57,10 @@ def test_what_a_decoder_was_trained_on_is_shown_as_far_as_it_is_known(
 
 
 def test_a_question_that_a_data_set_asks_twice_is_two_problems_whatever_the_order_of_records() -> None:
-    """Records are written in the order in which processes get to them."""
-    records = [{"id": name, "question": question} for name, question in (("a", "q"), ("b", " q\n"), ("c", "r  s"))]
+    """Records are written in the order in which processes get to them, and lines have no leading zeros."""
+    records = [{"id": name, "question": question} for name, question in (("f/9", "q"), ("f/10", " q\n"), ("c", "r  s"))]
     keyed = by_problem(records[::-1])
-    assert {key: record["id"] for key, record in keyed.items()} == {("q", 1): "a", ("q", 2): "b", ("r s", 1): "c"}
+    assert {key: record["id"] for key, record in keyed.items()} == {("r s", 1): "c", ("q", 1): "f/9", ("q", 2): "f/10"}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,8 @@ def test_results_that_were_edited_are_one_line(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("question", 3), ("gold", 1), ("correct", "false"), ("correct", 1), ("strict", "no")]
+    ("name", "value"),
+    [*(("question", 3), ("gold", 1), ("completion", 1)), *(("correct", "false"), ("correct", 1), ("strict", "no"))],
 )
 def test_a_score_is_true_or_false_and_never_a_text(tmp_path: Path, name: str, value: object) -> None:
     """To Python, the text "false" is true."""

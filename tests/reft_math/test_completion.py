@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from byte_tokenizer import make_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -91,6 +92,60 @@ def test_a_completion_is_cut_at_the_first_of_any_end_token(
     ]
 
 
+def test_a_plain_completion_ends_at_the_next_question() -> None:
+    """An end token behind it counts for nothing, nor does one that only begins. A token is a byte, or special."""
+    tokenizer = make_tokenizer()
+    decoding = Decoding(tokenizer, TEMPLATES["plain"], [int(tokenizer.eos_token_id)], max_new_tokens=20)
+    cases = {
+        " 3 apples\nQuestion: Tom has 4": (" 3 apples\n", 19, True),
+        " 3</s>": (" 3", 3, True),
+        "Question:": ("", 9, True),
+        " 3\nQuestion": (" 3\nQuestion", 11, False),
+        " 3\nQuestion: 4 5</s>": (" 3\n", 12, True),
+        " 3</s>\nQuestion:": (" 3", 3, True),
+        "": ("", 0, False),
+    }
+    for drawn, expected in cases.items():
+        assert tuple(decoding.read(tokenizer.encode(drawn)).values()) == expected
+
+
+@pytest.mark.parametrize("gate", [None, "off", "always", "tokens:2"])
+def test_a_row_stops_at_the_next_question_and_the_others_go_on(
+    tiny_model: Callable[..., PreTrainedModel], gate: str | None
+) -> None:
+    """One of three writes one; its prompt has one, too. When none is left to go on, nothing more is drawn."""
+    tokenizer = make_tokenizer()
+    texts = ["4 5 6 7 8 9 10 11 12 13 14", "4\nQuestion: 5 6 7 8 9 10", "4 5</s>"]
+    drawn = [tokenizer.encode(text) for text in texts]
+    model = tiny_model(vocab_size=len(tokenizer))
+    steps: list[int] = []
+
+    def write(module: Any, args: Any, output: Any) -> Any:
+        output.logits[:] = 0.0
+        for row in range(len(output.logits)):
+            tokens = drawn[row % 3 if len(output.logits) % 3 == 0 else 1]  # companions stand behind
+            output.logits[row, :, tokens[min(len(steps), len(tokens) - 1)]] = 9.0
+        steps.append(len(output.logits))
+        return output
+
+    model.register_forward_hook(write)
+    generate = model.generate
+    if gate is not None:
+        generate = partial(get_prefix_reft_model(model, PrefixReftConfig()).generate, gate=gate)
+    decoding = Decoding(tokenizer, TEMPLATES["plain"], [int(tokenizer.eos_token_id)], max_new_tokens=16)
+    found = complete(["3?", *QUESTIONS[1:3]], None, generate=generate, decoding=decoding, device=CPU)
+    assert [tuple(row.values())[:3] for row in found] == [
+        (texts[0][:16], 16, False),
+        ("4\n", 11, True),
+        ("4 5", 4, True),
+    ]
+    for question, its_gate in (("3?", {}), (QUESTIONS[0], {} if gate is None else {"gate": "kl:inf"})):
+        steps.clear()
+        (alone,) = complete([question], None, generate=partial(generate, **its_gate), decoding=decoding, device=CPU)
+        assert tuple(alone.values())[:3] == ("4\n", 11, True)
+        assert len(steps) == 11
+
+
 def test_padding_with_the_end_token_changes_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
     padded_by_end = build_tokenizer()
     padded_by_end.pad_token = padded_by_end.eos_token
@@ -107,6 +162,7 @@ def test_prompts_and_settings_reach_generate(tokenizer: PreTrainedTokenizerFast,
     ask(QUESTIONS[:3], generate, decoding)
     assert generate.prompts == [f"<bos>{question}\n" for question in QUESTIONS[:3]]
     expected = {"max_new_tokens": 20, "eos_token_id": [EOS], "pad_token_id": 0, "return_dict_in_generate": True}
+    expected["use_cache"] = True
     assert {name: generate.settings[name] for name in expected} == expected
     assert generate.settings.keys() - expected == {"logits_processor"}
 
@@ -164,6 +220,19 @@ def test_what_the_gate_saw_is_recorded(tokenizer: PreTrainedTokenizerFast, decod
     )
     assert [{name: result[name] for name in GATE_RECORDS[0]} for result in results] == GATE_RECORDS
     assert [result["completion"] for result in results] == ["12+3", "5", "7-1=6"]
+    assert not any("dead_band" in result for result in results)
+
+
+def test_a_dead_band_is_recorded_and_off_the_sum(tokenizer: PreTrainedTokenizerFast, decoding: Decoding) -> None:
+    def generate(inputs: torch.Tensor, **_: Any) -> GatedOutput:
+        output = gated(tokenizer, inputs, ["12+3", "5<eos>", "7-1=6<eos>"])
+        output.dead_band = 0.5
+        return output
+
+    results = ask(QUESTIONS[:3], generate, decoding)
+    assert [result["kl"] for result in results] == [record["kl"] for record in GATE_RECORDS]
+    assert [result["cumulative_kl"] for result in results] == [0.75 + 1.5, 0.0, 2.5]
+    assert [result["dead_band"] for result in results] == [0.5] * 3
 
 
 class Server:
@@ -202,6 +271,36 @@ def test_an_engine_goes_on_after_each_rows_prefix_and_leaves_finished_rows_alone
         ("+", 1, False),
     ]
     assert [{name: result[name] for name in GATE_RECORDS[0]} for result in results] == GATE_RECORDS
+
+
+@pytest.mark.parametrize(
+    ("prefix", "written", "expected"),
+    [
+        ("12", Continuation("=9\n", 12, finished=True), ("12=9\n", 14, True)),  # a server that leaves stops out
+        ("12", Continuation("=9\nQuestion:", 12, finished=True), ("12=9\n", 14, True)),  # and one that does not
+        ("12", Continuation("=9\nQuestion: 4 5 6 7", 20, finished=False), ("12=9\n", 14, True)),  # nor stops
+        ("12\nQuestion", Continuation(": 5 6", 5, finished=False), ("12\n", 12, True)),  # at the seam
+        ("12", Continuation("=9", 3, finished=True), ("12=9", 5, True)),
+    ],
+)
+def test_what_an_engine_writes_ends_at_the_next_question(
+    prefix: str, written: Continuation, expected: tuple[str, int, bool]
+) -> None:
+    tokenizer = make_tokenizer()
+
+    class Writer:
+        def complete(self, *arguments: Any) -> list[Continuation]:
+            assert arguments[5] == ("Question:",)
+            return [written]
+
+    def generate(inputs: torch.Tensor, **_: Any) -> GatedOutput:
+        drawn = torch.tensor([tokenizer.encode(prefix + "7")])
+        return GatedOutput(torch.cat([inputs, drawn], dim=1), closing_positions=torch.tensor([len(prefix)]))
+
+    decoding = Decoding(tokenizer, TEMPLATES["plain"], [int(tokenizer.eos_token_id)], max_new_tokens=20)
+    engine: Any = Writer()
+    (row,) = complete_by_engine(["3?"], None, generate=generate, decoding=decoding, device=CPU, engine=engine)
+    assert (row["completion"], row["num_tokens"], row["finished"]) == expected
 
 
 @pytest.mark.parametrize("gate", [None, "always", "tokens:2"])

@@ -10,8 +10,10 @@ import pytest
 
 from reft_math.data.problem import Problem
 from reft_math.evaluation import (
+    COST_COLUMNS,
     EVALUATION_COLUMNS,
     Scorer,
+    cost_rows,
     default_max_new_tokens,
     evaluate,
     evaluation_rows,
@@ -90,6 +92,9 @@ def test_a_second_call_scores_only_what_has_no_record_and_decodes_its_batches_wh
     assert generate.batches == [[QUESTIONS[2], QUESTIONS[3]], [QUESTIONS[4]]]
     assert score.golds == ANSWERS[3:]
     assert records[:3] == first
+    assert first.seconds_per_answer is not None
+    assert 0 < first.seconds_per_answer < 1
+    assert records.seconds_per_answer is None, "of some rows it is not known"
     again = Scripted({})
     assert evaluate(PROBLEMS, again, Scoring(), path, "test", batch_size=2) == records
     assert again.batches == []
@@ -105,6 +110,23 @@ def test_a_kill_between_batches_loses_no_row_and_scores_none_twice(tmp_path: Pat
     assert evaluate(PROBLEMS, Scripted(RIGHT), score, path, "test", batch_size=2) == whole
     assert sorted(score.golds) == sorted(ANSWERS)
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_run_of_an_older_version_goes_on_with_this_ones_verdicts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It took the last number whatever was stated; a row of a problem that is no longer asked for stays as it is."""
+    path, script = tmp_path / "records.jsonl", {**RIGHT, QUESTIONS[0]: r"\boxed{3} in 4 weeks"}
+    with Scorer(is_numeric=True) as score:
+        whole = evaluate(PROBLEMS, Scripted(script), score, path, "test", batch_size=2)
+        new = path.read_text()
+        verdicts = '"correct": {}, "strict": true, "flexible": false'
+        old = new.replace(verdicts.format("true"), verdicts.format("false"))
+        assert old != new
+        path.write_text(old + '{"id": "other"}\n' + '{"id": "to')
+        assert evaluate(PROBLEMS, Scripted({}), score, path, "test", batch_size=2) == whole
+    assert path.read_text() == new + '{"id": "other"}\n'
+    assert capsys.readouterr().out == f"note: {path}: 1 of 5 scores were of another version and are made anew\n"
 
 
 def test_records_of_other_problems_are_left_out(tmp_path: Path) -> None:
@@ -147,12 +169,11 @@ def test_thoughts_are_no_answers(is_numeric: bool) -> None:
     assert is_numeric or [row["unscored"] for row in rows] == [False] * 3
 
 
-def test_a_numeric_answer_counts_by_the_last_number_and_the_stated_one_is_told_beside_it() -> None:
+def test_a_numeric_answer_counts_by_what_is_stated_and_else_by_the_last_number() -> None:
     with Scorer(is_numeric=True) as score:
-        stated, last, wrong = score([("7", "#### 7"), ("7", "3+4=7"), ("5", "15")])
-    assert (stated["correct"], stated["strict"], stated["flexible"]) == (True, True, True)
-    assert (last["correct"], last["strict"], last["flexible"]) == (True, False, True)
-    assert (wrong["correct"], wrong["last_number"]) == (False, "15")
+        rows = score([("7", "#### 7"), ("7", "3+4=7"), ("7", r"\boxed{7} in 4 weeks"), ("4", r"\boxed{7} in 4 weeks")])
+    verdicts = [(row["correct"], row["strict"], row["flexible"]) for row in rows]
+    assert verdicts == [(True, True, True), (True, False, True), (True, True, False), (False, False, True)]
 
 
 @pytest.mark.parametrize(("dataset", "expected"), [("arithmetic", True), ("math500", False), ("math10k", True)])
@@ -199,6 +220,7 @@ def test_a_summary_by_hand() -> None:
         "accuracy": 0.75,
         "interval_95": pytest.approx([0.300642, 0.954413], abs=1e-5),
         "mean_tokens": 9.5,
+        "tokens_interval_95": [5.0, 16.5],  # 15 of the 256 ways to draw four are 5 or less, 9 are 16.5 or more
         "unfinished": 1,
     }
 
@@ -216,9 +238,10 @@ def test_scores_that_the_records_hold_are_counted() -> None:
 
 
 def test_the_error_of_numeric_answers_is_over_those_there_are() -> None:
-    answers = [("7", "7"), ("10", "4.5"), (None, "3")]
-    summary = summarise([{**record(False), "last_number": answer, "gold": gold} for answer, gold in answers])
-    assert (summary["mean_absolute_error"], summary["unanswered"]) == (2.75, 1)
+    answers = [("9", "7", "7"), (None, "10", "4.5"), (None, None, "3")]
+    names = ("stated", "last_number", "gold")
+    summary = summarise([{**record(False), **dict(zip(names, row, strict=True))} for row in answers])
+    assert (summary["mean_absolute_error"], summary["unanswered"]) == (3.75, 1)
     summary = summarise([{**record(False), "last_number": "9" * 400, "gold": "7"}])
     assert (summary["mean_absolute_error"], summary["unanswered"]) == (None, 0)
 
@@ -236,8 +259,12 @@ def test_the_table_has_a_row_a_system_and_a_cell_a_column() -> None:
     this = [record(True, 9)] * 4
     rows = evaluation_rows({"base": summarise(base), "prefix": summarise(this, base)})
     assert [len(row) for row in rows] == [len(EVALUATION_COLUMNS)] * 2
-    assert rows[0] == ["base", "1", "4", "25.0%", "4.6% - 69.9%", "1", "6", "-"]
-    assert rows[1] == ["prefix", "4", "4", "100.0%", "51.0% - 100.0%", "-", "9", "0.25"]
+    assert rows[0] == ["base", "1", "4", "25.0%", "4.6% - 69.9%", "1", "1", "-"]
+    assert rows[1] == ["prefix", "4", "4", "100.0%", "51.0% - 100.0%", "-", "-", "0.25"]
+    rows = cost_rows({"base": {**summarise(base), "seconds_per_answer": 0.0123}, "prefix": summarise(this, base)})
+    assert [len(row) for row in rows] == [len(COST_COLUMNS)] * 2
+    assert rows[0] == ["base", "5.5 (5.0 to 6.5)", "-", "0", "12 ms"]
+    assert rows[1] == ["prefix", "9.0", "+3.5 (+2.5 to +4.0)", "0", "-"]
 
 
 def test_samples_are_summarised_over_problems_by_hand() -> None:

@@ -67,7 +67,6 @@ def test_reads_what_other_tools_write(tmp_path: Path) -> None:
         ('{"question": " ", "gold": 1, "completion": ""}', 'line 2: field "question" must not be empty'),
         ('{"question": "a", "gold": 1, "completion": ["1"]}', 'line 2: field "completion" must be a string'),
         ('{"question": "a",', "line 2: must be JSON"),
-        ('{"question": "so  many", "gold": 1, "completion": ""}', "line 2 repeats the question of"),
     ],
 )
 def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, row: str, message: str) -> None:
@@ -76,5 +75,5 @@ def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, row: str, message:
     with pytest.raises(UserError) as error:
         read_generations(path)
     assert message in str(error.value)
-    assert str(error.value).startswith((f"{path}, line 2", "a paired test needs one completion a problem"))
+    assert str(error.value).startswith(f"{path}, line 2")
     assert "\n" not in str(error.value)

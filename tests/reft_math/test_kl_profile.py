@@ -15,6 +15,10 @@ def test_a_profile_by_hand() -> None:
     assert (second["rows"], second["mean"], second["mean of C"]) == (3, 2.0, pytest.approx((1 + 3 + 11) / 3))
     assert (third["position"], third["rows"], third["mean"], third["mean of C"]) == (2, 1, 3.0, 4.0)
 
+    banded = kl_profile([{**record, "dead_band": 0.5} for record in records])
+    assert [row["mean"] for row in banded] == [row["mean"] for row in (first, second, third)]
+    assert [row["mean of C"] for row in banded] == [2.5, pytest.approx((0.5 + 2 + 10) / 3), 3.0]
+
 
 def test_the_figure_has_a_line_for_each_family_of_gates() -> None:
     summary = {

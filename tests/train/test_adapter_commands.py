@@ -36,16 +36,19 @@ def test_an_import_is_evaluated_and_merged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     imported, merged = tmp_path / "imported", tmp_path / "merged"
-    line = f"train/import_checkpoint.py --source {delta_vector} --model {tiny_base} --gate tokens:9"
+    said = {"model_path": tiny_base, "op_position": "ffn_up", "template_index": "llama3"}
+    (delta_vector.parent / "train_config.json").write_text(json.dumps(said))  # names the base, whose folder is here
+    line = f"train/import_checkpoint.py --source {delta_vector} --gate tokens:9"
     call(f"{line} --output-dir {imported}")
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith("red at ffn_up, width 48, layers (0, 1)")
     assert printed[1:3] == ["as told: gate tokens:9", "not given, taken as: positions all"]
-    assert printed[3].endswith("evaluate with --handoff keep")
+    assert printed[3].startswith(f"train_config.json: base {tiny_base}, site ffn_up, prompt llama3 (template chat/1 is")
+    assert printed[4].endswith("evaluate with --handoff keep")
     results = json.loads((imported / "results.json").read_text())
     assert results["adapter"]["base_model"] == tiny_base
-    assert results["adapter"]["gate"] == "tokens:9"
-    evaluation = f"eval/arithmetic.py --adapter {imported} --template chat --limit 2 --max-new-tokens 2"
+    assert (results["adapter"]["gate"], results["adapter"]["template"]) == ("tokens:9", "chat/1")
+    evaluation = f"eval/arithmetic.py --adapter {imported} --limit 2 --max-new-tokens 2"
     call(f"{evaluation} --output-dir {tmp_path}/evaluation")
     call(f"train/merge_adapter.py --adapter {imported} --output-dir {merged}")
     assert "the adapter's own gate is tokens:9; weights have none" in capsys.readouterr().out

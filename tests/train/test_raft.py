@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from interventions.regression import load_base, load_regressor
-from reft_math.data.regression import load_regression
+from reft_math.data.regression import drawn, load_regression
 from reft_math.regression import metrics
 from reft_math.regressor import evaluation
 from reft_math.regressor.model import Regressor
@@ -56,7 +56,7 @@ def test_writes_regressor_records_and_results(
     """RED with RAFT: every figure of the results is worked out again from the records, and these from the files."""
     raft(f"{SMALL} --output-dir {tmp_path}")
     results = read(tmp_path / "results.json")
-    rows = load_regression("original1", "test")[:10]
+    rows = drawn(load_regression("original1", "test"), 10)
     targets = np.array([row.target for row in rows])
 
     saved = load_regressor(tmp_path / "regressor")
@@ -81,7 +81,7 @@ def test_writes_regressor_records_and_results(
     assert (training["steps"], training["best_step"], training["trained_parameters"]) == ([0, 2, 4], 4, 4 * 2 * 384)
     assert training["rmse"][2] == min(training["rmse"])
     assert training == read(tmp_path / "regressor" / "training.json")
-    mean = np.mean([row.target for row in load_regression("original1", "train")[:64]])
+    mean = np.mean([row.target for row in drawn(load_regression("original1", "train"), 64)])
     assert results["rmse_of_training_mean"] == pytest.approx(np.sqrt(((mean - targets) ** 2).mean()))
     assert results["rows"] == {"train": 64, "validation": 8, "test": 10}
     assert results["predictor"] == "rail"
@@ -113,11 +113,16 @@ READ_OFF = ["rail", "rail_normalised", "mode", "median"]
         ),
         ("--loss log", "rail", ["rail", "decoded"], 3072),
         (
-            *("--grid 0:9:0.5 --added-tokens average --samples 2", "rail"),
-            *([*READ_OFF, "decoded", "rail_sampled"], 3072),
+            *("--grid 0:9:0.5 --added-tokens random --samples 2", "rail"),
+            *([*READ_OFF, "decoded", "rail_sampled"], 3072 + 19 * 128),
         ),
         ("--bidirectional --grid 0:9:0.5 --scale-targets", "rail", READ_OFF, 3072),
-        ("--random-start --template plain --schedule cosine --seed 3", "rail", [*READ_OFF, "decoded"], 3072),
+        (
+            "--random-start --optim adafactor --dropout 0.1 --template plain --schedule cosine --seed 3",
+            "rail",
+            [*READ_OFF, "decoded"],
+            3072,
+        ),
     ],
 )
 def test_every_way_to_a_number_is_trained_saved_and_reported(
@@ -153,11 +158,14 @@ def test_a_file_of_ones_own_with_a_grid_of_its_own(raft: Callable[[str], None], 
 
 
 def test_real_pairs_of_sentences_go_through(raft: Callable[[str], None], tmp_path: Path, shared_data: Path) -> None:
-    raft(f"{SMALL} --data stsb --data-dir {shared_data} --output-dir {tmp_path}")
+    raft(f"{SMALL} --data stsb:paper --prompt paper --data-dir {shared_data} --output-dir {tmp_path}")
     results = read(tmp_path / "results.json")
+    assert (results["regressor"]["prompt"], results["regressor"]["template"]) == ("paper", "bare/1")
     assert results["regressor"]["grid"] == "1:5:1"
     assert results["evaluation"]["tuned"]["total"] == 10
-    assert all(record["id"].startswith("stsb/test/") for record in records(tmp_path, "tuned"))
+    for record in records(tmp_path, "tuned"):
+        assert record["id"].startswith("stsb/validation/")
+        assert record["text"].endswith("with 0 being unrelated and 5 being related is equal to")
 
 
 # --- how it goes on -------------------------------------------------------------------------------------------------
@@ -230,7 +238,7 @@ def test_a_finished_run_that_is_resumed_does_nothing_again(
         ("--tune half", "argument --tune: invalid choice: 'half'"),
         ("--data {folder}/own.csv", "rows of one's own need a grid that reaches their targets; pass --grid"),
         ("--data {folder}/own.csv --loss log", "pass --bounds, such as --bounds 0,100"),
-        ("--data nosuch --grid 1:5:1", 'unknown data set "nosuch": expected one of stsb, original1'),
+        ("--data nosuch --grid 1:5:1", 'unknown data set "nosuch": expected one of stsb, stsb:paper'),
         ("--data {folder}/small.csv --grid 0:9:1", "must have rows to train on, to choose by and to report on"),
         ("--data {folder}/none.csv --grid 0:9:1", "none.csv: No such file or directory"),
         ("--data stsb --data-dir {folder}", "stsb/train.csv: No such file or directory"),

@@ -71,6 +71,14 @@ def test_a_review_becomes_one_text_with_its_stars(tmp_path: Path) -> None:
             f"Headline: {fields['review_headline']}\nReview: {fields['review_body']}"
         )
         assert "star_rating" not in row.text
+    for row in load_regression("amazon:wireless", "train", data_dir, prompt="paper"):
+        fields = expected[row.id.rpartition("/")[2]]
+        assert row.text == (
+            f"product_category: Wireless product_title: {fields['product_title']} review_date: 2015-08-31 "
+            f"review_headline: {fields['review_headline']} review_body: {fields['review_body']} Question: In a star "
+            "rating of 1, 2, 3, 4, 5, the higher the better, what would be the star rating of the above review? Please "
+            "only give me the final rating and I do not need any explanations."
+        )
 
 
 def test_the_reviews_of_20_000_are_drawn_apart_and_the_same_each_time(tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def test_a_text_holds_the_ten_ratings_before_the_candidate_and_nothing_of_it_or_
             + "\n".join(before)
             + f"\nNext movie: Movie {n} (19{n:02})"
         )
+    row = by_id(load_regression("movielens", "train", str(tmp_path), prompt="paper"))["movielens/train/7-3"]
+    assert row.text == (
+        "Instruction: Predict the rating of a target movie based on the user's historical movie ratings. "
+        "Rating History: Movie 1 (1901): 2, Movie 2 (1902): 3 Candidate Item: Movie 3 (1903). Output:"
+    )
 
 
 @pytest.mark.usefixtures("small")

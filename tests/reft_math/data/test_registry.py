@@ -9,7 +9,14 @@ from typing import Any
 import datasets
 import pytest
 
-from reft_math.data.registry import dataset_names, held_out_problems, load_problems
+from reft_math.data.registry import (
+    dataset_names,
+    held_out_problems,
+    load_problems,
+    problems_to_choose_by,
+    problems_to_report_on,
+)
+from reft_math.data.regression import load_split
 from reft_math.data.rows import Split
 from reft_math.errors import UserError
 
@@ -194,3 +201,15 @@ def test_what_is_chosen_by_is_not_what_is_reported_on(tmp_path: Path) -> None:
     assert len(set.union(*names)) == 40
     choosing, reporting = held_out_problems("arithmetic")
     assert (len(choosing), len(reporting)) == (200, 500)
+
+
+def test_no_split_is_read_that_is_not_asked_for(tmp_path: Path) -> None:
+    """A folder with one of the files is enough."""
+    rows = "".join(json.dumps({"question": f"{n}+1?", "answer": f"#### {n + 1}"}) + "\n" for n in range(10))
+    for split, ask, count in (("test", problems_to_report_on, 10), ("train", problems_to_choose_by, 2)):
+        (tmp_path / split / "gsm8k").mkdir(parents=True)
+        (tmp_path / split / "gsm8k" / f"{split}.jsonl").write_text(rows)
+        assert len(ask("gsm8k", str(tmp_path / split))) == count
+    (tmp_path / "stsb").mkdir()
+    (tmp_path / "stsb" / "test.csv").write_text("One.,Two.,2.5\n")
+    assert len(load_split("stsb", "test", str(tmp_path))) == 1

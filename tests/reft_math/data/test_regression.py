@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import datasets
 import numpy as np
@@ -12,9 +12,11 @@ import pytest
 
 from reft_math.data.registry import load_problems
 from reft_math.data.regression import NAMES, SCALES, RegressionRow, load_regression, load_splits
-from reft_math.data.rows import Split
+from reft_math.data.rows import Prompt, Split
 from reft_math.errors import UserError
 from reft_math.regression.grid import parse_numbers
+
+PROMPTS: tuple[Prompt, ...] = get_args(Prompt)
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -47,6 +49,35 @@ def test_every_row_of_the_real_files(shared_data: Path, split: Split, rows: int)
     loaded = load_regression("stsb", split, str(shared_data))
     assert len(loaded) == len({row.id for row in loaded}) == rows
     assert {min(row.target for row in loaded), max(row.target for row in loaded)} == {0.0, 5.0}
+
+
+def test_the_papers_split_is_drawn_from_train_and_tests_on_the_authors_validation_rows(shared_data: Path) -> None:
+    ours, paper = (load_splits(name, str(shared_data)) for name in ("stsb", "stsb:paper"))
+    assert [len(paper.train), len(paper.validation), len(paper.test)] == [4887, 862, 1500]
+    assert {row.id for row in ours.train} == {row.id for row in [*paper.train, *paper.validation]}
+    assert paper.test == ours.validation
+    places = {row.id: place for place, row in enumerate(ours.train)}  # captions come first, the news last
+    assert np.mean([places[row.id] for row in paper.validation]) == pytest.approx(5749 / 2, rel=0.1)
+    assert load_splits("stsb:paper", str(shared_data), seed=5) == paper
+
+
+def test_the_papers_prompts_are_its_table_6(tmp_path: Path) -> None:
+    written(tmp_path / "stsb" / "dev.csv", "A {dog} runs.,A cat sits.,2.75\n")
+    for name, split in (("stsb", "validation"), ("stsb:paper", "test")):
+        (row,) = load_regression(name, split, str(tmp_path), prompt="paper")  # type: ignore[arg-type]
+        assert row.text == (
+            "What is the sentence similarity between the following two sentences measured on a scale of 0 to 5: "
+            "A {dog} runs., A cat sits.. The similarity measured on a scale of 0 to 5 with 0 being unrelated and 5 "
+            "being related is equal to"
+        )
+    ours, paper = (load_regression("original1", "test", prompt=prompt, limit=1)[0] for prompt in PROMPTS)
+    assert paper.text == (
+        "The task is to provide your best estimate for 'output score' based on 'input score'. Please provide that and "
+        f"only that, without any additional text. Input score: {x_of(ours)}. Output score:"
+    )
+    assert (paper.id, paper.target) == (ours.id, ours.target)
+    own = written(tmp_path / "mine.csv", "text,target\na,1\n")
+    assert "are prompts of one's own; got prompt paper: leave it out" in message_of(own, prompt="paper")
 
 
 def test_the_hubs_single_precision_gives_the_rows_of_the_files(
@@ -312,7 +343,7 @@ def test_the_bounds_are_the_least_and_greatest_target_of_the_real_files(shared_d
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    known = "stsb, original1, amazon:wireless, amazon:personal_care, amazon:music, movielens"
+    known = "stsb, stsb:paper, original1, amazon:wireless, amazon:personal_care, amazon:music, movielens"
     for name in ("stsc", "amazon:books", "amazon"):
         assert f'unknown data set "{name}": expected one of {known}, or the path of a .csv' in message_of(name)
 

@@ -102,8 +102,8 @@ def test_a_chat_prompt_opens_the_models_turn(tokenizer: PreTrainedTokenizerFast)
     assert CHAT.prompt("Why?", tokenizer) == "<bos><start>user\nWhy?<end><start>model\n"
 
 
-def test_a_plain_solution_is_set_off_by_a_space() -> None:
-    assert (PLAIN.target("#### 7"), CHAT.target("#### 7")) == (" #### 7", "#### 7")
+def test_a_plain_solution_is_set_off_by_a_space(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert (PLAIN.target("#### 7", tokenizer), CHAT.target("#### 7", tokenizer)) == (" #### 7", "#### 7")
 
 
 def test_auto_is_chat_where_the_tokenizer_has_one(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -192,7 +192,8 @@ def test_the_end_token_of_a_chat_is_what_ends_the_assistants_turn(tokenizer: Pre
     turn_end, seven = tokenizer.convert_tokens_to_ids(["<turn_end>", "7"])
     assert turn_end not in (tokenizer.eos_token_id, tokenizer.unk_token_id)
     assert CHAT.end_token_id(tokenizer) == turn_end
-    assert encode_target(CHAT, "Why?", "#### 7", tokenizer)[-2:] == [seven, turn_end]
+    written = tokenizer.encode(f"7{end.partition('<')[0]}<turn_end>", add_special_tokens=False)
+    assert encode_target(CHAT, "Why?", "#### 7", tokenizer)[-len(written) :] == written
     assert PLAIN.end_token_id(tokenizer) == tokenizer.eos_token_id
     assert encode_target(PLAIN, "Why?", "#### 7", tokenizer)[-2:] == [seven, tokenizer.eos_token_id]
 

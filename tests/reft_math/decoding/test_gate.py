@@ -105,6 +105,7 @@ DIVERGENCES = [0.0, 0.5, 1.0, 1.0000001, math.inf]
         (KLGate(0.5, min_tokens=2), [0, 1, 2, 3], {0: DIVERGENCES, 1: DIVERGENCES, 2: [0.0, 0.5]}),
         (KLGate(1, max_tokens=3), [0, 1, 2], {2: [0.0, 0.5, 1.0]}),
         (KLGate(0, max_tokens=0), [], {}),
+        (KLGate(1, dead_band=0.5), [0, 1, 2, 3], {0: [0.0, 0.5, 1.0]}),
         (KLGate(0, "base||mod", min_tokens=2, max_tokens=2), [0, 1], {0: DIVERGENCES, 1: DIVERGENCES}),
     ],
     ids=str,
@@ -118,6 +119,20 @@ def test_gates_are_open_up_to_their_count_and_up_to_their_threshold_inclusive(
         stays_open = gate.stays_open(step, cumulative)
         assert stays_open.dtype == torch.bool
         assert cumulative[stays_open].tolist() == divergences, step
+
+
+def test_a_dead_band_is_off_every_divergence_and_by_default_the_dtypes() -> None:
+    kl = torch.tensor([0.0, 0.5, 0.75, 2.0, math.inf])
+    assert KLGate(1, dead_band=0.5).counted(kl).tolist() == [0.0, 0.0, 0.25, 1.5, math.inf]
+    assert KLGate(1, dead_band=0.5).counted(torch.tensor([math.nan])).isnan().all()
+    for dtype in (torch.float32, torch.float64):
+        assert KLGate(1).on(dtype).counted(kl) is kl
+    assert KLGate(1).on(torch.bfloat16).counted(kl).tolist() == pytest.approx([0.0, 0.49, 0.74, 1.99, math.inf])
+    assert 0 < KLGate(1).on(torch.float16).dead_band < KLGate(1).on(torch.bfloat16).dead_band
+    assert KLGate(1, dead_band=0.25).on(torch.bfloat16) == KLGate(1, dead_band=0.25)
+    assert KLGate(0).on(torch.bfloat16).dead_band == 0, "τ = 0 asks for the base, token for token"
+    assert TokenGate(3).on(torch.bfloat16) == TokenGate(3)
+    assert TokenGate(3).counted(kl) is kl
 
 
 # --- their words -------------------------------------------------------------------------------------------------
@@ -137,6 +152,8 @@ WORDS = {
     "kl:2,max=0": KLGate(2, max_tokens=0),
     "kl:0.1,base||mod": KLGate(0.1, "base||mod"),
     "kl:2,min=1,max=40,base||mod": KLGate(2, "base||mod", min_tokens=1, max_tokens=40),
+    "kl:2,band=0": KLGate(2, dead_band=0),
+    "kl:2,max=40,band=0.001,base||mod": KLGate(2, "base||mod", max_tokens=40, dead_band=1e-3),
 }
 
 
@@ -183,6 +200,9 @@ WRONG_OPTIONS = (
     "kl:2,min=1=2",
     "kl:2,mod",
     "kl:2;min=1",
+    "kl:2,band=",
+    "kl:2,band= 1",
+    "kl:2,band=1,band=1",
 )
 
 
@@ -202,6 +222,8 @@ def test_anything_else_is_an_error_of_one_line_that_gives_the_rule_and_what_came
         ("kl:-0.5", "threshold is a number of nats, 0 or more; got -0.5"),
         ("kl:nan", "threshold is a number of nats, 0 or more; got nan"),
         ("kl:1,min=3,max=2", "0 <= min <= max tokens; got min=3, max=2"),
+        ("kl:1,band=-1", "dead band is a number of nats a token, 0 or more; got -1.0"),
+        ("kl:1,band=inf", "dead band is a number of nats a token, 0 or more; got inf"),
     ],
 )
 def test_numbers_that_make_no_gate_are_said(text: str, message: str) -> None:

@@ -265,6 +265,17 @@ def test_a_plain_model_generates_the_same_given_the_loop(tiny_model: TinyModel, 
         assert torch.equal(seeded(model.generate, **batch(), **loop, **settings), expected), "the adapter's own gate"
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_a_base_that_says_to_use_no_cache_generates_the_same(tiny_model: TinyModel, gate: str) -> None:
+    expected = randomised(tiny_model()).generate(**batch(), gate=gate, **ENDLESS)
+    model = tiny_model(use_cache=False)
+    assert model.generation_config.use_cache is False
+    reft_model = randomised(model)
+    assert torch.equal(reft_model.generate(**batch(), gate=gate, **ENDLESS), expected)
+    loop = {"custom_generate": gated_generate, "interventions": reft_model, "gate": gate}
+    assert torch.equal(model.generate(**batch(), **loop, **ENDLESS), expected)
+
+
 @pytest.mark.parametrize("gate", ["always", "prompt", "tokens:4", "kl:0.5"])
 def test_the_loop_finds_its_hooks_again_after_a_stock_models_call(
     tiny_model: TinyModel, tmp_path: Path, gate: str

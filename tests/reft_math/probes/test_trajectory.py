@@ -139,6 +139,7 @@ def test_a_gate_closes_before_a_count_and_after_a_divergence() -> None:
     assert closing(parse_gate("kl:0.75"), kl) == (2, 3)
     assert closing(parse_gate("kl:0.25"), kl) == (0, 1)
     assert closing(parse_gate("kl:0.25,min=3"), kl) == (3, 4)
+    assert closing(parse_gate("kl:0.25,band=0.25"), kl) == (2, 3)
     assert closing(parse_gate("kl:9,max=1"), kl) == (1, 1)
     assert closing(parse_gate("always"), kl) == (None, 4)
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from torch.func import functional_call
 
 from reft_math.errors import UserError
+from reft_math.regression import heads
 from reft_math.regression.grid import Grid
 from reft_math.regression.heads import HEADS, MLP_WIDTH, Head, HeadName, make_head
 from reft_math.regression.predictors import rail
@@ -21,6 +23,14 @@ VOCABULARY, WIDTH, TOKEN = 11, 7, 4
 NUMBERS = {3: 1.0, 9: 2.0, 5: 4.0}  # by the token that writes each
 GRID = Grid(torch.tensor(list(NUMBERS.values())).double(), ("1", "2", "4"), tuple((token,) for token in NUMBERS))
 LENGTHS = (5, 2, 1)
+POOLS = ("mean", "min", "max")
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RELISH with few enough weights for finite differences."""
+    monkeypatch.setattr(heads, "RELISH_WIDTH", 6)
+    monkeypatch.setattr(heads, "RELISH_HEADS", 2)
 
 
 def random_reading() -> Reading:
@@ -59,6 +69,31 @@ def softmax(f: Array) -> Array:
     return powers / powers.sum()
 
 
+def normed(x: Array, weights: dict[str, Array], name: str) -> Array:
+    scaled: Array = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+    return scaled * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def relish(w: dict[str, Array], f: Array, e: Array) -> float:
+    """A row's tokens one by one, attention head by head."""
+    u, r = e @ w["projection.weight"].T + w["projection.bias"], w["state"]
+    for block in (f"blocks.{index}" for index in range(heads.RELISH_BLOCKS)):
+        to = w[f"{block}.attention.in_proj_weight"], w[f"{block}.attention.in_proj_bias"]
+        (query, keys, values) = (
+            x @ weight.T + bias
+            for x, weight, bias in zip((r, u, u), np.split(to[0], 3), np.split(to[1], 3), strict=True)
+        )
+        update, size = [], heads.RELISH_WIDTH // heads.RELISH_HEADS
+        for part in (slice(start, start + size) for start in range(0, heads.RELISH_WIDTH, size)):
+            update += list(softmax(keys[:, part] @ query[part] / np.sqrt(size)) @ values[:, part])
+        out = w[f"{block}.attention.out_proj.weight"] @ np.array(update) + w[f"{block}.attention.out_proj.bias"]
+        r = normed(r + out, w, f"{block}.norms.0")
+        inner = w[f"{block}.inner.weight"] @ r + w[f"{block}.inner.bias"]
+        inner = inner * ndtr(inner)  # GELU
+        r = normed(r + w[f"{block}.outer.weight"] @ inner + w[f"{block}.outer.bias"], w, f"{block}.norms.1")
+    return float(w["linear.bias"][0] + w["linear.weight"][0] @ r)
+
+
 Formula = Callable[[dict[str, Array], Array, Array], float]
 FORMULAS: dict[str, Formula] = {
     "logit": lambda w, f, e: w["bias"] + f[TOKEN],
@@ -69,6 +104,7 @@ FORMULAS: dict[str, Formula] = {
         w["outer.bias"][0] + w["outer.weight"][0] @ (1 / (1 + np.exp(-w["inner.weight"] @ f - w["inner.bias"])))
     ),
     "probabilities": lambda w, f, e: w["linear.bias"][0] + w["linear.weight"][0] @ softmax(f),
+    "relish": relish,
     "raft-grid": lambda w, f, e: w["weight"] @ softmax(f)[list(NUMBERS)],
     "raft-all": lambda w, f, e: w["weight"] @ softmax(f),
 }
@@ -98,10 +134,10 @@ def test_reads_what_it_says_and_nothing_else(name: HeadName) -> None:
         log_probs=reading.log_probs if head.needs_grid else None,
     )
     assert torch.equal(head(needed), head(reading))
-    assert (head.needs_hidden, head.needs_grid) == (name in ("mean", "min", "max"), name == "raft-grid")
+    assert (head.needs_hidden, head.needs_grid) == (name in (*POOLS, "relish"), name == "raft-grid")
 
 
-@pytest.mark.parametrize("name", ["mean", "min", "max"])
+@pytest.mark.parametrize("name", [*POOLS, "relish"])
 @torch.no_grad()
 def test_padding_and_company_change_no_rows_prediction(name: HeadName) -> None:
     head, reading = trained(name), random_reading()
@@ -136,7 +172,7 @@ def test_the_final_tokens_logit_starts_as_the_tokens_logit() -> None:
 @pytest.mark.parametrize(
     ("name", "bounds", "zero"),
     [
-        *((name, {"linear.weight": WIDTH**-0.5}, "linear.bias") for name in ("mean", "min", "max")),
+        *((name, {"linear.weight": WIDTH**-0.5}, "linear.bias") for name in POOLS),
         ("probabilities", {"linear.weight": VOCABULARY**-0.5}, "linear.bias"),
         (
             "mlp",
@@ -197,7 +233,7 @@ def test_gradients_are_the_derivatives(name: HeadName) -> None:
     assert reading.hidden is not None
     hidden = reading.hidden.where(kept, 0)
     inputs = [tensor.detach().requires_grad_() for tensor in (reading.logits, hidden, *head.parameters())]
-    assert torch.autograd.gradcheck(predictions, inputs)
+    assert torch.autograd.gradcheck(predictions, inputs, fast_mode=name == "relish")
     gradients = torch.autograd.grad(predictions(*inputs).sum(), inputs, allow_unused=True)
     assert all(gradient is not None and gradient.any() for gradient in gradients[2:])
     assert (gradients[1] is not None and gradients[1].any()) == head.needs_hidden
@@ -213,3 +249,13 @@ def test_weights_come_back_into_a_new_head(name: HeadName) -> None:
     assert not torch.equal(other(reading), head(reading))
     other.load_state_dict(head.state_dict())
     assert torch.equal(other(reading), head(reading))
+
+
+@pytest.mark.parametrize(("width", "millions"), [(4096, 3.4), (5376, 3.7)])
+def test_relish_has_as_many_weights_as_its_paper_says(
+    monkeypatch: pytest.MonkeyPatch, width: int, millions: float
+) -> None:
+    """Of Llama 3.1 8B's hidden states and of Gemma 3 27B's."""
+    monkeypatch.undo()
+    head = make_head("relish", GRID, VOCABULARY, width, TOKEN)
+    assert round(sum(parameter.numel() for parameter in head.parameters()) / 1e6, 1) == millions

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import kstest, norm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.errors import UserError
 from reft_math.regression.grid import evenly_spaced, number_texts
 from reft_math.regression.scores import grid_log_probs
-from reft_math.regression.tokens import Start, add_number_tokens, token_name, without_names
+from reft_math.regression.tokens import AddedRows, Start, add_number_tokens, token_name, without_names
 
 TinyModel = Callable[..., PreTrainedModel]
 TokenizerOfKind = Callable[[str], PreTrainedTokenizerBase]
@@ -69,6 +70,52 @@ def test_new_rows_are_made_of_the_texts_own_in_both_embeddings(
             rows = before[piece].double()
             expected = {"zero": 0 * rows[0], "first": rows[0], "average": (rows[0] + rows[1] + rows[2]) / 3}[start]
             torch.testing.assert_close(after[token].double(), expected, rtol=0, atol=1e-7)
+
+
+@torch.no_grad()
+def test_a_random_start_is_normal_and_the_same_every_time(
+    tiny_model: TinyModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Whatever the random state: the base of a saved regressor is made again from its settings."""
+    texts = number_texts(evenly_spaced(0, 99, 1))
+    found = []
+    for seed in (0, 1):
+        model, own = tiny_model("Llama", vocab_size=ROOM, initializer_range=0.3), copy.deepcopy(tokenizer)
+        torch.manual_seed(seed)
+        ids = [token for (token,) in add_number_tokens(model, own, texts, "random").token_ids]
+        found.append(torch.stack([model.get_input_embeddings().weight[ids], model.get_output_embeddings().weight[ids]]))
+    assert torch.equal(*found)
+    rows = found[0].flatten(0, 1)
+    assert len(rows.unique(dim=0)) == 200
+    assert kstest(rows.flatten().numpy(), norm(scale=0.3).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("family", "tied"), [("Llama", False), ("Llama", True), ("Gemma3", True)])
+def test_what_is_added_to_rows_is_as_if_the_tables_held_it(
+    tiny_model: TinyModel, tokenizer: PreTrainedTokenizerBase, family: str, tied: bool
+) -> None:
+    """Logits, and the gradients of the rows; numbers stand in the prompt, too. Gemma 3 scales what its table gives."""
+    models = [tiny_model(family, vocab_size=ROOM, tie_word_embeddings=tied).double() for _ in range(2)]
+    texts = {1: "1", 2: "2", 3: "3"}
+    grids = [add_number_tokens(model, copy.deepcopy(tokenizer), texts, "first") for model in models]
+    model, plain = models
+    added, ids = AddedRows(model, grids[0]), [token for (token,) in grids[1].token_ids]
+    tables = [plain.get_input_embeddings().weight, plain.get_output_embeddings().weight][: 2 - tied]
+    prompt = torch.tensor([[5, ids[1], 6, ids[2]], [ids[1], 7, 8, 9]])
+    before = plain(input_ids=prompt).logits
+    assert torch.equal(model(input_ids=prompt).logits, before)
+    assert [row.shape for row in added.rows] == [(3, 32)] * len(tables)
+    with torch.no_grad():
+        for row, table in zip(added.rows, tables, strict=True):
+            row.copy_(torch.randn(row.shape, generator=torch.Generator().manual_seed(1)) / 10)
+            table[ids] += row
+    logits, expected = model(input_ids=prompt).logits, plain(input_ids=prompt).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    assert (expected - before).abs().max() > 1e-2
+    weight = torch.linspace(-1, 1, logits.numel(), dtype=torch.float64).view_as(logits)
+    found = torch.autograd.grad((weight * logits).sum(), list(added.rows))
+    for ours, theirs in zip(found, torch.autograd.grad((weight * expected).sum(), tables), strict=True):
+        torch.testing.assert_close(ours, theirs[ids], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("start", ["first", "average"])

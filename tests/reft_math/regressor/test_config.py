@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from reft_math.data.templates import get_template
 from reft_math.errors import UserError
 from reft_math.regression.heads import HEADS
 from reft_math.regressor.config import LOSSES, RegressorConfig
+from reft_math.regressor.model import make_template
 
 LOG: dict[str, Any] = {"loss": "log", "grid": "1", "bounds": (1.0, 5.0)}
 
@@ -26,7 +28,8 @@ LOG: dict[str, Any] = {"loss": "log", "grid": "1", "bounds": (1.0, 5.0)}
         ({"loss": "rmse"}, "loss must be one of raft, mbr, ce, log, head:logit, .*head:raft-all; got 'rmse'"),
         ({"loss": "head:linear"}, "loss must be one of .* got 'head:linear'"),
         ({"tune": "adapter"}, "tune must be one of none, red, bias, loreft, lora, full; got 'adapter'"),
-        ({"added_tokens": "random"}, "added_tokens must be one of zero, first, average; got 'random'"),
+        ({"added_tokens": "last"}, "added_tokens must be one of zero, first, average, random; got 'last'"),
+        ({"form": 3}, "form must be one of 1, 2; got 3"),
         ({"grid": "1:5"}, "lower:upper:resolution, .* got '1:5'"),
         ({"grid": "1,five"}, "numbers such as 3 or 0.25; got 'five'"),
         ({"grid": "1:5:1", "texts": ("a", "b")}, "every number needs a text; got 2 texts for 5 numbers"),
@@ -86,10 +89,26 @@ def test_heads_are_the_losses_that_name_one() -> None:
     assert {loss: head for loss, head in heads.items() if head is not None} == {f"head:{name}": name for name in HEADS}
 
 
+@pytest.mark.parametrize("values", [{"template": "bare"}, {"prompt": "paper"}])
+def test_a_bare_text_is_its_own_prompt_and_the_number_follows_after_a_space(
+    tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerBase, values: dict[str, Any]
+) -> None:
+    config = RegressorConfig(**values)
+    template = make_template(config, tokenizer)
+    assert (str(template), template.prompt("it is equal to", tokenizer)) == ("bare/1", "it is equal to")
+    assert make_template(replace(config, template="plain"), tokenizer).name == "plain"
+    grid = config.make_grid(tiny_model("Llama", vocab_size=1300), tokenizer, template)
+    prompt = tokenizer.encode("it is equal to")
+    assert [[*prompt, *string] for string in grid.token_ids] == [
+        tokenizer.encode(f"it is equal to {number}") for number in range(1, 6)
+    ]
+
+
 @pytest.mark.parametrize(
     ("values", "tokens"),
     [
-        ({"grid": "1,10"}, [["Ġ", "1"], ["Ġ", "1", "0"]]),
+        ({"grid": "1,10"}, [["Ġ", "1", "<eos>"], ["Ġ", "1", "0", "<eos>"]]),
+        ({"grid": "1,10", "form": 1}, [["Ġ", "1"], ["Ġ", "1", "0"]]),
         ({"grid": "1,10", "texts": ("bad", "good")}, [["Ġbad"], ["Ġgood"]]),
         ({"grid": "1,10", "added_tokens": "average"}, [["<number 1>"], ["<number 10>"]]),
     ],

@@ -66,10 +66,12 @@ def test_every_row_has_its_predictions_and_what_was_written(writer: Regressor, t
     ]
     for row, record in zip(ROWS, records, strict=True):
         input_ids = torch.tensor([writer.tokenizer.encode(f"Question: {row.text}\nAnswer:")])
-        alone = {name: value.item() for name, value in writer.predictors(input_ids, torch.ones_like(input_ids)).items()}
+        found = writer.predictors(input_ids, torch.ones_like(input_ids))
+        assert record["probabilities"] == pytest.approx(found.pop("probabilities")[0].tolist(), abs=1e-9)
+        alone = {name: value.item() for name, value in found.items()}
         assert record["entropy"] == pytest.approx(alone.pop("entropy"), abs=1e-9)
         drawn: list[int] = []
-        while len(drawn) < 7 and writer.tokenizer.eos_token_id not in drawn:  # " 12" and four tokens more
+        while len(drawn) < 8 and writer.tokenizer.eos_token_id not in drawn:  # " 12", its end and four tokens more
             whole = torch.cat([input_ids, torch.tensor([drawn], dtype=torch.long)], dim=1)
             drawn.append(int(writer.model(input_ids=whole).logits[0, -1].argmax()))
         assert record["written"] == writer.tokenizer.decode(drawn, skip_special_tokens=True)
@@ -113,7 +115,8 @@ def test_heads_and_bidirectional_prompts_write_nothing(
     regressor = make_tiny(**settings)
     monkeypatch.setattr(regressor.model, "generate", None)
     records = evaluate_regressor(regressor, ROWS, tmp_path / "r.jsonl", "test", 2, Writing(samples=3))
-    assert {key for record in records for key in record} == {"id", "text", "target", "predictions", "entropy"}
+    told = {"id", "text", "target", "predictions", "entropy", "probabilities"}
+    assert {key for record in records for key in record} == told
     predicted = regressor.predict(TEXTS)
     name = regressor.regressor_config.predictor
     assert [record["predictions"][name] for record in records] == pytest.approx(predicted, rel=1e-5)

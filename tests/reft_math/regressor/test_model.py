@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ Array = NDArray[np.float64]
 
 TEXTS = ("good", "not so good, not bad", "bad, so bad")
 TARGETS = (1.0, 3.25, 4.75)
+NESTED = {"grid": "1,10,100"}
 LOG: dict[str, Any] = {"loss": "log", "grid": "1", "bounds": (1.0, 5.0)}
 
 
@@ -52,7 +54,9 @@ def log_prob(regressor: Regressor, text: str, number: str, ends: bool = False) -
 
 @torch.no_grad()
 def probabilities(regressor: Regressor, text: str, numbers: Sequence[str]) -> Array:
-    return np.array([log_prob(regressor, text, number).exp().item() for number in numbers])
+    """With the end, where one of the numbers begins another."""
+    ends = any(other != number and other.startswith(number) for other in numbers for number in numbers)
+    return np.array([log_prob(regressor, text, number, ends).exp().item() for number in numbers])
 
 
 # --- the loss and the predictions, row by row -------------------------------------------------------------------------
@@ -99,6 +103,10 @@ def log_loss(p: Array, y: Array, target: float) -> float:
         ),
         (LOG, ["1"], log_loss),
         ({**LOG, "texts": ("good",)}, ["good"], log_loss),
+        ({"loss": "raft", **NESTED}, ["1", "10", "100"], raft),
+        ({"loss": "raft", "normalised": True, **NESTED}, ["1", "10", "100"], raft),
+        ({"loss": "mbr", **NESTED}, ["1", "10", "100"], mbr),
+        ({"loss": "ce", **NESTED}, ["1", "10", "100"], cross_entropy),
     ],
 )
 @torch.no_grad()
@@ -178,6 +186,20 @@ def test_the_final_tokens_logit_is_that_of_the_end(make_tiny: MakeTiny) -> None:
     assert regressor.predict(["good"]) == pytest.approx([logit], abs=1e-6)
 
 
+@pytest.mark.parametrize("bounds", [None, (-1.0, 9.0)])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_with_a_bias_starts_at_the_training_mean(
+    make_tiny: MakeTiny, name: HeadName, bounds: tuple[float, float] | None
+) -> None:
+    """By one shift for all texts; the others start as RAFT, and stay."""
+    added = "first" if name == "raft-all" else None
+    regressor = make_tiny(loss=f"head:{name}", bounds=bounds, added_tokens=added)
+    before = np.array(regressor.predict(TEXTS))
+    regressor.start_at_mean([RegressionRow(text, text, target) for text, target in zip(TEXTS, TARGETS, strict=True)])
+    shift = 0 if name.startswith("raft") else np.mean(TARGETS) - before.mean()
+    assert regressor.predict(TEXTS) == pytest.approx(before + shift, abs=1e-5)
+
+
 @pytest.mark.parametrize("grid", ["1:5:1", "0:5:2.5"])
 @pytest.mark.parametrize("added_tokens", [None, "average"])
 def test_before_training_raft_is_the_squared_error_of_zero_shot_rail(
@@ -219,12 +241,15 @@ def test_a_half_precision_pass_leaves_losses_and_predictions_in_float32(make_tin
 
 
 @pytest.mark.parametrize("bounds", [None, (1.0, 5.0)])
+@pytest.mark.parametrize("grid", [("0:1:0.25", "0.00 0.25 0.50 0.75 1.00"), ("1,10,100,15", "1 10 100 15")])
 def test_every_predictor_of_a_grid_is_on_the_datas_scale(
-    make_tiny: MakeTiny, bounds: tuple[float, float] | None
+    make_tiny: MakeTiny, grid: tuple[str, str], bounds: tuple[float, float] | None
 ) -> None:
-    regressor = make_tiny(grid="0:1:0.25", bounds=bounds)
-    values, numbers = np.arange(5) / 4, ["0.00", "0.25", "0.50", "0.75", "1.00"]
+    regressor = make_tiny(grid=grid[0], bounds=bounds)
+    numbers = grid[1].split()
+    values = np.array(numbers, dtype=float)
     lower, upper = bounds or (0.0, 1.0)
+    told = []
     expected: dict[str, list[float]] = {"rail": [], "rail_normalised": [], "mode": [], "median": [], "entropy": []}
     for text in TEXTS:
         p = probabilities(regressor, text, numbers)
@@ -233,12 +258,14 @@ def test_every_predictor_of_a_grid_is_on_the_datas_scale(
             "rail": p @ values,
             "rail_normalised": q @ values,
             "mode": values[p.argmax()],
-            "median": values[(q.cumsum() < 0.5).sum()],
+            "median": np.sort(values)[(q[values.argsort()].cumsum() < 0.5).sum()],
         }
         for name, number in by_name.items():
             expected[name].append(lower + (upper - lower) * number)
         expected["entropy"].append(-(q @ np.log(q)))
+        told.append(p)
     found = regressor.predictors(**prompts_of(regressor))
+    assert found.pop("probabilities").tolist() == [pytest.approx(p, abs=1e-9) for p in told]
     assert list(found) == list(expected)
     for name, numbers_found in found.items():
         assert numbers_found.tolist() == pytest.approx(expected[name], abs=1e-9)
@@ -248,10 +275,11 @@ def test_every_predictor_of_a_grid_is_on_the_datas_scale(
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        (LOG, {"rail", "entropy"}),  # of one number, neither normalised nor chosen
-        ({"loss": "raft", "grid": "3"}, {"rail", "entropy"}),
+        (LOG, {"rail", "entropy", "probabilities"}),  # of one number, neither normalised nor chosen
+        ({"loss": "raft", "grid": "3"}, {"rail", "entropy", "probabilities"}),
+        ({"loss": "head:raft-grid", "grid": "0:1:0.005"}, {"head", "entropy"}),  # too many to be told
         ({"loss": "head:mlp"}, {"head"}),
-        ({"loss": "head:raft-grid"}, {"head", "entropy"}),
+        ({"loss": "head:raft-grid"}, {"head", "entropy", "probabilities"}),
     ],
 )
 def test_one_number_and_heads_have_fewer_predictors(
@@ -261,7 +289,7 @@ def test_one_number_and_heads_have_fewer_predictors(
     found = regressor.predictors(**prompts_of(regressor))
     assert set(found) == names
     assert regressor.regressor_config.predictor in found
-    assert found.get("entropy", torch.zeros(3)).any() == (names == {"head", "entropy"})
+    assert found.get("entropy", torch.zeros(3)).any() == (names > {"head"})
 
 
 @pytest.mark.parametrize(
@@ -391,7 +419,7 @@ def test_a_head_comes_back_as_it_was_saved(make_tiny: MakeTiny, tmp_path: Path, 
     assert RegressorConfig.from_pretrained(tmp_path / "new") == regressor.regressor_config
     other = make_tiny(**settings)
     assert other.predict(TEXTS) != regressor.predict(TEXTS)
-    other.load_head(tmp_path / "new")
+    other.load_own(tmp_path / "new")
     assert other.predict(TEXTS) == regressor.predict(TEXTS)
 
 
@@ -407,7 +435,7 @@ def test_a_model_tuned_whole_is_saved_with_its_tokens(make_tiny: MakeTiny, tmp_p
     template = make_template(config, tokenizer)
     other = Regressor(model, tokenizer, template, config.make_grid(model, tokenizer, template), config)
     assert other.predict(TEXTS) == pytest.approx(regressor.predict(TEXTS), rel=1e-12)
-    other.load_head(tmp_path)  # there is none to read
+    other.load_own(tmp_path)  # there is none to read
 
 
 @pytest.mark.parametrize(
@@ -428,17 +456,37 @@ def test_an_answer_is_read_in_the_words_and_on_the_scale_of_the_grid(
     assert make_tiny(**settings).parse(written) == number
 
 
-def test_cross_entropy_tells_a_number_from_one_that_it_begins(make_tiny: MakeTiny) -> None:
-    """As long as 1 has not ended, 10 is a part of it, and 1 would always be the more probable."""
-    regressor = make_tiny(loss="ce", grid="1,10")
-    end = regressor.tokenizer.eos_token_id
-    assert [string[-1] for string in regressor.grid.token_ids] == [end, end]
-    assert make_tiny(loss="raft", grid="1,10").grid.is_nested
-    assert not make_tiny(loss="ce", grid="1,2").grid.is_nested
-    batch = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
-    targets = torch.tensor([10.0])
-    written = regressor.train()(**batch, targets=targets)["loss"]
-    torch.testing.assert_close(regressor.eval()(**batch, targets=targets)["loss"], written)
+@pytest.mark.parametrize("loss", ["ce", "raft", "head:raft-grid"])
+def test_a_model_that_writes_100_predicts_100_and_not_the_numbers_that_begin_it(make_tiny: MakeTiny, loss: str) -> None:
+    """Of all that can be written, three strings: their probabilities sum to 1 at most, whatever the loss."""
+    writer = make_tiny(loss="ce", **NESTED).train()
+    optimizer = torch.optim.Adam(writer.model.parameters(), lr=0.02)
+    batch = {**batch_of(writer), "targets": torch.full((3,), 100.0)}
+    for _ in range(30):
+        optimizer.zero_grad()
+        writer(**batch)["loss"].sum().backward()
+        optimizer.step()
+    regressor = make_tiny(loss=loss, **NESTED)
+    regressor.model.load_state_dict(writer.model.state_dict())
+    found = regressor.predictors(**prompts_of(regressor))
+    names = ("head",) if "head" in found else ("rail", "rail_normalised", "mode", "median")
+    for name in names:
+        assert found[name].tolist() == pytest.approx([100] * 3, abs=5)
+        assert (found[name] <= 100 + 1e-9).all()
+
+
+@torch.no_grad()
+def test_numbers_that_begin_others_have_no_end_in_regressors_of_before(make_tiny: MakeTiny, tmp_path: Path) -> None:
+    """They predict as they were trained."""
+    make_tiny(**NESTED).regressor_config.save_pretrained(tmp_path)
+    path = tmp_path / "regressor_config.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "form"}))
+    config = RegressorConfig.from_pretrained(tmp_path)
+    assert config.form == 1
+    regressor = make_tiny(**vars(config))
+    p = np.array([log_prob(regressor, TEXTS[0], number).exp().item() for number in ("1", "10", "100")])
+    rail = regressor.predictors(**prompts_of(regressor))["rail"][0].item()
+    assert rail == pytest.approx(p @ regressor.grid.values.numpy(), abs=1e-9)
 
 
 def test_an_adapter_is_saved_in_place_of_the_model(make_tiny: MakeTiny, tmp_path: Path) -> None:
@@ -469,7 +517,7 @@ def test_weights_that_are_not_the_heads_are_refused_in_one_line(
     with pytest.raises(
         UserError, match=rf"head.safetensors does not hold the weights of head mean: .*{reason}"
     ) as caught:
-        make_tiny(loss="head:mean").load_head(tmp_path)
+        make_tiny(loss="head:mean").load_own(tmp_path)
     assert "\n" not in str(caught.value)
 
 

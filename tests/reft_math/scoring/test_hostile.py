@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
 from collections import Counter
@@ -17,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reft_math.scoring.math_equivalence import MEMORY_LIMIT, MathVerifier, compare
+from reft_math.scoring.math_equivalence import MathVerifier, compare
 from reft_math.scoring.notation import plain_numbers
 from reft_math.scoring.numeric import last_number, score_numeric
 
@@ -66,7 +65,7 @@ def changed(draw: st.DrawFn, number: str) -> str:
 def test_a_right_number_stays_right_however_it_is_written_and_stated(number: tuple[str, str], frame: str) -> None:
     gold, written = number
     score = score_numeric(frame.format(written), gold)
-    assert (score["strict"], score["flexible"]) == (True, True)
+    assert (score["correct"], score["strict"], score["flexible"]) == (True, True, True)
 
 
 @repeatable
@@ -80,7 +79,7 @@ def test_a_right_last_number_stays_right_however_it_is_written(number: tuple[str
 @given(st.data(), numbers(), st.sampled_from((*STATED, *UNSTATED)))
 def test_another_digit_makes_a_number_wrong(data: st.DataObject, number: tuple[str, str], frame: str) -> None:
     score = score_numeric(frame.format(number[1]), data.draw(changed(number[0])))
-    assert (score["strict"], score["flexible"]) == (False, False)
+    assert (score["correct"], score["strict"], score["flexible"]) == (False, False, False)
 
 
 @few
@@ -154,16 +153,12 @@ def test_no_hostile_answer_is_right_to_math_verify(hostile_answers: Callable[...
     assert all(verdict.unscored for verdict in verdicts)
     with MathVerifier(num_workers=1, time_limit=60) as verifier:
         verdicts += verifier.score([(each.gold, each.completion) for each in cheap[::5]])
-        (worker,) = multiprocessing.active_children()
-        if sys.platform == "linux":
-            limits = Path(f"/proc/{worker.pid}/limits").read_text()
-            assert f"Max address space {MEMORY_LIMIT}" in " ".join(limits.split())
     assert [each for each, verdict in zip([*costly, *cheap[::5]], verdicts, strict=True) if verdict.is_correct] == []
     assert not any(verdict.unscored for verdict in verdicts[len(costly) :])
 
 
 def test_no_completion_is_run_as_code() -> None:
-    """Python tells of all that is compiled, run, started or written; what sympy evaluates holds its own names only."""
+    """Python tells of all that is compiled, run, started or written; only numbers are evaluated."""
     script = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -187,8 +182,7 @@ for answer in hostile_answers():
         compare(answer.gold, answer.completion)
 assert not events, events
 own = {name for name in names if name.startswith("monomial_")}  # code that sympy makes, of no text
-assert names - own <= {"sympy", "Integer", "Float", "Rational", "Add", "Mul", "Pow"}, names
-assert {"Integer", "Pow"} <= names, "sympy evaluates text no more: nothing is watched here"
+assert names - own <= {"sympy", "Integer", "Float"}, names
 assert not CANARY.exists()
 eval("__import__('os').system('true')")
 assert events == ["os.system"] and "__import__" in names, "the watch sees nothing"

@@ -6,11 +6,14 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from reft_math.errors import UserError
 from reft_math.scoring.numeric import last_number, numbers_equal, score_numeric, stated_answer
 
-GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k" / "test.jsonl"
+SHARED = Path(__file__).resolve().parents[4] / "shared"
+GSM8K = SHARED / "data" / "gsm8k"
+CASES = SHARED / "cases" / "numeric.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,8 @@ def test_stated_answer(completion: str, expected: str | None) -> None:
         (r"5\pi", None),
         ("5π", None),
         (r"1\ 234", "1234"),
-        ("1~234", None),
+        ("1~234", "1234"),
+        ("5~8", "8"),
         ("1'234", "1234"),
         ("1 234 567", "1234567"),
         ("1.5e3", "1500"),
@@ -265,7 +269,6 @@ def test_what_may_stand_behind_a_boxed_number(rest: str) -> None:
             "5’",
             "5_",
             "5_{",
-            "5~",
             "5{,}",
             "5.(",
             "5/",
@@ -384,25 +387,183 @@ def test_gold_must_be_a_number(gold: str) -> None:
         score_numeric("no number", gold)
 
 
-def test_score_tells_stated_from_last() -> None:
-    assert score_numeric("#### 5\nNext: 15", "5") == {
-        "strict": True,
-        "flexible": False,
-        "stated": "5",
-        "last_number": "15",
+@pytest.mark.parametrize(
+    ("completion", "stated", "last"),
+    [
+        ("#### 5\nNext: 15", "5", "15"),
+        ("It is 5", None, "5"),
+        (r"Claire will eat $\boxed{5}$ dozens of eggs in 4 weeks.", "5", "4"),
+        (r"In \boxed{4} weeks, that is 5", "4", "5"),
+        ("5 or 5 is the answer is 5 or 4", None, "4"),
+        ("", None, None),
+    ],
+)
+def test_correct_is_the_stated_answer_and_where_none_is_stated_the_last_number(
+    completion: str, stated: str | None, last: str | None
+) -> None:
+    assert score_numeric(completion, "5") == {
+        "correct": (stated or last) == "5",
+        "strict": stated == "5",
+        "flexible": last == "5",
+        "stated": stated,
+        "last_number": last,
     }
-    assert score_numeric("It is 5", "5") == {"strict": False, "flexible": True, "stated": None, "last_number": "5"}
-    assert score_numeric("", "5") == {"strict": False, "flexible": False, "stated": None, "last_number": None}
+
+
+# Kinds of writing, each as models write it; ⏎ is a new line, and | stands between two.
+STATED_18 = {
+    "units": r"""
+        \boxed{18\text{ m}^2} | \boxed{18\text{ m}^{2}} | \boxed{18 \mathrm{~cm}^{2}} | \boxed{18 m^2} |
+        \boxed{18 ft2} | \boxed{18ft2} | \boxed{18\text{ cm}^2\text{ of paint}} | \boxed{18\text{ sq. ft.}} |
+        \boxed{18\text{ km/h}} | \boxed{18\ \frac{\text{miles}}{\text{hour}}} | \boxed{18\,\text{m}\cdot\text{s}^{-1}} |
+        \boxed{18\text{ (eggs)}} | \boxed{18\text{-egg}} | \boxed{18^\circ\text{C}} | \boxed{18\text{ percent}} |
+        \boxed{\text{\$18}} | \boxed{\text{\$}18} | Answer: US$18 | Answer: USD 18 | #### 18 ft2 | #### 18 m²""",
+    "spaces": r"""
+        \boxed{18~\text{apples}} | \boxed{\,18\,} | \boxed{\;18\;} | \boxed{18\:\mathrm{m}} | \boxed{~18~} |
+        \boxed{\ 18\ } | \boxed{\quad 18\qquad} | \boxed{\!18\!} | \boxed {18} | \boxed{ 18 } | #### ~18 |
+        \boxed{18\thinspace\text{m}} | #### 18&nbsp;m""",
+    "fonts": r"""
+        \boxed{\text{18 apples}} | \boxed{\text{ 18 }} | \boxed{\mathbf{18}} | \boxed{\textbf{\text{18 eggs}}} |
+        \boxed{\boldsymbol{18}} | \boxed{\textcolor{red}{18}} | \boxed{\color{blue}{18}} | \boxed{\mbox{18 m}} |
+        \fbox{18} | The answer is $\mathbf{18}$. | #### \text{18 apples}""",
+    "names": r"""
+        \boxed{x = 18} | \boxed{x_1=18\text{ apples}} | \boxed{\text{Area} = 18} | \boxed{\text{Total: } \$18} |
+        \boxed{\text{Answer: }18} | \boxed{\text{The answer is }18} | The answer is x = 18. | #### x = 18""",
+    "headings": r"""
+        #### 1. Add⏎2+3=5⏎#### 18 | #### Step 1⏎#### 18. | #### Step 1: 5⏎#### **18** eggs | #### 18 eggs |
+        #### Answer: 18 | #### Answer: $18 | #### **Answer:** 18 | #### **Answer: 18** | #### Final Answer⏎18 |
+        #### Final Answer: 18 | ### Answer: 18 | ## Final Answer⏎⏎**18** | #### Answer⏎⏎18 | #### <18> |
+        #### The answer: 18 | #### The answer is 18 | #### <answer>18</answer> | #### Answer: 18⏎#### 5""",
+    "Answer:": r"""
+        Answer: 18 | Answer: $18. | Answer: 18 miles. | Answer: **18 miles**. | **Answer:** 18 | **Answer**: $18 |
+        *Answer:* 18 | __Answer:__ 18 | Answer : 18 | ANSWER: 18 | Answer：18 | Final Answer: 18 | Ans: 18 |
+        Answer: \(18\) | Answer: \[18\] | Answer: $18$. | Answer:⏎⏎18 dollars | Answer: 18% | Answer: 18 (all) |
+        The answer: 18 | Correct answer: 18 | {"answer": "18"} | <answer>⏎18⏎</answer> | Answer: x = 18 |
+        Answer: 18. Each day she sells 9. | Answer: 18 miles. He walks 5 a day. | Answer: 18 dozens in 4 weeks. |
+        Answer: 5⏎No.⏎Answer: 18 | Answer: 5. Or rather, the answer is 18""",
+    "answer is": r"""
+        The answer is therefore 18. | The answer to the question is 18. | The answer would be 18. | Answer was 18 |
+        The answer is approximately 18. | The answer is⏎18 | the final answer is $18$. I hope it is correct. |
+        The answer is 18. She makes 5 more. | The answer is 18 because 9 * 2 = 18""",
+}
+STATED_NOTHING = {
+    "headings": r"""
+        #### 1. Add the coins | #### 1) Add | #### (2) Add | #### 1: Add | #### 1 - Add | #### 1 – Add | #### 1 — Add |
+        #### **1. Add** | #### **1.** Add | #### 1. **Add** | #### 1. _Add_ | #### 1.Add | #### 1. "Add" |
+        #### 1. $x$ is | #### 1. \(x\) is | #### Step 1: Add | #### Step 1. | #### 1st step: add |
+        #### **Step 2: Halve** | #### Part 2: 5 coins | #### 2nd: halve | #### 1.1. Add | #### 10. Add |
+        #### 1. 20 + 5 = 25 | #### 2. Halve 25 / 2 = 12.5 | #### Question 3 | ####⏎1. Add""",
+    "solutions": r"""
+        Answer: 1. Janet has 16 eggs. | Answer:⏎1. Janet has 16 eggs. | Answer: 16 - 3 - 4 = 9 | Answer: 5/8 |
+        Answer: 5 apples + 3 apples = 8 apples | Answer: 2 cm x 4 hours = 8 cm | Answer: She has 5 apples. |
+        Answer: 5 apples and 3 more make = 8 | Answer: 3 eggs are eaten for breakfast. 4 are used. So 9. |
+        #### 5x = 10 | 2 points/answer = 48 | The answer is 20 apples - 5 apples = 15 apples | #### 2 cm plus 4 cm""",
+    "lists": r"""
+        Answer: 5 apples or 6 apples | Answer: 5 apples and 6 pears | Answer: 10 / 50 / 30 | Answer: 1-5 minutes |
+        Answer: 100 Hz, 300 Hz, 500 Hz. | \boxed{18\text{ or }19} | \boxed{18 \text{ apples}, 3 \text{ pears}} |
+        #### 0,1,2 | #### 0, 125 | \boxed{18\text{ hours and }30\text{ minutes}}""",
+    "no answers": r"""
+        \boxed{5x} | \boxed{5 y} | \boxed{5x^{2}} | The answer isn't 5. | The answer is not 5. | The answers: 5 |
+        unanswered: 5 | Ans. 5 | A: 5 | \boxed{5\text{ m}^2 8}""",
+}
+
+
+def tabled(table: dict[str, str]) -> list[ParameterSet]:
+    rows = [(kind, text.strip()) for kind, texts in table.items() for text in texts.split("|")]
+    return [pytest.param(text.replace("⏎", "\n"), id=f"{kind}-{text}") for kind, text in rows]
+
+
+@pytest.mark.parametrize("completion", tabled(STATED_18))
+def test_what_states_18(completion: str) -> None:
+    assert stated_answer(completion) == "18"
+
+
+@pytest.mark.parametrize("completion", tabled(STATED_NOTHING))
+def test_what_states_nothing(completion: str) -> None:
+    assert stated_answer(completion) is None
+
+
+@pytest.mark.parametrize("frame", ["#### {}", r"\boxed{{{}}}", "The answer is {}.", "Answer: {} kg", "It is {}"])
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        *(("0,125", "0.125"), ("0,5", "0.5"), ("-0,5", "-0.5"), ("0,1250", "0.1250"), ("0{,}125", "0.125")),
+        *(("$0,75", "0.75"), (r"0,\!125", "0.125"), ("10,125", "10125"), ("1,234,567", "1234567")),
+        *((r"18\,000", "18000"), ("18~000", "18000"), (r"18\ 000", "18000"), (r"18,\!000", "18000"), ("12,5", None)),
+    ],
+)
+def test_a_comma_behind_a_lone_zero_is_a_decimal_point(frame: str, written: str, value: str | None) -> None:
+    text = frame.format(written)
+    assert (last_number(text) if frame.startswith("It") else stated_answer(text)) == value
+
+
+@pytest.mark.parametrize(("gold", "is_right"), [("0.125", True), ("0,125", True), ("125", False), ("0125", False)])
+def test_a_gold_with_a_decimal_comma_is_read_alike(gold: str, is_right: bool) -> None:
+    assert score_numeric("#### 0,125", gold)["correct"] is is_right
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(
+            r"\,\mathrm{cm}^2",
+            r"\text{ cm}^{3}",
+            " ft2",
+            " ft2.",
+            "ft2",
+            " m2",
+            " cm3",
+            " km2 of land",
+            " in2",
+            " mi2",
+            " m²",
+        ),
+        *(" m^2", " cm$^2$", " cm<sup>2</sup>", r" $\text{m}^2$", " ft.^2", " ft ^2", " m s^-1", " m s^{-2}", " m/s²"),
+        *(r"\ \text{units}^2", r"~m^2", "~apples", "\u00a0m", "\u2009m", " kg of CO2", " x_{12}", " square meters"),
+    ],
+)
+def test_a_unit_has_no_number_of_its_own(unit: str) -> None:
+    for frame in ("It is 18{}", "$18{}$", r"So \boxed{{18}}{}"):
+        assert last_number(frame.format(unit)) == "18"
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("is **5**", "5"),
+        ("is _5_", "5"),
+        ("is __5__", "5"),
+        ("in 2 days", "2"),
+        ("min 2", "2"),
+        ("x2", "2"),
+        ("18 for 2", "2"),
+    ],
+)
+def test_a_number_near_letters_is_not_taken_for_a_unit(completion: str, expected: str) -> None:
+    assert last_number(completion) == expected
+
+
+@pytest.mark.skipif(not CASES.exists(), reason=f"needs {CASES}")
+def test_the_shared_cases_come_out_as_labelled() -> None:
+    cases = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]
+    names = ("correct", "strict", "flexible")
+    assert cases
+    for case in cases:
+        score = score_numeric(case["completion"], case["gold"])
+        assert {name: score[name] for name in names if name in case} == {
+            name: case[name] for name in names if name in case
+        }
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason=f"needs {GSM8K}")
 def test_every_gsm8k_reference_is_right_for_its_gold_and_wrong_for_the_next_number() -> None:
-    answers = [json.loads(line)["answer"] for line in GSM8K.read_text(encoding="utf-8").splitlines()]
-    assert len(answers) == 1319
+    files = (GSM8K / "train.jsonl", GSM8K / "test.jsonl")
+    answers = [json.loads(line)["answer"] for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(answers) == 8792
+    names = ("correct", "strict", "flexible")
     for answer in answers:
-        completion = re.sub(r"<<.*?>>", "", answer)
-        gold = answer.split("####")[1].strip()
+        completion, gold = re.sub(r"<<.*?>>", "", answer), answer.split("####")[1].strip()
         score = score_numeric(completion, gold)
-        assert (score["strict"], score["flexible"]) == (True, True), answer
+        assert [score[name] for name in names] == [True] * 3, answer
         other = score_numeric(completion, str(int(gold.replace(",", "")) + 1))
-        assert (other["strict"], other["flexible"]) == (False, False), answer
+        assert [other[name] for name in names] == [False] * 3, answer

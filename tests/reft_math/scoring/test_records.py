@@ -38,6 +38,17 @@ def test_records_come_back_in_order(tmp_path: Path) -> None:
     assert read(path) == [row(2), row(1), row(3)]
 
 
+def test_records_are_replaced_by_their_ids_and_appended_to(tmp_path: Path) -> None:
+    records = RecordFile(tmp_path / "records.jsonl")
+    records.append([row(0), row(1)])
+    with records.path.open("ab") as file:
+        file.write(b'{"id": "torn')
+    records = RecordFile(records.path)
+    records.replace([{**row(0), "strict": False}])
+    records.append([row(2)])
+    assert read(records.path) == list(records.done.values()) == [{**row(0), "strict": False}, row(1), row(2)]
+
+
 def test_a_run_killed_at_any_byte_of_a_line_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     RecordFile(path).append([row(0), row(1)])

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from itertools import product
 from math import comb, sqrt
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from reft_math.scoring.statistics import McNemar, crossed_interval, mcnemar, wilson_interval
+from reft_math.scoring.statistics import McNemar, crossed_interval, mcnemar, mean_interval, wilson_interval
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
@@ -74,3 +75,13 @@ def test_crossed_interval_of_one_seed_is_the_bootstrap_over_problems() -> None:
 
 def test_crossed_interval_of_equal_values_has_no_width_and_is_none() -> None:
     assert crossed_interval(np.zeros((3, 10))) is None
+
+
+@pytest.mark.parametrize("values", [(4, 8, 20, 6), (1, -2, 2, 2, 9)])
+def test_the_interval_of_a_mean_is_that_of_all_ways_to_draw_the_values_again(values: tuple[float, ...]) -> None:
+    means = np.mean(list(product(values, repeat=len(values))), axis=1)
+    assert mean_interval(values) == pytest.approx(np.quantile(means, (0.025, 0.975)))
+
+
+def test_the_interval_of_equal_values_has_no_width_and_is_none() -> None:
+    assert mean_interval([7.0, 7.0]) is None

@@ -22,6 +22,9 @@ def results(**changes: Any) -> dict[str, Any]:
             "accuracy": correct / 80,
             "interval_95": [0.101, 0.302],
             "mean_tokens": 41.4,
+            "tokens_interval_95": [39.0, 44.1],
+            "unfinished": 3,
+            "seconds_per_answer": 0.5,
         }
 
     return {
@@ -46,7 +49,8 @@ def test_a_run_on_a_hub_set_gives_its_id_and_the_accuracy_under_the_adapters_gat
         "- **trained on**: the first 8 tokens of each",
         "- **size of the edit**: 1.03 of the mean norm of what it edits, 0.525",
         "- **gate chosen**: by accuracy on 80 validation problems, of `kl:1,min=1`, `kl:2,min=1`",
-        "| prefix | 16 | 80 | 20.0% | 10.1% - 30.2% | - | 41 | - |",
+        "| prefix | 16 | 80 | 20.0% | 10.1% - 30.2% | - | - | - |",
+        "| prefix | 41.4 (39.0 to 44.1) | - | 3 |",
     ):
         assert line in notes.text.splitlines()
     data = ModelCard(make_card(notes.metadata, "RED adapter", {})).data  # as the hub's client reads it

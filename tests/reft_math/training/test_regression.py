@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Adafactor, TrainerCallback, TrainingArguments
 
 from interventions.regression import load_base, load_regressor, make_regressor
 from reft_math.data.regression import RegressionRow
@@ -154,6 +154,29 @@ def test_a_head_learns_at_its_own_rate_and_the_rest_at_theirs(
     assert len(moved) == 4 * 2 + 2
     for name, distance in moved.items():
         assert distance == pytest.approx(expected if name.startswith("head.") else 0.01, rel=1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("optim", "kind", "settings"),
+    [
+        ("adamw_torch", torch.optim.AdamW, {"weight_decay": 0.0}),
+        ("sgd", torch.optim.SGD, {"momentum": 0}),
+        ("adafactor", Adafactor, {"eps": (1e-30, 1e-3), "decay_rate": -0.8, "relative_step": False}),  # the paper's
+    ],
+)
+def test_the_optimiser_is_the_trainers_of_that_name(
+    tmp_path: Path, optim: str, kind: type, settings: dict[str, Any]
+) -> None:
+    regressor = regressor_of("red", "head:mean")
+    before = weights(regressor)
+    trainer = fitted(
+        regressor, tmp_path, train=4, learning_rate=0.01, loss="head:mean", head_learning_rate=0.02, optim=optim
+    )
+    optimizer = trainer.optimizer.optimizer
+    assert type(optimizer) is kind
+    for group, rate in zip(optimizer.param_groups, (0.02, 0.01), strict=True):
+        assert group.items() >= {**settings, "lr": rate}.items()
+    assert all(not torch.equal(value, before[name]) for name, value in weights(regressor).items())
 
 
 @pytest.mark.parametrize(("tune", "loss"), [("red", "raft"), ("lora", "ce"), ("full", "head:mlp")])

@@ -32,6 +32,20 @@ def test_the_learning_rate_is_that_of_the_base_and_the_tuning(settings: dict[str
 
 
 @pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({}, None),
+        ({"loss": "head:mlp"}, 1e-3),
+        ({"loss": "head:mean"}, 2e-2),
+        ({"loss": "head:mean", "model": "some/model"}, 1e-3),
+        ({"loss": "head:mlp", "head_learning_rate": 0.5}, 0.5),
+    ],
+)
+def test_a_heads_learning_rate_is_its_own(settings: dict[str, Any], rate: float | None) -> None:
+    assert resolve(RegressionOptions(**settings)).head_learning_rate == rate
+
+
+@pytest.mark.parametrize(
     ("data", "loss", "numbers", "last"),
     [
         ("original1", "raft", 10, "9"),
@@ -116,11 +130,21 @@ def rows(*targets: float) -> list[RegressionRow]:
     return [RegressionRow(str(index), "", target) for index, target in enumerate(targets)]
 
 
-def test_each_split_is_cut_to_its_own_size() -> None:
-    splits = RegressionSplits(rows(*range(9)), rows(*range(8)), rows(*range(7)))
-    assert cut(splits, RegressionOptions()) == splits
-    found = cut(splits, RegressionOptions(train_size=5, validation_size=3, test_size=2))
-    assert (found.train, found.validation, found.test) == (splits.train[:5], splits.validation[:3], splits.test[:2])
+def test_each_split_is_cut_to_its_own_size_and_only_train_by_the_seed() -> None:
+    """A file ordered by genre is not one genre's, and fewer rows are part of more."""
+    splits = RegressionSplits(rows(*range(900)), rows(*range(800)), rows(*range(700)))
+    assert cut(splits, RegressionOptions(seed=3)) == splits
+    sizes = {"train_size": 90, "validation_size": 80, "test_size": 70}
+    first, second = (cut(splits, RegressionOptions(seed=seed, **sizes)) for seed in (0, 1))
+    assert [len(first.train), len(first.validation), len(first.test)] == list(sizes.values())
+    assert (first.validation, first.test) == (second.validation, second.test)
+    assert 5 < len({row.id for row in first.train} & {row.id for row in second.train}) < 15
+    for found in vars(first).values():
+        targets = [row.target for row in found]
+        assert targets == sorted(targets)
+        assert 0.3 < sum(target < 400 for target in targets) / len(targets) < 0.7
+    larger = cut(splits, RegressionOptions(train_size=300))
+    assert {row.id for row in first.train} < {row.id for row in larger.train}
 
 
 @pytest.mark.parametrize(
