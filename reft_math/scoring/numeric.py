@@ -12,17 +12,18 @@ from reft_math.scoring.notation import plain_numbers
 # --- what is dress: spaces, fonts and colours, powers of units ---------------------------------------------------
 
 _SPACES = re.compile(
-    r"\\[,:; ]|\\(?:q?quad|(?:thin|med|thick|en)space)(?![A-Za-z])|~|&nbsp;"
+    r"\\[,:; ]|\\(?:q?quad|(?:thin|med|thick|en)space|bf|rm|displaystyle)(?![A-Za-z])|\\hspace\*?\{[^{}]*\}|~|&nbsp;"
     "|[\u00a0\u2000-\u200a\u202f\u205f\u3000]"
 )
 _TEXT = r"\\(?:text(?:rm|bf|it|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|[hm]box|operatorname|boldsymbol|bm|underline)"
 _DRESSED = re.compile(rf"(?:{_TEXT}|\\(?:text)?color\s*\{{[^{{}}]*\}})\s*\{{([^{{}}]*)\}}")
 _UNIT_FRACTION = re.compile(rf"\\[dt]?frac\s*\{{\s*{_TEXT}\{{([^{{}}]*)\}}\s*\}}\s*\{{\s*{_TEXT}\{{([^{{}}]*)\}}\s*\}}")
 _NESTED = 3
+_TWICE = re.compile(r"\{\s*(\{[^{}]*\})\s*\}")
 # The 2 of "m^2", "cm$^{-2}$", "x_2" and "m<sup>2</sup>", and that of "ft2", where the letters measure a length.
 _RAISED = re.compile(
     r"(?<=[A-Za-z])(?:\.?\$? ?\^ ?(?:\{[^{}]*\}|[-+]?[0-9]+)|_(?:\{[^{}]*\}|[0-9]+)|<sup>[-+]?[0-9]+</sup>)+"
-    r"|(?<![A-Za-z\\])(?P<unit>[cdkm]?m|in|ft|yd|mi|inch(?:es)?|feet|foot|yards?|miles?|(?:centi|kilo)?met(?:er|re)s?|CO)"
+    r"|(?<![A-Za-z\\])(?P<unit>[cdkm]?m|in|ft|yd|mi|inch(?:es)?|feet|foot|yards?|miles?|units?|(?:centi|kilo)?met(?:er|re)s?|CO)"
     r"[23](?![0-9A-Za-z]|[.,][0-9])"
 )
 
@@ -120,7 +121,7 @@ def unwrapped(text: str) -> str:
     text = _UNIT_FRACTION.sub(r" \1/\2", text)
     for _ in range(_NESTED):
         text = _DRESSED.sub(r" \1", text)
-    return text
+    return _TWICE.sub(r"\1", text)
 
 
 def stated_answer(completion: str) -> str | None:
