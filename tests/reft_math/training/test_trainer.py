@@ -22,6 +22,7 @@ from reft_math.sharding import shard
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import CONTROLLERS, make_controller
 from reft_math.training.number_loss import NumberCounts, NumberLoss, NumberTokens, number_loss
+from reft_math.training.tracking import tracking
 from reft_math.training.trainer import NormControl, PrefixTrainer
 
 
@@ -194,12 +195,17 @@ def test_the_penalty_is_the_steps_however_it_is_split(
 def test_the_norm_is_held_and_the_free_run_passes_it(
     tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:
-    held, _ = make_trainer(tiny_model(), tmp_path / "held", "projection")
-    held.train()
-    free, _ = make_trainer(tiny_model(), tmp_path / "free", "none")
-    free.train()
-    assert free.norm_control.trace["norm"][-1] > 0.4
-    assert held.norm_control.trace["norm"][-1] == pytest.approx(0.3, rel=1e-5)
+    norms = {}
+    for name in ("none", "projection", "pid"):
+        trainer, _ = make_trainer(tiny_model(), tmp_path / name, name, save_strategy="no")
+        trainer.train()
+        norms[name] = trainer.norm_control.trace["norm"]
+    assert norms["none"][-1] > 0.4
+    assert norms["projection"][-1] == pytest.approx(0.3, rel=1e-5)
+    held = tracking(norms["pid"], 0.3)
+    assert held["overshoot"] < 0.05
+    assert held["settling_step"] < 12
+    assert held["steady_state_error"] == pytest.approx(0, abs=0.02)
 
 
 def test_scales_are_held_too_where_asked(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
