@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyvene as pv
 import torch
 from torch import nn
 
+from interventions.edit import Edit
 
-class BiasIntervention(pv.SourcelessIntervention, pv.TrainableIntervention, pv.DistributedRepresentationIntervention):
+
+class BiasIntervention(Edit):
     """``Bias(h) = h + b``
 
     ``h: (…, width)`` of any dtype; ``b: (width,)``, kept and added in float32, from zeros, so that a fresh
@@ -22,13 +23,13 @@ class BiasIntervention(pv.SourcelessIntervention, pv.TrainableIntervention, pv.D
     bias: nn.Parameter
 
     def __init__(self, *, embed_dim: int | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs, keep_last_dim=True)
+        super().__init__(**kwargs)
         if embed_dim is not None:
             self.set_interchange_dim(embed_dim)
 
     def set_interchange_dim(self, interchange_dim: int | torch.Tensor) -> None:
         super().set_interchange_dim(interchange_dim)
-        self.bias = nn.Parameter(torch.zeros(int(interchange_dim)))
+        self.bias = nn.Parameter(torch.zeros(int(interchange_dim), dtype=torch.float32))
 
     def forward(self, base: torch.Tensor, source: None = None, subspaces: None = None) -> torch.Tensor:
         return (base + self.bias).to(base.dtype)  # promoted to the bias's dtype or wider

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -218,6 +217,7 @@ def noise(prefix: PrefixJob) -> dict[str, Any]:
 def summary(prefix: PrefixJob) -> dict[str, Any]:
     """What the results hold of the training. All processes read the base's activations."""
     norms, target = prefix.control.trace["norm"], prefix.control.controller.target
+    texts = _sample(prefix.dataset)
     return {
         "trainable_parameters": sum(parameter.numel() for parameter in prefix.model.parameters()),
         "train_rows": len(prefix.dataset),
@@ -227,34 +227,15 @@ def summary(prefix: PrefixJob) -> dict[str, Any]:
             "target": target,
             "target_per_coordinate": target / math.sqrt(prefix.model.prefix_config.width or math.nan),
             "achieved": norms[-1],
-            **_acting(prefix),
+            **acting_bias(prefix.model, texts[:NUM_PROBLEMS]),
             **tracking(norms, target),
             "controller": prefix.control.controller.name,
             "trace": prefix.control.trace,
         },
-        "relative_size": relative_size(prefix.model, _sample(prefix.dataset)),
+        "relative_size": relative_size(prefix.model, texts),
     }
 
 
 def _sample(dataset: PrefixDataset) -> list[list[int]]:
     """Prompts from all over the training rows, on which activations are measured."""
     return [row["prompt_ids"] for row in dataset.rows[:: max(1, len(dataset) // TEXTS)][:TEXTS]]
-
-
-def _acting(prefix: PrefixJob) -> dict[str, float]:
-    """`acting_bias` on training prompts; nothing of a sharded base, which reads in all its processes only."""
-    if prefix.is_sharded:
-        return {}
-    questions = [problem.question for problem in prefix.job.train_problems[:NUM_PROBLEMS]]
-    return acting_bias(prefix.model, jobs.decoding(prefix.job).prompts(questions))
-
-
-def after_rounding(norm: Mapping[str, Any], dtype: torch.dtype) -> list[str]:
-    """A line on what acts of a `summary`'s bias norm, where that was measured."""
-    if "acting_norm" not in norm:
-        return []
-    return [
-        f"of it {norm['acting_norm']:.4f} acts after rounding to {str(dtype).removeprefix('torch.')}, which leaves"
-        f" {norm['rounded_away']:.1%} of the coordinates as they are; target/√width is"
-        f" {norm['target_per_coordinate']:.2g}"
-    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from reft_math.completion import Decoding, complete
 from reft_math.data.problem import Problem
 
 ATTENUATION = 1e-3
-NUM_PROBLEMS = 16  # that either figure is measured on
+NUM_PROBLEMS = 16  # that either is measured on
 
 
 @contextmanager
@@ -48,11 +48,11 @@ def noise_floor(
         for start in range(0, len(questions), batch_size):
             batch = questions[start : start + batch_size]
             rows += complete(batch, None, generate=generate, decoding=decoding, device=model.device)
-    return {"dtype": str(model.model.dtype).removeprefix("torch."), **summarise_noise(rows)}
+    return {"dtype": _name(model.model.dtype), **summarise_noise(rows)}
 
 
 @torch.no_grad()
-def acting_bias(model: PrefixReftModel, prompts: Sequence[torch.Tensor]) -> dict[str, float]:
+def acting_bias(model: PrefixReftModel, texts: Sequence[Sequence[int]]) -> dict[str, float]:
     """``mean_l mean_t ‖e_lt‖₂`` with ``e_lt = f_l(h_t) − f_l⁰(h_t)``, f⁰ being f with ``b = 0``, both as rounded.
 
     In exact arithmetic this is the stored ``mean_l ‖b_l‖₂``, of RED and of linear edits in a subspace. In half
@@ -61,7 +61,7 @@ def acting_bias(model: PrefixReftModel, prompts: Sequence[torch.Tensor]) -> dict
 
     Args:
         model: In the dtype that is asked about.
-        prompts: Token ids ``(position,)``; h is read at each of their tokens, under the interventions before it.
+        texts: Token ids of each; h is read at every token, under the interventions before it.
 
     Returns:
         ``acting_norm``, and ``rounded_away``, the share of coordinates at which e is 0.
@@ -82,7 +82,20 @@ def acting_bias(model: PrefixReftModel, prompts: Sequence[torch.Tensor]) -> dict
         for layer, intervention in model.by_layer():
             stack.callback(intervention.register_forward_hook(partial(hook, layer=layer)).remove)
         stack.enter_context(model.intervening(torch.ones(1, 1, dtype=torch.bool, device=model.device)))
-        for prompt in prompts:
-            model.model(prompt[None].to(model.device), use_cache=False, logits_to_keep=1)
+        for text in texts:
+            model.model(torch.tensor([text], device=model.device), use_cache=False, logits_to_keep=1)
     means = [torch.cat(found).mean() for found in norms.values()]
     return {"acting_norm": float(torch.stack(means).mean()), "rounded_away": float(torch.cat(unmoved).mean())}
+
+
+def acting_line(norm: Mapping[str, Any], dtype: torch.dtype) -> str:
+    """`acting_bias` and ``target_per_coordinate`` in a sentence."""
+    return (
+        f"of it {norm['acting_norm']:.4f} acts after rounding to {_name(dtype)}, which leaves"
+        f" {norm['rounded_away']:.1%} of the coordinates as they are; target/√width is"
+        f" {norm['target_per_coordinate']:.2g}"
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -28,6 +28,7 @@ def main(options: PrefixReftOptions) -> None:
     from interventions.card import write_adapter_card
     from interventions.dry_run import show_prefix
     from interventions.relative_size import size_line
+    from interventions.rounding import acting_line
     from reft_math.calibration import GATE_COLUMNS, gate_rows, noise_line
     from reft_math.card import digest
     from reft_math.command import print_table
@@ -62,7 +63,7 @@ def main(options: PrefixReftOptions) -> None:
     held = "not held" if controller == "none" else f"held by {controller}"
     notes = [
         f"bias norm {achieved:.4f}, target {target:.4g}, {held}",
-        *prefix_training.after_rounding(norm, job.model.dtype),
+        acting_line(norm, job.model.dtype),
         size_line(str(options.site), results["relative_size"]["mean"]),
     ]
     if controller != "none" and achieved < 0.98 * target:

@@ -13,8 +13,8 @@ from reft_math.errors import UserError
 
 Direction = Literal["mod||base", "base||mod"]
 
-# Nats a token that rounding alone accounts for, by the base's dtype: about its 99th percentile on a model of 135 M
-# parameters (docs/gate.md). Divergence goes with the square of an error, and float16 rounds eight times finer.
+# Nats a token that rounding alone accounts for, by the base's dtype: a little over its 99th percentile on a model of
+# 135 M parameters (docs/gate.md). Divergence goes with the square of an error, and float16 rounds eight times finer.
 DEAD_BANDS = {torch.bfloat16: 1e-2, torch.float16: 2e-4}
 
 _NUMBER = re.compile(r"-?(inf|nan|[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?)")  # float() itself takes spaces and underscores

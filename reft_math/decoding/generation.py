@@ -147,9 +147,8 @@ def gated_generate(
     if getattr(interventions, "model", model) is not model:
         raise UserError("interventions act on the model they were put on; got another one's")
     _check_handoff(handoff)
-    if (
-        not generation_config.use_cache and model.generation_config.use_cache is False
-    ):  # the base's habit, nobody's wish
+    # The base's own habit, which nobody has asked for in the call.
+    if not generation_config.use_cache and model.generation_config.use_cache is False:
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         generation_config.use_cache = True
         model_kwargs |= {"use_cache": True, "past_key_values": cache}

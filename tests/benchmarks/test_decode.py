@@ -40,7 +40,7 @@ def test_a_small_run_writes_every_ratio(benchmark: ModuleType, tmp_path: Path, m
     for name in benchmark.RATIOS:
         assert report[name] == report["ratios"][name]["median"] > 0
     assert report["seconds"].keys() >= {"base", "ours", "pyvene", "two_generations", "uncached"}
-    assert report["gate"].endswith(",max=16")
+    assert report["gate"].endswith(",max=16,band=0")
     assert 1 < report["cache_while_open_vs_base"] <= 2
     assert report["cache_after_closing_vs_base"] == 1
     assert report["after_closing_vs_floor"] > 1

@@ -24,7 +24,9 @@ CASTS: dict[str, tuple[Cast, torch.dtype]] = {
 
 
 @pytest.mark.parametrize("cast", CASTS)
-@pytest.mark.parametrize(("intervention", "site"), [("red", "ffn_up"), ("loreft", "block"), ("direft", "attn_q")])
+@pytest.mark.parametrize(
+    ("intervention", "site"), [("red", "ffn_up"), ("bias", "ffn_down"), ("loreft", "block"), ("direft", "attn_q")]
+)
 def test_a_cast_of_the_model_is_one_of_its_base(
     tiny_model: Callable[..., PreTrainedModel], intervention: str, site: str, cast: str
 ) -> None:
@@ -48,7 +50,7 @@ def test_a_cast_of_the_model_is_one_of_its_base(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("intervention", ["red", "loreft"])
+@pytest.mark.parametrize("intervention", ["red", "bias", "loreft"])
 def test_torchs_default_dtype_is_not_theirs(
     tiny_model: Callable[..., PreTrainedModel], intervention: str, dtype: torch.dtype
 ) -> None:

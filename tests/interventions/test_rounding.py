@@ -17,7 +17,7 @@ from reft_math.data.templates import get_template
 from reft_math.models import load_model, load_tokenizer
 
 TOKENS = torch.arange(3, 17).view(2, 7)
-KINDS = [("red", "ffn_up"), ("loreft", "block"), ("direft", "attn_o")]
+KINDS = [("red", "ffn_up"), ("bias", "ffn_down"), ("loreft", "block"), ("direft", "attn_o")]
 
 
 def moved(model: PreTrainedModel, scale: float = 0.1, **config: Any) -> PrefixReftModel:
@@ -95,8 +95,7 @@ def test_what_acts_of_a_bias_is_what_is_left_after_rounding(tiny_model: Callable
     seen: dict[int, list[torch.Tensor]] = {0: [], 1: [], 2: []}
     for layer, edit in reft_model.by_layer():
         edit.register_forward_hook(lambda module, args, output, layer=layer: seen[layer].append(args[0][0].float()))
-    prompts = [torch.tensor([5, 9, 33, 41]), torch.tensor([7, 21, 3])]
-    found = acting_bias(reft_model, prompts)
+    found = acting_bias(reft_model, [[5, 9, 33, 41], [7, 21, 3]])
     norms, unmoved = [], []
     for layer, edit in reft_model.by_layer():
         hidden = torch.cat(seen[layer])
@@ -115,7 +114,7 @@ def test_in_float32_all_of_it_acts_and_nothing_is_left_changed(
 ) -> None:
     reft_model = moved(tiny_model(), intervention=intervention, site=site)
     before = reft_model(TOKENS).logits
-    found = acting_bias(reft_model, [TOKENS[0]])
+    found = acting_bias(reft_model, TOKENS[:1].tolist())
     stored = torch.stack([bias.norm() for bias in reft_model.biases().values()]).mean().item()
     assert found["acting_norm"] == pytest.approx(stored, rel=1e-4)
     assert found["rounded_away"] < 0.01
