@@ -260,8 +260,6 @@ def _noise(drawn: random.Random, count: int = 60) -> Iterator[Hostile]:
 
 
 def main(time_limit: float = 2.0) -> None:
-    import resource
-
     from reft_math.scoring.math_equivalence import MathVerifier
     from reft_math.scoring.numeric import last_number, score_numeric
 
@@ -286,10 +284,9 @@ def main(time_limit: float = 2.0) -> None:
             verdicts += verifier.score([(answer.gold, answer.completion)])
             seconds.append((time.perf_counter() - start, answer.kind))
     pairs = list(zip(answers, verdicts, strict=True))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     judged = [second for second, verdict in zip(seconds, verdicts, strict=True) if not verdict.unscored]
     print(f"by math-verify: {len(pairs)}, slowest that was judged {max(judged)}, slowest {max(seconds)}")
-    print(f"  total {sum(second for second, _ in seconds):.0f} s, peak of a worker {peak:.0f} MiB")
+    print(f"  total {sum(second for second, _ in seconds):.0f} s")
     print("  timed out:", dict(Counter(answer.kind for answer, verdict in pairs if verdict.timed_out)))
     print("  died twice:", dict(Counter(a.kind for a, v in pairs if v.unscored and not v.timed_out)))
     print(f"  falsely correct {sum(verdict.is_correct for verdict in verdicts)}")

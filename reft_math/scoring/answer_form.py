@@ -37,6 +37,7 @@ _WORDS = re.compile(r"\\text\{[^{}0-9]*[A-Za-z][^{}0-9]*\}|\([A-Z]\)")
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\])(?:\\text\{i\}|\\imath(?![A-Za-z])|i(?![A-Za-z]))(\s*\^)?")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*per\s?cent\s*\}|\bper\s?cent\b)")
 _CONSEQUENCE = re.compile(r"\\(?:Rightarrow|Longrightarrow|Leftrightarrow|implies|iff|therefore)(?![A-Za-z])")
+_LOGIC = re.compile(r"\\(?:(lor|vee)|land|wedge)(?![A-Za-z])")
 _MODULUS = re.compile(r"\\pmod\s*(?:\{[^{}]*\}|[0-9]+)|\(\\(?:mod|bmod)[^()]*\)")
 _SIDE = re.compile(r"\\[{}]|[][(){};]|,(?!(?:\\!\s*)?[0-9]{3}(?![0-9]))|(?<![<>!])=|\\(?:approx|equiv)(?![A-Za-z])")
 _SET_OF = re.compile(r"\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\{R\}\s*)?(?:\\mid|\\vert|\||:)(.*)\\\}\Z")
@@ -68,11 +69,14 @@ def normal_form(answer: str) -> str:
         answer: LaTeX without dollar signs around it.
     """
     text = _CONSEQUENCE.split(latex_signs(answer))[-1]
-    text = _without_styles(_COLOUR.sub(r"\\boldsymbol", text))
+    text = _without_styles(_COLOUR.sub(r"\\boldsymbol ", text))
     text = _MATRIX.sub(r"{\1}", text)
     text = _SPACE.sub(" ", _TEXT.sub(r"\\text", _SIZE.sub("", _CURRENCY.sub("", text))))
     text = _NUMBER_IN_TEXT.sub(lambda found: found[1] + (rf"\text{{{found[2]}}}" if found[2] else ""), text)
+    text = _LOGIC.sub(lambda found: r"\text{ or }" if found[1] else r"\text{ and }", text)
     text = _MODULUS.sub("", text).replace("!=", "! =").strip().rstrip(".,;: \\")
+    while text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
+        text = text[1:-1].strip()
     text = _SET_OF.sub(r"\1", text)
     return _UNIT.sub("", text) if not _BASE.match(text) else text
 
@@ -134,7 +138,7 @@ def digits_and_base(answer: str) -> tuple[str, int | None]:
 
 def plain_words(text: str) -> str:
     r"""The words alone, in small letters: ``\textbf{(C)}`` as ``(c)``, ``**Evelyn**.`` as ``evelyn``."""
-    text = re.sub(r"\\\W|[~]", " ", re.sub(r"\\[A-Za-z]+\s*|[{}$*_\"`]", "", text))
+    text = re.sub(r"\\\W|[~]", " ", re.sub(r"\\[A-Za-z]+\s*|[{}$*_\"`]", "", _COLOUR.sub("", text)))
     text = " ".join(text.split()).strip(" .,;:!").casefold()
     return re.sub(r"^(?:(?:therefore|thus|the|an?|option|choice|answer)\s+(?=.))+", "", text)
 

@@ -15,7 +15,7 @@ _PIECE = rf"(?:{_NUMBER}|\\[A-Za-z]+|{_BRACED}|\([^()\n]*\)|\[[^\[\]\n]*\]|[%!])
 _OPERATOR = r"[ ]?(?:\*\*|[-+*/^_=])[ ]?"
 # Outside of formulas "1/2", "(2)(3)" and "3\sqrt{2}" are found whole: no part of them is the answer.
 _BARE = (
-    rf"(?<![^\s=(*\[\"'`>:€£¥₹])-?(?={_NUMBER}|\([-0-9.\\]|\\(?:[dtc]?frac|sqrt|pi|text|infty)(?![A-Za-z]))"
+    rf"(?<![^\s=(*\[\"'`>:€£¥₹])(?:[a-z] ?= ?)?-?(?={_NUMBER}|\([-0-9.\\]|\\(?:[dtc]?frac|sqrt|pi|text|infty)(?![A-Za-z]))"
     rf"{_PIECE}(?:(?:{_OPERATOR})?{_PIECE})*"
 )
 # "$20 and gets $16 back": words follow, and the next dollar sign opens.
@@ -35,7 +35,7 @@ _AND = re.compile(r"[\s*]*(?:,?\s*(?:and|or)\b|,)[\s*]*")
 _STATES = re.compile(r"\banswer\b[^.\n$]{0,60}?(?:\bis\b|:)[\s:*]*", re.IGNORECASE)
 _CHOOSES = re.compile(r"\b(?:answer|choice|option)\b[^.\n$]{0,60}?(?:\bis\b|:)[\s:*]*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?:\s|\Z)|\n")
-_CLAUSE = re.compile(r"[,;](?!\s*(?:and|or)\b)|(?<=\w)\**\s+\((?![A-Z]\))|\s(?:because|since|as|who|which)\b")
+_CLAUSE = re.compile(r"(?<!\\)[,;](?!\s*(?:and|or)\b)|(?<=\w)\**\s+\((?![A-Z]\))|\s(?:because|since|as|who|which)\b")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _TEXT = re.compile(r"\\(?:text[a-z]*|mbox|mathrm|begin|end)\s*\{[^{}]*\}")
 _DELIMITER = re.compile(r"\$|(?<!\\)\\[][()]|\\(?:begin|end)\{(?!\w?matrix|array)")
@@ -69,11 +69,12 @@ def stated_answers(text: str) -> list[str]:
     text = _FIGURE.sub("", text).replace("\\$", "").rstrip()
     tokens = list(_TOKEN.finditer(text))
     whole = [token for token in tokens if token["broken"] is None]
-    for statement in list(_STATES.finditer(text))[-1:]:
-        if alone := _without_words(_sentence(text, statement.end())):
+    if statements := list(_STATES.finditer(text)):
+        start = statements[-1].end()
+        if alone := _without_words(_sentence(text, start)):
             return [alone]
         for index, token in enumerate(whole):
-            if 0 <= token.start() - statement.end() <= _NEAR:
+            if start <= token.start() <= start + _NEAR:
                 return _joined(whole, index)
     if alone := _without_words(text.rpartition("\n")[2]):
         return [alone]
@@ -168,4 +169,4 @@ def _content(token: re.Match[str]) -> str:
     rows = _ROW_MARK.sub("", content)
     if "\\begin" in rows or (token["rows"] is None and rows == content):
         return content
-    return [row for row in rows.split(r"\\") if row.strip()][-1].lstrip(" =\n")
+    return ["", *(row for row in rows.split(r"\\") if row.strip())][-1].lstrip(" =\n")

@@ -80,7 +80,7 @@ def _as_set(parsed: Any, answer: str) -> Any:
         return parsed
     if len(parsed.free_symbols) != 1:
         return parsed
-    join = Intersection if re.search(r"\band\b|\\land|\\wedge", answer) else Union
+    join = Intersection if re.search(r"\band\b", answer) else Union
     return join(*(each.as_set() for each in parsed.args))
 
 

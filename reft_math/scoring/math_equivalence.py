@@ -34,7 +34,7 @@ class Equivalence:
         unscored: Whether the pair was given up, and counts as not equivalent for that reason alone: at the time limit,
             or when two workers had died over it.
         timed_out: Whether it was the time limit.
-        prediction: The answer's text as math-verify found it, ``None`` where it found none or the pair was given up.
+        prediction: The answer in normal form, ``None`` where none is stated or the pair was given up.
     """
 
     is_correct: bool
