@@ -30,7 +30,7 @@ def distributions_figure(changes: Sequence[tuple[Run, Sequence[Pair]]]) -> Figur
     """
     panels = 2 + len(EXAMPLES)
     figure = Figure(figsize=(2.6 * panels, 2.4 * len(changes)), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 8}):
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 8, "axes.titlesize": 9}):
         all_axes = figure.subplots(len(changes), panels, squeeze=False)
     for axes, (run, pairs) in zip(all_axes, changes, strict=True):
         try:
@@ -52,7 +52,7 @@ def _row(axes: Sequence[Axes], run: Run, pairs: Sequence[Pair]) -> None:
     texts = run.results["regressor"]["texts"] or number_texts(parse_numbers(run.results["regressor"]["grid"])).values()
     probabilities = np.array([[record["probabilities"] for record in pair] for pair in pairs])
     _bars(axes[1], list(texts), probabilities.mean(axis=0), f"mean of {len(pairs)} rows")
-    axes[1].legend(frameon=False)
+    axes[1].legend(frameon=False, fontsize=8)
     order = np.argsort([after["target"] for _, after in pairs], kind="stable")
     for panel, place in zip(axes[2:], EXAMPLES, strict=True):
         index = order[int(place * len(order))]
