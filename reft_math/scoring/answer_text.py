@@ -15,7 +15,8 @@ _PIECE = rf"(?:{_NUMBER}|\\[A-Za-z]+|{_BRACED}|\([^()\n]*\)|\[[^\[\]\n]*\]|[%!])
 _OPERATOR = r"[ ]?(?:\*\*|[-+*/^_=])[ ]?"
 # Outside of formulas "1/2", "(2)(3)" and "3\sqrt{2}" are found whole: no part of them is the answer.
 _BARE = (
-    rf"(?<![^\s=(*\[\"'`>:€£¥₹])(?:[a-z] ?= ?)?-?(?={_NUMBER}|\([-0-9.\\]|\\(?:[dtc]?frac|sqrt|pi|text|infty)(?![A-Za-z]))"
+    rf"(?<![^\s=(*\[\"'`>:€£¥₹])(?:[a-z] ?= ?)?-?"
+    rf"(?={_NUMBER}|\([-0-9.\\]|\\(?:[dtc]?frac|sqrt|pi|text|infty)(?![A-Za-z]))"
     rf"{_PIECE}(?:(?:{_OPERATOR})?{_PIECE})*"
 )
 # "$20 and gets $16 back": words follow, and the next dollar sign opens.
