@@ -59,8 +59,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
     reft_model = get_prefix_reft_model(load_model("arithmetic"), PrefixReftConfig(template="chat/1"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in reft_model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.6)
+        for name, parameter in reft_model.named_parameters():
+            size = 0.6 / 64 if name.endswith("bias") else 0.6  # activations at ffn_up are small
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * size)
     folder = tmp_path_factory.mktemp("adapter")
     reft_model.save_pretrained(folder)
     return str(folder)
