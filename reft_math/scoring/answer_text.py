@@ -19,10 +19,12 @@ _BARE = (
     rf"(?={_NUMBER}|\([-0-9.\\]|\\(?:[dtc]?frac|sqrt|pi|text|infty)(?![A-Za-z]))"
     rf"{_PIECE}(?:(?:{_OPERATOR})?{_PIECE})*"
 )
-# "$20 and gets $16 back": words follow, and the next dollar sign opens.
+# "$20 and gets $16 back", "$15/3 = 5 hours": words follow on the line, and the next dollar sign, if any, opens. "$3*5 =
+# $15": no formula ends in an operator.
 _MONEY = (
     r"\$[ ]?(?P<money>[0-9][0-9,]*(?:\.[0-9]+)?)"
-    r"(?=[.,;:!?)*]*(?:[ \t]+[A-Za-z]{2,}[^$\n\\^_{}]*(?:(?<=[\s(])\$(?=\S)|\n|\Z)|\s*(?:\n|\Z)))"
+    r"(?=[.,;:!?)*]*(?:[^$\n\\^_{}]*[A-Za-z]{2,}[^$\n\\^_{}]*(?:(?<=[\s(])\$(?=\S)|\n|\Z)|\s*(?:\n|\Z)"
+    r"|[^$\n]*[-+*/=x×÷][ \t]*\$[ ]?[0-9]))"
 )
 _ROWS = r"\\begin\{(?:align|gather|multline|equation|eqnarray)\*?\}"
 _TOKEN = re.compile(

@@ -108,6 +108,10 @@ ANSWERS: dict[str, list[tuple[str, list[str], list[str]]]] = {
         (r"\text{Evelyn}", [], ["The answer is Evelyn or Angela.", "The answer is not Evelyn.", "We know Evelyn."]),
         (r"\text{ellipse}", ["The answer is an ellipse."], ["The answer is a circle."]),
     ],
+    "dollars that are money": [
+        ("694", ["$204 + $160 + $330 = $694", "He pays $160 + $330 + $204 = $694 in all.", "So it is $694 a week."], []),
+        ("5", ["$75/$15=5 hours.", "She works $75 / $15 = 5 hours."], ["It is $75/$15 = 6 hours.", "so $5+3^{2"]),
+    ],
     "several formulas": [
         ("6", ["so $5x=30$ and $x=6$.", r"$5x=30$, $x=6$.", r"$5x=30 \implies x=6.$", "$a=5$, and $b = 2+4 = 6.$"], []),
         ("6", [r"\begin{align*}5x&=30\\x&=6.\end{align*}", "There are $6$ values of $x$."], ["$x=6$ or $x=7$"]),
