@@ -109,7 +109,7 @@ ANSWERS: dict[str, list[tuple[str, list[str], list[str]]]] = {
         (r"\text{ellipse}", ["The answer is an ellipse."], ["The answer is a circle."]),
     ],
     "dollars that are money": [
-        ("694", ["$204 + $160 + $330 = $694", "He pays $160 + $330 + $204 = $694 in all.", "So it is $694 a week."], []),
+        ("694", ["$204 + $160 + $330 = $694", "He pays $160 + $534 = $694 in all.", "So it is $694 a week."], []),
         ("5", ["$75/$15=5 hours.", "She works $75 / $15 = 5 hours."], ["It is $75/$15 = 6 hours.", "so $5+3^{2"]),
     ],
     "several formulas": [
