@@ -398,5 +398,5 @@ def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
     together, their_trace = torch.load(result)
     for name, value in weights(alone).items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5)
-    assert their_trace["rmse"] == pytest.approx(trace["rmse"], rel=1e-5)
+    assert their_trace["rmse"] == pytest.approx(trace["rmse"], rel=1e-4)  # as close as the weights
     assert their_trace == {**trace, "rmse": their_trace["rmse"]}
