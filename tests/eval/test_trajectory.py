@@ -28,8 +28,9 @@ def make_adapter(tmp_path: Path) -> Callable[[float], Path]:
     def make(strength: float) -> Path:
         model = get_prefix_reft_model(load_model("arithmetic"), PrefixReftConfig(gate="kl:2,min=1", template="chat/1"))
         torch.manual_seed(7)
-        for values in (*model.biases().values(), *model.scales().values()):
-            values.data += strength * torch.randn_like(values)
+        for values, size in ((model.biases(), 1 / 64), (model.scales(), 1)):  # activations at ffn_up are small
+            for value in values.values():
+                value.data += strength * size * torch.randn_like(value)
         model.save_pretrained(tmp_path / "adapter")
         return tmp_path / "adapter"
 
