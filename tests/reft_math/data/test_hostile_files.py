@@ -240,7 +240,7 @@ SAID: dict[str, dict[str, str | None]] = {
     "another type": {"": ROW + "field .* must|" + ROW, "movies": r"ratings.dat, line 3: movie '2' is not in movies"},
     "a field missing": {"": ROW},
     "a row twice": {
-        **{"": None, "amazon": None, "svamp": "line {last}: every row needs an id", "completions": "line 11 repeats"},
+        **{"": None, "amazon": None, "svamp": "line {last}: every row needs an id"},
         **{
             "regression lines": "line {last}: every row needs an id",
             "regression table": "line {last}: every row needs",
