@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import Adafactor, TrainerCallback, TrainingArguments
 
 from interventions.regression import load_base, load_regressor, make_regressor
+from reft_math.arithmetic.pretraining import rescale_up_projections
 from reft_math.data.regression import RegressionRow
 from reft_math.errors import UserError
 from reft_math.models import load_model, load_tokenizer
@@ -35,10 +36,13 @@ def rows(count: int, seed: int = 0) -> list[RegressionRow]:
     return [RegressionRow(str(index), f"The number is {n}{'?' * (n % 4)}", n / 111) for index, n in enumerate(numbers)]
 
 
-def regressor_of(tune: str, loss: str = "raft", **settings: Any) -> Regressor:
+def regressor_of(tune: str, loss: str = "raft", scale: float = 1.0, **settings: Any) -> Regressor:
+    """On the embedded model, with activations at ``ffn_up`` that are ``scale`` times as large."""
     config = RegressorConfig(**{"tune": tune, "loss": loss, "grid": "0:9:1", "base_model": "arithmetic", **settings})
+    base = load_model("arithmetic")
+    rescale_up_projections(base, scale)
     torch.manual_seed(0)
-    return make_regressor(load_model("arithmetic"), load_tokenizer("arithmetic"), config)
+    return make_regressor(base, load_tokenizer("arithmetic"), config)
 
 
 def fitted(
@@ -339,7 +343,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from reft_math.processes import part_ways
 from test_regression import fitted, regressor_of, weights
-regressor = regressor_of("red")
+regressor = regressor_of("red", scale=64)
 trace = fitted(regressor, Path({folder!r}), batch_size=2).trace()
 part_ways()
 torch.save((weights(regressor), trace), {result!r})
@@ -380,7 +384,10 @@ def test_a_best_checkpoint_that_is_gone_is_missed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
-    """``torchrun`` with gloo, two rows each, against one process with four; 7 validation rows are not 8."""
+    """``torchrun`` with gloo, two rows each, against one process with four; 7 validation rows are not 8.
+
+    Activations are as large as they were trained: where they are small, Adam's steps make more of rounding.
+    """
     script, result = tmp_path / "script.py", tmp_path / "two.pt"
     script.write_text(
         TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two"), result=str(result))
@@ -393,10 +400,10 @@ def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    alone = regressor_of("red")
+    alone = regressor_of("red", scale=64)
     trace = fitted(alone, tmp_path / "one").trace()
     together, their_trace = torch.load(result)
     for name, value in weights(alone).items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-5)
-    assert their_trace["rmse"] == pytest.approx(trace["rmse"], rel=1e-4)  # as close as the weights
+    assert their_trace["rmse"] == pytest.approx(trace["rmse"], rel=1e-5)
     assert their_trace == {**trace, "rmse": their_trace["rmse"]}
