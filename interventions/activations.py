@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from interventions.model import PrefixReftModel
+from interventions.hooked import HookedReftModel
 from interventions.sites import num_layers, site_module
 from reft_math.probes.number import Array
 
@@ -60,7 +60,7 @@ def pushing(model: PreTrainedModel, vectors: Mapping[int, torch.Tensor]) -> Iter
 
 @torch.no_grad()
 def project_changes(
-    reft_model: PrefixReftModel, input_ids: torch.Tensor, mask: torch.Tensor, directions: torch.Tensor
+    reft_model: HookedReftModel, input_ids: torch.Tensor, mask: torch.Tensor, directions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``u_lᵀΔ_l`` and ``‖Δ_l‖`` with ``Δ_l = block_l(x; with interventions) − block_l(x; without)``, of the same ``x``.
 

@@ -28,7 +28,7 @@ from reft_math.training.regression_options import RegressionOptions
 def show_prefix(prefix: prefix_training.PrefixJob) -> None:
     """Of ``train/prefix_reft.py``."""
     tokens = solution_tokens(prefix.job, prefix.dataset)
-    show(prefix.options, _interventions(prefix.model, decoded=2), tokens, prefix.job.rows)
+    show(prefix.options, interventions_of(prefix.model, decoded=2), tokens, prefix.job.rows)
     if prefix.number_loss is not None:
         print(prefix.number_loss)
     check_claim(prefix.options)
@@ -38,7 +38,7 @@ def show_trials(options: PrefixOptions, count: int, **largest: Any) -> None:
     """Of ``count`` trials, by the largest of them: the command's settings with these changes."""
     prefix = prefix_training.prepare(options_of(options, Path(options.output_dir), **largest))
     tokens = solution_tokens(prefix.job, prefix.dataset)
-    show(jobs.resolve(options), _interventions(prefix.model, decoded=2), tokens, prefix.job.rows, count)
+    show(jobs.resolve(options), interventions_of(prefix.model, decoded=2), tokens, prefix.job.rows, count)
     check_claim(options)
 
 
@@ -46,7 +46,7 @@ def show_regression(options: RegressionOptions, regressor: Regressor, splits: Re
     """Of ``train/raft.py``."""
     model, adapter = regressor.model, regressor.adapter
     if isinstance(adapter, PrefixReftModel):
-        trained = replace(_interventions(adapter), module=regressor)
+        trained = replace(interventions_of(adapter), module=regressor)
     else:
         trained = Trained(model, regressor, num_layers(model), kept_by_linears(regressor, model.dtype))
     rows = encode_rows(splits.train, regressor.tokenizer, regressor.template)
@@ -59,7 +59,7 @@ def show_regression(options: RegressionOptions, regressor: Regressor, splits: Re
     check_claim(options)
 
 
-def _interventions(model: PrefixReftModel, decoded: int = 1) -> Trained:
+def interventions_of(model: PrefixReftModel, decoded: int = 1) -> Trained:
     config, base = model.prefix_config, model.model
     layers = [layer for layer, _ in model.by_layer()]
     # RED keeps what it acts on as it is, a bias nothing, the others in float32.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from transformers import PreTrainedModel
 from interventions.card import write_adapter_card
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
-from interventions.probing import fit_number_directions
 from interventions.relative_size import TEXTS, relative_size
 from interventions.rounding import NUM_PROBLEMS, acting_bias, noise_floor
 from reft_math.calibration import best_gate
@@ -37,8 +37,7 @@ from reft_math.training.prefix_options import PrefixReftOptions
 from reft_math.training.tracking import tracking
 from reft_math.training.trainer import NormControl
 
-# Problems that number directions are fitted on, and how many are read at once.
-_PROBE_PROBLEMS, _PROBE_BATCH = 200, 16
+Directions = Array | Callable[[jobs.Job, str], Array]
 LLAMA3_NORM = 0.54  # the note's, found for Llama-3
 
 
@@ -81,7 +80,7 @@ class PrefixJob:
 def prepare(
     options: PrefixReftOptions,
     base: PreTrainedModel | None = None,
-    directions: Array | None = None,
+    directions: Directions | None = None,
     shards: bool = False,
 ) -> PrefixJob:
     """Reads everything, and makes what is trained. Writes nothing.
@@ -89,7 +88,8 @@ def prepare(
     Args:
         options: The command's.
         base: Where it is loaded already.
-        directions: `number_directions` at the site, where they are known already.
+        directions: Along which each layer encodes numbers, ``(layer, width)``, or what finds them at a site; needed where
+            the options keep biases off them (`interventions.number_directions.number_directions`).
         shards: Spread the base over the processes.
 
     Raises:
@@ -130,7 +130,9 @@ def prepare(
     )
     kept_off = None
     if options.project_number_direction and not options.dry_run:
-        found = number_directions(job, site) if directions is None else directions
+        if directions is None:
+            raise UserError("project_number_direction keeps biases off number directions; pass directions=")
+        found = directions(job, site) if callable(directions) else directions
         kept_off = [torch.from_numpy(found[layer]).float() for layer in model.biases()]
     if shards:
         shard(job.model)
@@ -163,19 +165,6 @@ def _norm_control(
 
 def _calibrates(options: PrefixReftOptions) -> bool:
     return options.calibrate_gate and options.gate is None and options.full_fraction < 1
-
-
-def number_directions(job: jobs.Job, site: str) -> Array:
-    """`fit_number_directions` on problems that are neither trained nor tested on, if there are any.
-
-    The main process fits; the others' last digits might differ, and their biases drift apart.
-    """
-    found: list[Array | None] = [None]
-    if process_state().is_main_process:
-        problems = (job.validation_problems or job.train_problems)[:_PROBE_PROBLEMS]
-        found = [fit_number_directions(job.model, jobs.decoding(job), problems, site, _PROBE_BATCH)]
-    directions: Array = broadcast_object_list(found)[0]
-    return directions
 
 
 def train(prefix: PrefixJob) -> None:

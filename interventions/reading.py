@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from interventions.activations import pad_right
-from interventions.model import PrefixReftModel
+from interventions.hooked import HookedReftModel
 from interventions.sites import num_layers, site_module
 from reft_math.data.positions import intervention_mask
 from reft_math.decoding.gate import Gate, KLGate, kl_divergence
@@ -24,15 +24,15 @@ from reft_math.probes.teacher_forcing import closing
 @torch.no_grad()
 def read_states(
     model: PreTrainedModel,
-    texts: Sequence[Text],
-    reft_model: PrefixReftModel | None = None,
+    rows: Sequence[Sequence[int]],
+    reft_model: HookedReftModel | None = None,
     acts: torch.Tensor | None = None,
 ) -> tuple[Array, Array]:
     """Hidden states at the last token of each text.
 
     Args:
         model: The base.
-        texts: A batch.
+        rows: Token ids of a batch of texts.
         reft_model: What intervenes; None for nothing.
         acts: Boolean ``(text, position)``, where it does.
 
@@ -40,17 +40,16 @@ def read_states(
         The residual stream behind each layer, ``(text, layer, hidden size)``, and the heads' outputs as they enter the
         attention's output projection, ``(text, layer, head, head size)``; float32.
     """
-    rows = list(range(len(texts)))
-    last = [len(text) - 1 for text in texts]
+    places = list(range(len(rows))), [len(row) - 1 for row in rows]
     stream: list[torch.Tensor] = []
     mixed: list[torch.Tensor] = []
 
     def pick_output(module: nn.Module, args: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        stream.append(hidden[rows, last].float().cpu())
+        stream.append(hidden[places].float().cpu())
 
     def pick_input(module: nn.Module, args: Any) -> None:
-        mixed.append(args[0][rows, last].float().cpu())
+        mixed.append(args[0][places].float().cpu())
 
     with ExitStack() as stack:
         if reft_model is not None:
@@ -58,14 +57,14 @@ def read_states(
         for layer in range(num_layers(model)):
             stack.callback(site_module(model, "block", layer).register_forward_hook(pick_output).remove)
             stack.callback(site_module(model, "attn_o", layer).register_forward_pre_hook(pick_input).remove)
-        model(_inputs(texts, model.device), use_cache=False, logits_to_keep=1)
+        model(pad_right(rows, model.device), use_cache=False, logits_to_keep=1)
     heads = torch.stack(mixed, dim=1).unflatten(-1, (model.config.get_text_config().num_attention_heads, -1))
     return torch.stack(stream, dim=1).numpy(), heads.numpy()
 
 
 @torch.no_grad()
 def where_acting(
-    reft_model: PrefixReftModel, gate: Gate, handoff: Handoff, texts: Sequence[Text]
+    reft_model: HookedReftModel, gate: Gate, handoff: Handoff, texts: Sequence[Text]
 ) -> tuple[torch.Tensor, list[bool]]:
     """Where interventions have acted on what decoding under a gate reads once it has written a text.
 
@@ -109,7 +108,7 @@ def where_acting(
 
 
 def _divergences(
-    reft_model: PrefixReftModel, gate: KLGate, inputs: torch.Tensor, acts: torch.Tensor, texts: Sequence[Text]
+    reft_model: HookedReftModel, gate: KLGate, inputs: torch.Tensor, acts: torch.Tensor, texts: Sequence[Text]
 ) -> list[torch.Tensor]:
     """``D_0..D_n`` along each text of n tokens, ``(n + 1,)``."""
     first = min(len(text.prompt) for text in texts) - 1
@@ -126,4 +125,4 @@ def _divergences(
 
 
 def _inputs(texts: Sequence[Text], device: torch.device) -> torch.Tensor:
-    return pad_right([[*text.prompt, *text.answer] for text in texts], device)
+    return pad_right([text.token_ids for text in texts], device)

@@ -36,8 +36,8 @@ from transformers import PreTrainedModel
 
 from reft_math.errors import UserError
 from reft_math.models import running_device
-from reft_math.training.options import LAYER
 
+LAYER = "{layer}"  # stands for a layer's number in the path of a module
 _LLAMA = {
     "ffn_up": "model.layers.{layer}.mlp.up_proj",
     "ffn_down": "model.layers.{layer}.mlp.down_proj",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from interventions import prefix_training
+from interventions.number_directions import number_directions
 from interventions.prefix_training import PrefixJob
 from interventions.probing import Source, measure_changes
 from reft_math.command import FORM_ERRORS, RESULTS_NAME, bad_form, provenance
@@ -80,7 +81,7 @@ def prepare(options: PrefixOptions, target_norm: float) -> tuple[PrefixJob, dict
         raise UserError(f"{prefix.options.eval_dataset} has no validation problems to choose by; take a larger one")
     prefix.model.unload()  # trials put interventions of their own on the base
     sites = dict.fromkeys([str(prefix.options.site), "block"])
-    return prefix, {site: prefix_training.number_directions(prefix.job, site) for site in sites}
+    return prefix, {site: number_directions(prefix.job, site) for site in sites}
 
 
 def begin(prefix: PrefixJob, directions: dict[str, Array], folder: Path) -> Common:

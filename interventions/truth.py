@@ -57,14 +57,14 @@ def fit_layers(model: PreTrainedModel, pairs: Sequence[Pair], folder: Path, batc
     Returns:
         By layer the probes in the order of `part_names`.
     """
-    texts = [text for pair in pairs for text in pair.texts]
+    rows = [text.token_ids for pair in pairs for text in pair.texts]
     is_true = np.tile([True, False], len(pairs))
     questions = np.repeat([pair.problem for pair in pairs], 2)
 
     @cache
     def states() -> tuple[Array, Array]:
-        starts = progress(range(0, len(texts), batch_size), name="reading", unit="batch")
-        read = [read_states(model, texts[start : start + batch_size]) for start in starts]
+        starts = progress(range(0, len(rows), batch_size), name="reading", unit="batch")
+        read = [read_states(model, rows[start : start + batch_size]) for start in starts]
         stream, heads = zip(*read, strict=True)
         for part in (found := (np.concatenate(stream), np.concatenate(heads))):
             check_states(part, questions.tolist())
@@ -123,7 +123,8 @@ def score_pairs(
         is_open, acts = [False] * len(texts), None
         if source is not None:
             acts, is_open = where_acting(source.reft_model, parse_gate(source.gate), handoff, texts)
-        stream, heads = read_states(model, texts, None if source is None else source.reft_model, acts)
+        rows = [text.token_ids for text in texts]
+        stream, heads = read_states(model, rows, None if source is None else source.reft_model, acts)
         for part in (stream, heads):
             check_states(part, [pair.problem for pair in batch for _ in pair.texts])
         odds = np.stack(

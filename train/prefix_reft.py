@@ -27,6 +27,7 @@ def main(options: PrefixReftOptions) -> None:
     from interventions import prefix_training
     from interventions.card import write_adapter_card
     from interventions.dry_run import show_prefix
+    from interventions.number_directions import number_directions
     from interventions.relative_size import size_line
     from interventions.rounding import acting_line
     from reft_math.calibration import GATE_COLUMNS, gate_rows, noise_line
@@ -38,7 +39,9 @@ def main(options: PrefixReftOptions) -> None:
     from reft_math.training import job as jobs
     from reft_math.training.card import notes_beside
 
-    prefix = prefix_training.prepare(options, shards=is_asked_for() and not options.dry_run)
+    prefix = prefix_training.prepare(
+        options, directions=number_directions, shards=is_asked_for() and not options.dry_run
+    )
     if options.dry_run:
         show_prefix(prefix)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from transformers import (
@@ -22,17 +22,20 @@ from transformers.generation.streamers import BaseStreamer
 
 from reft_math.data.positions import Positions
 from reft_math.decoding.gate import AlwaysOn, Gate, PromptOnly, TokenGate, parse_gate
-from reft_math.decoding.pairs import GatedOutput, Handoff, Interventions, Pairs
+from reft_math.decoding.pairs import GatedOutput, Handoff, Pairs
 from reft_math.errors import UserError
 from reft_math.finite import FiniteLogits
 
-__all__ = ["GatedOutput", "Handoff", "Interventions", "acting_positions", "gated_generate", "generate_with_gate"]
+if TYPE_CHECKING:
+    from interventions.hooked import HookedReftModel
+
+__all__ = ["GatedOutput", "Handoff", "acting_positions", "gated_generate", "generate_with_gate"]
 
 
 def generate_with_gate(
     model: PreTrainedModel,
     inputs: torch.Tensor,
-    interventions: Interventions,
+    interventions: HookedReftModel,
     gate: Gate,
     handoff: Handoff = "base",
     until_closed: bool = False,
@@ -107,7 +110,7 @@ def gated_generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     *,
-    interventions: Interventions,
+    interventions: HookedReftModel,
     gate: Gate | str | None = None,
     handoff: Handoff = "base",
     until_closed: bool = False,
@@ -189,7 +192,7 @@ def gated_generate(
     return pairs.output(go_on(pairs.input_ids, processor, criteria, **pairs.model_kwargs))
 
 
-def acting_positions(gate: Gate, interventions: Interventions) -> Positions:
+def acting_positions(gate: Gate, interventions: HookedReftModel) -> Positions:
     """Where the interventions act while the gate is open."""
     if not isinstance(gate, PromptOnly):
         return interventions.positions

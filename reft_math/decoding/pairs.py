@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import (
@@ -21,30 +20,14 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, St
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from reft_math.data.positions import Positions
 from reft_math.decoding.gate import Gate, KLGate, kl_divergence
 from reft_math.errors import UserError
 from reft_math.finite import NotFiniteLogits
 
+if TYPE_CHECKING:
+    from interventions.hooked import HookedReftModel
+
 Handoff = Literal["base", "keep"]
-
-
-class Interventions(Protocol):
-    """What gated generation asks of a model with interventions; `interventions.PrefixReftModel` is one."""
-
-    @property
-    def positions(self) -> Positions:
-        """Where they act."""
-
-    @property
-    def gate(self) -> str:
-        """The gate they are meant to be decoded with."""
-
-    def intervening(self, mask: torch.Tensor) -> AbstractContextManager[None]:
-        """Within it they act where ``mask: (rows, 1 or position)`` is true."""
-
-    def decoding(self, prompt_length: int, positions: Positions) -> AbstractContextManager[None]:
-        """Within it they act in every forward pass, on columns before ``prompt_length`` as prompt."""
 
 
 @dataclass
@@ -79,7 +62,7 @@ class Pairs:
     def __init__(
         self,
         model: PreTrainedModel,
-        interventions: Interventions,
+        interventions: HookedReftModel,
         gate: Gate,
         handoff: Handoff,
         input_ids: torch.Tensor,

@@ -190,6 +190,10 @@ class Text:
     prompt: list[int]
     answer: list[int]
 
+    @property
+    def token_ids(self) -> list[int]:
+        return [*self.prompt, *self.answer]
+
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
 

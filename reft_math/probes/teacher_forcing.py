@@ -9,11 +9,12 @@ from functools import cached_property
 import torch
 from transformers import PreTrainedModel
 
+from interventions.hooked import HookedReftModel
 from reft_math.data.positions import intervention_mask
 from reft_math.data.prefix import pad_left
 from reft_math.decoding.gate import Gate, KLGate, kl_divergence
 from reft_math.decoding.generation import acting_positions
-from reft_math.decoding.pairs import Handoff, Interventions
+from reft_math.decoding.pairs import Handoff
 from reft_math.finite import check_logits
 
 
@@ -49,7 +50,7 @@ class TextLogits:
 @torch.no_grad()
 def text_logits(
     model: PreTrainedModel,
-    interventions: Interventions,
+    interventions: HookedReftModel,
     gate: Gate,
     handoff: Handoff,
     texts: Sequence[Text],
@@ -79,7 +80,7 @@ def text_logits(
 @torch.no_grad()
 def gated_logits(
     model: PreTrainedModel,
-    interventions: Interventions,
+    interventions: HookedReftModel,
     gate: Gate,
     handoff: Handoff,
     texts: Sequence[Text],
@@ -105,7 +106,7 @@ class _Passes:
     def __init__(
         self,
         model: PreTrainedModel,
-        interventions: Interventions,
+        interventions: HookedReftModel,
         gate: Gate,
         handoff: Handoff,
         texts: Sequence[Text],

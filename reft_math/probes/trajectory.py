@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from interventions.hooked import HookedReftModel
 from reft_math.decoding.gate import Gate
-from reft_math.decoding.pairs import Handoff, Interventions
+from reft_math.decoding.pairs import Handoff
 from reft_math.probes.teacher_forcing import Text, text_logits
 from reft_math.recording import Record, record_rows
 
@@ -24,7 +25,7 @@ FATES = ("right/right", "right/wrong", "wrong/right", "wrong/wrong")
 def score_texts(
     texts: Sequence[Text],
     model: PreTrainedModel,
-    interventions: Interventions,
+    interventions: HookedReftModel,
     gate: Gate,
     handoff: Handoff,
     pad_token: int,
@@ -49,7 +50,7 @@ def score_texts(
 
 def log_likelihoods(
     model: PreTrainedModel,
-    interventions: Interventions,
+    interventions: HookedReftModel,
     gate: Gate,
     handoff: Handoff,
     texts: Sequence[Text],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import reduce
@@ -19,16 +19,10 @@ from reft_math.training.number_loss import NumberLoss, number_loss
 from reft_math.training.packing import logits_at
 from reft_math.training.row_trainer import RowTrainer
 
+if TYPE_CHECKING:
+    from interventions.model import PrefixReftModel
+
 NORM_CONTROL_NAME = "norm_control.json"
-
-
-class InterventionModel(Protocol):
-    """What the trainer needs of a model with interventions."""
-
-    def biases(self) -> Mapping[int, torch.Tensor]: ...
-    def scales(self) -> Mapping[int, torch.Tensor]: ...
-    def save_pretrained(self, folder: str | Path) -> None: ...
-    def load_weights(self, folder: str | Path) -> None: ...
 
 
 class NormControl(TrainerCallback):
@@ -49,7 +43,7 @@ class NormControl(TrainerCallback):
 
     def __init__(
         self,
-        model: InterventionModel,
+        model: PrefixReftModel,
         controller: NormController,
         target_scale_norm: float | None,
         directions: Sequence[torch.Tensor] | None = None,

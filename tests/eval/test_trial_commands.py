@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from interventions import PrefixReftModel, prefix_training
+from interventions.number_directions import number_directions
 from interventions.trials import options_of
 from reft_math.models import load_model
 from reft_math.scoring.records import RecordFile
@@ -83,7 +84,7 @@ def test_a_sweep_trains_each_norm_and_seed_on_both_curves(swept: Path) -> None:
 def test_only_the_second_curves_biases_are_off_the_number_direction(swept: Path, tiny_base: str) -> None:
     """Against the direction refitted here, and the share that the table reports."""
     options = options_of(PrefixOptions(model=tiny_base, train_size=32), swept / "nowhere")
-    directions = prefix_training.number_directions(prefix_training.prepare(options).job, "ffn_up")
+    directions = number_directions(prefix_training.prepare(options).job, "ffn_up")
     cosines: dict[str, list[float]] = {"free": [], "kept-off": []}
     for folder in (swept / "trials").iterdir():
         reft_model = PrefixReftModel.from_pretrained(folder / "adapter", load_model(tiny_base))

@@ -18,6 +18,7 @@ from reft_math.probes.statements import Text
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
 TEXTS = [Text([5, 9, 33, 41], [17, 8, 60]), Text([7, 21], [3])]
+ROWS = [text.token_ids for text in TEXTS]
 PROMPTS = [[5, 9, 33, 41], [7, 21, 3], [50, 12, 44, 8, 19]]
 
 
@@ -35,7 +36,7 @@ def test_states_are_the_models_at_the_last_token(tiny_model: Callable[..., PreTr
     """Heads are told apart by what they are for: through their columns of the output projection they add up to the
     attention's output."""
     model = tiny_model(family)
-    stream, heads = map(torch.from_numpy, read_states(model, TEXTS))
+    stream, heads = map(torch.from_numpy, read_states(model, ROWS))
     assert heads.shape == (2, 3, 4, 8 if family in ("Qwen2", "GPTNeoX") else 12)
     for row, text in enumerate(TEXTS):
         outputs: list[torch.Tensor] = []
@@ -60,8 +61,8 @@ def test_states_under_interventions_are_those_behind_them(tiny_model: Callable[.
     reft_model = get_prefix_reft_model(model, PrefixReftConfig(site="block", layers="1")).eval()
     next(iter(reft_model.biases().values())).data += 2.0
     acts = torch.ones(2, 7, dtype=torch.bool)
-    plain, changed = (read_states(model, TEXTS, reft_model, mask)[0] for mask in (~acts, acts))
-    assert (read_states(model, TEXTS)[0] == plain).all()
+    plain, changed = (read_states(model, ROWS, reft_model, mask)[0] for mask in (~acts, acts))
+    assert (read_states(model, ROWS)[0] == plain).all()
     assert (changed[:, 0] == plain[:, 0]).all()
     assert changed[:, 1] == pytest.approx(plain[:, 1] + 2.0, abs=1e-5), "the hook reads what the intervention wrote"
 
