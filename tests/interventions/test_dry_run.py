@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from interventions import dry_run as shown
+from interventions.dry_run import interventions_of
 from interventions.prefix_training import prepare
 from reft_math.data.prefix import PrefixCollator
 from reft_math.training.dry_run import Trained, memory_parts
@@ -54,7 +54,7 @@ def test_activations_are_estimated_within_a_tenth(kind: str, checkpointing: bool
     )
     prefix = prepare(options)
     model: Any = prefix.model
-    trained = shown._interventions(prefix.model)
+    trained = interventions_of(prefix.model)
     if kind == "lora":
         base = prefix.model.unload()
         model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules="all-linear"))
