@@ -23,6 +23,7 @@ from reft_math.command import (
 )
 from reft_math.errors import UserError, require
 from reft_math.files import write_json
+from reft_math.holding import release
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,7 @@ def options_for(folder: Path, **changes: Any) -> Options:
 @pytest.fixture
 def used(tmp_path: Path) -> Path:
     folder = claim_output_dir(options_for(tmp_path / "used"))
+    release()
     (folder / "records.jsonl").write_text("{}\n")
     return folder
 
@@ -460,7 +462,7 @@ def test_what_another_process_is_at_work_in_is_refused_and_stays(
 @pytest.mark.parametrize("folder", ["used", "new/run"])
 def test_without_power_a_claim_is_not_lost(folder: str, used: Path, lost_without_power: Any) -> None:
     options = options_for(used.parent / folder, overwrite=True)
-    assert lost_without_power(lambda: claim_output_dir(options), used.parent) == []
+    assert lost_without_power(lambda: (claim_output_dir(options), release()), used.parent) == []
 
 
 # --- provenance and tables --------------------------------------------------------------------------------------------
