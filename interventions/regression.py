@@ -20,7 +20,7 @@ from reft_math.loading import LoadingOptions
 from reft_math.models import LORA, check_vocabulary, load_model, load_tokenizer
 from reft_math.regressor.config import CONFIG_NAME, RegressorConfig
 from reft_math.regressor.model import ADAPTER_FOLDER, MODEL_FOLDER, Intervening, Regressor, make_template
-from reft_math.tensor_files import bounded, read_parameters
+from reft_math.tensor_files import read_parameters
 
 DEFAULT_SITES = {"red": "ffn_up", "bias": "ffn_up", "loreft": "block"}
 DEFAULT_LORA_RANK = 8
@@ -151,8 +151,7 @@ def _load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
         saved = read_parameters(folder / SAFETENSORS_WEIGHTS_NAME)
         if (kind := read_object(folder / PEFT_CONFIG_NAME).get("peft_type")) != LORA:
             raise ValueError(f"its peft_type is {kind!r}")
-        with bounded(folder):
-            adapter: nn.Module = PeftModel.from_pretrained(model, str(folder))
+        adapter: nn.Module = PeftModel.from_pretrained(model, str(folder))
         asked_for = get_peft_model_state_dict(adapter, save_embedding_layers=False)
     except Exception as error:  # what a damaged file raises shares no class
         reason = " ".join(str(error).split())[:200]

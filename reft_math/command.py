@@ -153,11 +153,11 @@ def _config_path(arguments: Sequence[str]) -> str | None:
 
 def _read_yaml(path: str, config_class: type) -> list[str]:
     """The file's settings as command-line arguments, to be checked like those. A run's `CONFIG_NAME` is such a file."""
-    from reft_math.yaml_text import parse_yaml
+    import yaml
 
     try:
-        values = parse_yaml(read_bytes(Path(path)).decode("utf-8-sig"))
-    except (OSError, ValueError) as error:
+        values = yaml.safe_load(read_bytes(Path(path)).decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"--config must be a readable YAML file; {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config must map setting names to values; {path} holds {type(values).__name__}")

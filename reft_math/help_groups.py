@@ -41,7 +41,7 @@ GROUPS = {
     "Hub": "repo_id private license commit_message create_pr",
     "Run": "seed seeds save_steps report_to results output json finds output_dir resume overwrite dry_run config help",
 }
-# What stands for the value of an option that is neither a number nor one of a few choices.
+# What stands for the value of an option that is neither a number, nor one of a few choices, nor a name.
 METAVARS = {
     "DIR": "data_dir finds include_path output_dir results",
     "FILE": "config json output",
@@ -49,10 +49,6 @@ METAVARS = {
     "GATE": "gate gates",
     "GRID": "grid",
     "LIST": "bounds gen_kwargs grid_texts layers target_modules tasks",
-    "NAME": (
-        "act_fn against data dataset engine_model eval_dataset gguf_file ladders license loss model repo_id revision"
-        " site template"
-    ),
     "TEXT": "commit_message system_instruction",
     "URL": "engine",
 }
@@ -103,7 +99,7 @@ def _tidy(action: Action, metavar: str | None) -> None:
     action.option_strings = [option for option in action.option_strings if "_" not in option]
     is_flag = action.nargs in (0, "?")
     if action.choices is None and not is_flag:
-        action.metavar = metavar or {int: "N", float: "X"}.get(action.type)  # type: ignore[call-overload]
+        action.metavar = metavar or {int: "N", float: "X"}.get(action.type, "NAME")  # type: ignore[call-overload]
     if action.dest == "help":
         action.help = "Show this help."
     elif action.default is True:  # the --no-… beside it says all

@@ -1,43 +1,41 @@
 """Folders that one run at a time writes to.
 
-A run holds its folder by a lock on the folder itself: there is no file to be left behind, and the system takes the lock
-back however the process ends. Windows, and file systems that lock no folders (NFS), hold nothing.
+A run holds its folder by a lock on a file beside it, which the system takes back however the process ends. Where that
+file cannot be made or locked, nothing is held.
 """
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
-_held: dict[tuple[int, int], int] = {}  # descriptors by what is the same folder under any name
+from reft_math.files import SUFFIX
+
+_held: dict[Path, FileLock] = {}
 
 
 def hold(folder: Path) -> bool:
     """Holds a folder until `release`; false where another process does."""
-    if fcntl is None:
+    path = Path(f"{folder.resolve()}.lock{SUFFIX}")
+    if path in _held:
         return True
-    about = folder.stat()
-    if (about.st_dev, about.st_ino) in _held:
-        return True
-    descriptor = os.open(folder, os.O_RDONLY)
+    lock = FileLock(path, blocking=False, thread_local=False)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+        lock.acquire()
+    except Timeout:
         return False
     except OSError:  # not to be had here
-        os.close(descriptor)
         return True
-    _held[about.st_dev, about.st_ino] = descriptor
+    _held[path] = lock
     return True
 
 
 def release() -> None:
-    """Lets go of all folders."""
+    """Lets go of all folders, and deletes the files beside them while they are locked still."""
     while _held:
-        os.close(_held.popitem()[1])
+        path, lock = _held.popitem()
+        with suppress(OSError):  # Windows deletes no file that is open; then it stays
+            path.unlink()
+        lock.release()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +9,6 @@ from transformers import PreTrainedModel
 
 from reft_math.errors import UserError
 from reft_math.finite import check_finite
-from reft_math.tensor_files import bounded
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -41,11 +39,10 @@ def put_lora_on(model: PreTrainedModel, name: str, revision: str | None, base: s
         config: LoraConfig = PeftConfig.from_pretrained(name, revision=revision)  # type: ignore[assignment]
         config.inference_mode = True
         _check(config, name)
-        with bounded(Path(name)):
-            tensors = load_peft_weights(name, device="cpu", revision=revision)
-            check_finite(tensors, f"peft adapter {name!r}")
-            _check_rows(model, config, tensors, name, base)
-            found = set_peft_model_state_dict(PeftModel(model, config), tensors)
+        tensors = load_peft_weights(name, device="cpu", revision=revision)
+        check_finite(tensors, f"peft adapter {name!r}")
+        _check_rows(model, config, tensors, name, base)
+        found = set_peft_model_state_dict(PeftModel(model, config), tensors)
     except UserError:
         raise
     except KeyError as error:  # of weights for what peft wraps as a whole: saved modules, token rows

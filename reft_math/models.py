@@ -38,7 +38,6 @@ from reft_math.loading import LoadingOptions
 from reft_math.lora import put_lora_on
 from reft_math.processes import process_state
 from reft_math.sharding import is_asked_for
-from reft_math.tensor_files import bounded
 
 EMBEDDED_MODEL = "arithmetic"
 _PANIC = "PanicException"  # of libraries in Rust; a BaseException, and nowhere to be imported from
@@ -110,8 +109,6 @@ def load_model(
         )
     if to_be_sharded and "device_map" in settings:
         raise UserError("FSDP spreads the base by itself, unquantised; leave --quantization and --device-map out")
-    if name != EMBEDDED_MODEL and Path(name).is_dir():
-        load_skeleton(name)  # is quick, and refuses sizes that the weights cannot have
     # transformers reads all weights in every process, whatever accelerate is told (huggingface/transformers#43749).
     is_empty = to_be_sharded and not process_state().is_main_process
     placement = {"device_map": "meta"} if is_empty else {}
@@ -182,7 +179,7 @@ def load_skeleton(name: str, revision: str | None = None, loading: LoadingOption
         return load_skeleton(base.name, base.revision, loading)
     config = _from_pretrained(AutoConfig, name, revision)
     dtype = "auto" if loading is None else loading.dtype
-    with _naming(name), bounded(Path(name)), torch.device("meta"):
+    with _naming(name), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=(config.dtype or torch.float32) if dtype == "auto" else getattr(torch, dtype)
         )

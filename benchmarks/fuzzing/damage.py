@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -32,7 +31,7 @@ def damage(path: Path, rng: random.Random) -> Iterator[None]:
     if rng.random() < 0.97:
         path.write_bytes(damaged(content, rng))
     else:
-        rng.choice((path.mkdir, partial(os.mkfifo, path), partial(path.symlink_to, "nowhere"), lambda: None))()
+        rng.choice((path.mkdir, partial(path.symlink_to, "nowhere"), lambda: None))()
     try:
         yield
     finally:

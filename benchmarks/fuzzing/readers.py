@@ -111,7 +111,8 @@ def _base_readers() -> dict[str, Reader]:
         load_model(str(path))
 
     return {
-        "base": Reader("base", ("*",), base),
+        # Not its config.json: layers without end are the model that the user chose.
+        "base": Reader("base", ("chat*", "generation*", "model*", "token*"), base),
         "base, sharded": Reader("base-sharded", ("model*",), weights),
         "base, pickled": Reader("base-pickled", ("*.bin",), weights),
     }

@@ -252,7 +252,7 @@ def spoiling(name: str) -> Callable[[Path], object]:
         ("full", without("model"), "a folder with a transformers checkpoint"),
         ("lora", without("adapter"), "adapter"),
         ("lora", holding("adapter/adapter_model.safetensors", "no"), "adapter"),
-        ("lora", lambda folder: save_file({}, folder / "adapter/adapter_model.safetensors"), "of weights can hold"),
+        ("lora", lambda folder: save_file({}, folder / "adapter/adapter_model.safetensors"), "missing or unknown"),
         ("lora", lambda folder: keep_first(folder / "adapter/adapter_model.safetensors"), "missing or unknown"),
         ("lora", holding("adapter/adapter_config.json", '{"peft_type": "XLORA"}'), "its peft_type is 'XLORA'"),
         ("red", saying(random_seed=2**64), "random_seed is a whole number from 0"),

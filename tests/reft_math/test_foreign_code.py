@@ -119,8 +119,6 @@ def test_a_bases_own_code_is_not_run(
     [
         (saying("adapter_config.json", megatron_config={"a": 1}, megatron_core="own_module"), "does not start with a"),
         (saying("adapter_config.json", auto_mapping={"base_model_class": "M", "parent_library": "own_module"}), None),
-        (saying("adapter_config.json", r=10**6), "more parameters than its .* bytes of weights can hold"),
-        (saying("adapter_config.json", rank_pattern={"q_proj": 10**6}), "more parameters than its .* bytes of weights"),
         (lambda folder: torch.save({"a": Pickled("touch ran")}, folder / "adapter_model.bin"), None),
     ],
 )

@@ -79,7 +79,7 @@ the width of a narrow terminal.
     uv run train/it.py --seed 4 --an-example-keeps-its-line-however-long-it-is-and-whatever-the-terminal
 
 options:
-  --unheard-of UNHEARD_OF  In no group. [x]
+  --unheard-of NAME        In no group. [x]
 
 Model:
   --dtype {auto,float32}   Of the weights. [auto]
