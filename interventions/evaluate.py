@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from interventions.card import write_adapter_card
+from interventions.card import renew_gate
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
 from interventions.rounding import noise_floor
@@ -231,7 +231,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     print(noise_line(noise))
     if save:
         replace(setting.adapter, gate=best).save_pretrained(str(options.adapter))
-        write_adapter_card(Path(str(options.adapter)))
+        renew_gate(Path(str(options.adapter)), setting.adapter.gate, best)
         print(f"{options.adapter}: the default gate is {best} now, it was {setting.adapter.gate}")
     print(f"results: {folder / RESULTS_NAME}")
 

@@ -53,7 +53,7 @@ def test_a_run_on_a_hub_set_gives_its_id_and_the_accuracy_under_the_adapters_gat
         "| prefix | 41.4 (39.0 to 44.1) | - | 3 |",
     ):
         assert line in notes.text.splitlines()
-    data = ModelCard(make_card(notes.metadata, "RED adapter", {})).data  # as the hub's client reads it
+    data = ModelCard(make_card(notes.metadata, "RED adapter")).data  # as the hub's client reads it
     assert (data.model_name, data.datasets) == ("RED adapter", ["openai/gsm8k"])
     (result,) = data.eval_results
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("openai/gsm8k", "main", "test")
