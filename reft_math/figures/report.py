@@ -8,31 +8,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from reft_math.calibration import GATE_COLUMNS, gate_rows
 from reft_math.errors import UserError
-from reft_math.evaluation import (
-    COST_COLUMNS,
-    EVALUATION_COLUMNS,
-    SAMPLING_COLUMNS,
-    cost_rows,
-    evaluation_rows,
-    sampling_rows,
-)
 from reft_math.figures.markup import render_page
 from reft_math.figures.report_titles import title_and_purpose
 from reft_math.models import EMBEDDED_MODEL
-from reft_math.regressor.evaluation import COLUMNS as REGRESSION_COLUMNS
-from reft_math.regressor.evaluation import table_rows
 from reft_math.result_folders import ResultFolder
-from reft_math.scoring.lengths import LENGTH_TITLE
 
 Lines = Sequence[Sequence[str]]
 
 LONG_TABLE = 30  # rows; longer ones are folded
 LARGE_SVG = 500_000  # bytes; a PNG of the same figure is taken instead
-_PROVENANCE = ("command", "date", "commit", "config", "versions", "machine")
+_SHOWN = ("command", "date", "commit", "config", "versions", "machine", "evaluation", "score_tables")
 _FLOAT = re.compile(r"[-+]?(\d*\.\d+([eE][-+]?\d{1,3})?|\d+[eE][-+]\d{1,3})")
 _NUMERIC = re.compile(r"[-+.,%eE\d ]*\d[-+.,%eE\d ]*|-|")
 
@@ -99,7 +87,7 @@ def _section(folder: ResultFolder) -> dict[str, Any]:
             "note": _note(folder),
             "command": str(results.get("command", "")),
             "facts": _facts(results),
-            "summaries": [_table(name, *lines) for name, lines in _summaries(results).items()],
+            "summaries": [_table(name, *lines) for name, lines in results.get("score_tables", {}).items()],
             "figures": [_figure(path) for path in _figures(folder)],
             "tables": [_table(name, *_rounded(lines)) for name, lines in folder.tables.items()],
             "details": _details(folder),
@@ -128,30 +116,6 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
         "machine": f"{machine.get('platform')}, {hardware}" if machine else None,
     }
     return {name: str(value) for name, value in found.items() if value is not None}
-
-
-def _summaries(results: Mapping[str, Any]) -> dict[str, Lines]:
-    """Tables of scores in ``results.json``, the header first."""
-    evaluation, gates = results.get("evaluation"), results.get("calibration") or results.get("gates")
-    tables: dict[str, Lines] = {}
-    if _each_has(evaluation, "mean_tokens"):
-        tables["evaluation"] = [EVALUATION_COLUMNS, *evaluation_rows(evaluation)]
-        tables[LENGTH_TITLE] = [COST_COLUMNS, *cost_rows(evaluation)]
-        for name, summary in evaluation.items():
-            if "pass_at_k" in summary:
-                tables[f"evaluation over problems, {name}"] = [SAMPLING_COLUMNS, *sampling_rows(summary)]
-    elif _each_has(evaluation, "predictors"):
-        marked = f"tuned/{results.get('predictor')}"
-        tables["evaluation, * was trained"] = [REGRESSION_COLUMNS, *table_rows(evaluation, marked)]
-    if _each_has(gates, "median_closing_position"):
-        best = results.get("best") or results.get("gate")
-        tables["accuracy by gate" + (", * was chosen" if best else "")] = [GATE_COLUMNS, *gate_rows(gates, best)]
-    return tables
-
-
-def _each_has(summaries: Any, name: str) -> TypeGuard[Mapping[str, Mapping[str, Any]]]:
-    values = list(summaries.values()) if isinstance(summaries, dict) else []
-    return bool(values) and all(isinstance(value, dict) and name in value for value in values)
 
 
 def _figures(folder: ResultFolder) -> list[Path]:
@@ -183,7 +147,7 @@ def _table(name: str, header: Sequence[str], *rows: Sequence[str]) -> dict[str, 
 
 def _details(folder: ResultFolder) -> dict[str, dict[str, str]]:
     results = folder.results or {}
-    others = {name: value for name, value in results.items() if name not in (*_PROVENANCE, "evaluation")}
+    others = {name: value for name, value in results.items() if name not in _SHOWN}
     details = {
         "Settings": folder.config,
         "Versions": results.get("versions") or {},
