@@ -42,7 +42,7 @@ def main(options: HandoffOptions) -> None:
     from reft_math.command import RESULTS_NAME, print_table
     from reft_math.data.fingerprint import about_problems
     from reft_math.data.registry import problems_to_report_on
-    from reft_math.evaluation import Scorer, is_numeric, print_evaluation, summarise
+    from reft_math.evaluation import Scorer, is_numeric, print_evaluation, score_tables, summarise
     from reft_math.figures.handoff import handoff_figure
     from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.markdown import markdown
@@ -82,6 +82,7 @@ def main(options: HandoffOptions) -> None:
         **about,
         "reft": None if reft is None else asdict(reft.prefix_config),
         "evaluation": evaluation,
+        "score_tables": score_tables(evaluation),
         "handoff": table,
     }
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})

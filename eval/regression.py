@@ -111,10 +111,12 @@ def main(options: RegressionEvaluationOptions) -> None:
         name, regressor = "base", load_base(config, options)
     part_ways()
     results = {"regressor": dataclasses.asdict(config), "predictor": config.predictor, "evaluation": evaluation}
-    write_json(folder / RESULTS_NAME, {**provenance(options), "fingerprints": fingerprints, **results})
     marked = "" if options.regressor is None else f"tuned/{config.predictor}"
+    lines = table_rows(evaluation, marked)
+    results["score_tables"] = {"evaluation" + (", * was trained" if marked else ""): [COLUMNS, *lines]}
+    write_json(folder / RESULTS_NAME, {**provenance(options), "fingerprints": fingerprints, **results})
     title = f"{options.data}, {len(rows)} {options.split} rows" + ("; * is what was trained" if marked else "")
-    print_table(title, COLUMNS, table_rows(evaluation, marked))
+    print_table(title, COLUMNS, lines)
     for name, summary in evaluation.items():
         if summary["entropy"] is not None:
             print(f"entropy over the grid, mean over rows, {name}: {summary['entropy']['mean']:.2f} nats")

@@ -45,7 +45,7 @@ def main(options: TrajectoryOptions) -> None:
     from reft_math.data.fingerprint import about_problems
     from reft_math.data.registry import problems_to_report_on
     from reft_math.decoding.gate import PromptOnly, parse_gate
-    from reft_math.evaluation import Scorer, is_numeric, summarise
+    from reft_math.evaluation import Scorer, is_numeric, score_tables, summarise
     from reft_math.figures.trajectory import trajectory_figure
     from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.markdown import markdown
@@ -96,7 +96,13 @@ def main(options: TrajectoryOptions) -> None:
     }
     write_text(folder / "trajectory.md", markdown(tables))
     evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}
-    results = {**head, "evaluation": evaluation, "totals": totals, "fates": fates}
+    results = {
+        **head,
+        "evaluation": evaluation,
+        "score_tables": score_tables(evaluation),
+        "totals": totals,
+        "fates": fates,
+    }
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     figure = trajectory_figure(positions, partings)
     write_figure(folder, "trajectory", figure)

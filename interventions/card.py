@@ -9,6 +9,7 @@ from typing import Any
 from interventions.checkpoint import load_tensors
 from interventions.config import PrefixReftConfig
 from reft_math.card import (
+    CARD_NAME,
     NO_NOTES,
     PLACE,
     TrainingNotes,
@@ -19,10 +20,13 @@ from reft_math.card import (
     facts,
     in_words,
     make_card,
+    read_card,
     save_card,
 )
+from reft_math.files import write_text
 from reft_math.training.norm_control import mean_norm
 
+_GATE = "gate in decoding"
 _NAMES = {
     "red": ("RED", "s ⊙ h + b"),
     "bias": ("Bias", "h + b"),
@@ -53,16 +57,15 @@ model = pyreft.ReftModel.load("{PLACE}", base)  # or pyvene.IntervenableModel.lo
 """
 
 
-def write_adapter_card(folder: Path, before: str | None = None, notes: TrainingNotes = NO_NOTES) -> None:
-    """Writes the card of the adapter saved in a folder, as an update of the card there, or else of ``before``.
+def write_adapter_card(folder: Path, notes: TrainingNotes = NO_NOTES) -> None:
+    """Writes the card of the adapter saved in a folder; of a card that is there only the metadata are renewed.
 
     Args:
         folder: Written by `PrefixReftModel.save_pretrained`.
-        before: A card that came with the adapter.
         notes: On the run that trained it.
 
     Raises:
-        UserError: The folder's files, or the card before, cannot be read.
+        UserError: The folder's files, or the card there, cannot be read.
     """
     config = PrefixReftConfig.from_pretrained(folder)
     data = {
@@ -75,7 +78,14 @@ def write_adapter_card(folder: Path, before: str | None = None, notes: TrainingN
     base = None if config.base_model is None else base_name(config.base_model)
     title = f"{_NAMES[config.intervention][0]} adapter" + (f" for {base}" if base else "")
     about = facts(_about(config, folder)) + _LOADING.replace("BASE", base or "its-base")
-    save_card(folder, make_card(data, title, {"adapter": about, "training": notes.text}), before)
+    save_card(folder, make_card(data, title, about, notes.text))
+
+
+def renew_gate(folder: Path, before: str, now: str) -> None:
+    """Puts another gate into the card, if its line on the gate still stands."""
+    if card := read_card(folder):
+        old, new = (f"- **{_GATE}**: `{gate}`\n" for gate in (before, now))
+        write_text(folder / CARD_NAME, card.replace(old, new))
 
 
 def write_merged_card(folder: Path, base: str, config: PrefixReftConfig) -> None:
@@ -94,7 +104,7 @@ def write_merged_card(folder: Path, base: str, config: PrefixReftConfig) -> None
         "the adapter's own gate": f"`{config.gate}`",
     }
     text = facts(about) + "\nA plain transformers checkpoint: `AutoModelForCausalLM.from_pretrained` loads it.\n"
-    save_card(folder, make_card(data, f"{base_name(base)} with {name} in its weights", {"model": text}))
+    save_card(folder, make_card(data, f"{base_name(base)} with {name} in its weights", text))
 
 
 def _about(config: PrefixReftConfig, folder: Path) -> Mapping[str, Any]:
@@ -111,7 +121,7 @@ def _about(config: PrefixReftConfig, folder: Path) -> Mapping[str, Any]:
         "positions": config.positions,
         "prefix trained on": None if config.k is None else f"the first K = {config.k} tokens of solutions",
         "bias norm, mean over layers of ‖b‖₂": f"{norm:.4f}{target}",
-        "gate in decoding": f"`{config.gate}`",
+        _GATE: f"`{config.gate}`",
         "parameters": f"{sum(tensor.numel() for tensor in tensors.values()):,}, {digest(folder)}",
         "prompt template": config.template,
         "versions": in_words(config.versions),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from interventions.card import write_adapter_card
+from interventions.card import renew_gate
 from interventions.config import CONFIG_NAME, PrefixReftConfig
 from interventions.model import PrefixReftModel
 from interventions.rounding import noise_floor
@@ -23,6 +23,7 @@ from reft_math.calibration import (
     evaluate_gates,
     gate_records,
     gate_rows,
+    gate_table,
     noise_line,
 )
 from reft_math.card import digest
@@ -43,6 +44,7 @@ from reft_math.evaluation import (
     is_numeric,
     print_evaluation,
     sampling_rows,
+    score_tables,
     summarise,
 )
 from reft_math.evaluation_options import EvaluationOptions, ModelOptions, RunOptions
@@ -191,7 +193,8 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
         )
     part_ways()
     summary = {**summarise(records), "seconds_per_answer": records.seconds_per_answer}
-    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, "evaluation": {name: summary}})
+    results = {**about, "evaluation": {name: summary}, "score_tables": score_tables({name: summary})}
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     how = "greedy" if options.temperature is None else f"temperature {options.temperature:g}"
     title = f"{dataset}, {len(problems)} problems, {how}, gate {setting.options.gate}"
     print_evaluation(title, {name: summary})
@@ -224,14 +227,20 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     best = best_gate(found)
     assert setting.reft_model is not None
     noise = noise_floor(setting.reft_model, setting.decoding, problems, options.batch_size)
-    results = {**about, "best": best, "gates": found, "noise_floor": noise}
+    results = {
+        **about,
+        "best": best,
+        "gates": found,
+        "noise_floor": noise,
+        "score_tables": gate_table(found, best),
+    }
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     title = f"{dataset}, {len(problems)} validation problems, greedy; * is the best gate"
     print_table(title, GATE_COLUMNS, gate_rows(found, best))
     print(noise_line(noise))
     if save:
         replace(setting.adapter, gate=best).save_pretrained(str(options.adapter))
-        write_adapter_card(Path(str(options.adapter)))
+        renew_gate(Path(str(options.adapter)), setting.adapter.gate, best)
         print(f"{options.adapter}: the default gate is {best} now, it was {setting.adapter.gate}")
     print(f"results: {folder / RESULTS_NAME}")
 
@@ -260,7 +269,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
     write_text(folder / "kl_profile.md", markdown({name: lines(table) for name, table in tables.items()}))
-    results = {**about, "gates": found, "kl_profile": profile}
+    results = {**about, "gates": found, "kl_profile": profile, "score_tables": gate_table(found)}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     levels = {"always on": found["kl:inf"], "base": found["off"]}
     figure = kl_profile_figure(profile, {gate: found[gate] for gate in gates}, levels)

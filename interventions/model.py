@@ -24,7 +24,6 @@ from interventions.loreft import LoreftIntervention
 from interventions.red import RedIntervention
 from interventions.sites import check_site, component, num_layers, parse_layers, site_width
 from interventions.subspace import DEFAULT_RANK
-from reft_math.card import read_card
 from reft_math.data.positions import Positions
 from reft_math.decoding.gate import Gate
 from reft_math.decoding.generation import Handoff
@@ -85,7 +84,6 @@ class PrefixReftModel(HookedReftModel):
 
     def __init__(self, config: pyreft.ReftConfig, model: PreTrainedModel, prefix_config: PrefixReftConfig) -> None:
         self.prefix_config = prefix_config
-        self.card: str | None = None  # its own README, where it came with one
         super().__init__(config, model, prefix_config.site)
 
     @property
@@ -119,10 +117,10 @@ class PrefixReftModel(HookedReftModel):
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Writes safetensors, ``reft_config.json``, a model card and, beside them, the layout stock pyvene loads.
 
-        A card that is in the folder already, or that the adapter was loaded with, keeps its own text.
+        A card that is in the folder already keeps its text.
         """
         checkpoint.save(folder, self.prefix_config, self.interventions)
-        write_adapter_card(Path(folder), self.card)
+        write_adapter_card(Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that the folder exists
             write_files(Path(folder), lambda aside: super(PrefixReftModel, self).save(str(aside)))
 
@@ -142,7 +140,6 @@ class PrefixReftModel(HookedReftModel):
         folder = fetch(source, CONFIG_NAME, revision)
         reft_model = get_prefix_reft_model(model, PrefixReftConfig.from_pretrained(folder))
         reft_model.load_weights(folder)
-        reft_model.card = read_card(folder)
         reft_model.interventions.eval()  # as transformers does; dropout waits for `train`
         return reft_model
 

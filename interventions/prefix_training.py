@@ -13,7 +13,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from interventions.card import write_adapter_card
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
 from interventions.relative_size import TEXTS, relative_size
@@ -192,7 +191,6 @@ def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
     if process_state().is_main_process:
         adapter = Path(prefix.options.output_dir) / "adapter"
         prefix.model.prefix_config.save_pretrained(adapter)
-        write_adapter_card(adapter)
     return found
 
 

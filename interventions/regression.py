@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from interventions.config import PrefixReftConfig
 from interventions.model import PrefixReftModel, get_prefix_reft_model
-from reft_math.card import read_card
 from reft_math.errors import UserError
 from reft_math.hub import fetch
 from reft_math.json_text import read_object
@@ -138,7 +137,6 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
         adapter = _load_lora(model, folder / ADAPTER_FOLDER)
     regressor = Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
     regressor.load_own(folder)
-    regressor.card = read_card(folder)
     return regressor.eval()
 
 

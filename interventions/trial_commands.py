@@ -12,7 +12,7 @@ from interventions.dry_run import show_trials
 from interventions.sites import site_width
 from interventions.trials import Common, begin, options_of, prepare, run_trial
 from reft_math.command import RESULTS_NAME, print_table, provenance
-from reft_math.evaluation import summarise
+from reft_math.evaluation import score_tables, summarise
 from reft_math.figures.trials import ablation_figure, norm_sweep_figure
 from reft_math.files import write_csv, write_figure, write_json, write_text
 from reft_math.markdown import markdown
@@ -132,7 +132,13 @@ def _write(
     write_text(folder / f"{name}.md", markdown({title: lines(rows) for title, rows in tables.items()}))
     write_json(
         folder / RESULTS_NAME,
-        {**provenance(options), **common.job.about, "evaluation": {"base": base}, "tables": tables},
+        {
+            **provenance(options),
+            **common.job.about,
+            "evaluation": {"base": base},
+            "score_tables": score_tables({"base": base}),
+            "tables": tables,
+        },
     )
     for title in [title for title in tables if title != "trials"]:
         header, *body = lines(tables[title])

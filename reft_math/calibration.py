@@ -81,6 +81,12 @@ def gate_rows(summaries: Mapping[str, Mapping[str, Any]], best: str | None = Non
     return rows
 
 
+def gate_table(summaries: Mapping[str, Mapping[str, Any]], best: str | None = None) -> dict[str, list[list[str]]]:
+    """The table of ``results.json`` for reports, the header first."""
+    title = "accuracy by gate" + (", * was chosen" if best else "")
+    return {title: [list(GATE_COLUMNS), *gate_rows(summaries, best)]}
+
+
 def summarise_noise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``D_t`` over all tokens and ``C`` over rows, of an adapter that says nothing: the floor of its divergence.
 

@@ -1,10 +1,9 @@
-"""Model cards: a ``README.md`` of metadata for the hub, parts that are renewed, and what was written around them."""
+"""Model cards: a ``README.md`` of metadata for the hub, and text that is written once and then the user's."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from reft_math.models import EMBEDDED_MODEL
 
 CARD_NAME = "README.md"
 PLACE = "folder-or-hub-id"  # stands in a card until it is pushed
-_PART = re.compile(r"<!-- reft-math: (\w+) -->\n(.*?)<!-- /reft-math: \1 -->\n?", re.DOTALL)
-_JOINED = ("tags", "datasets")  # of an old card and a new one
-_DIGEST = re.compile(r"SHA-256 `(\w+)`")
+_JOINED = ("tags", "datasets")
 
 
 @dataclass(frozen=True)
@@ -39,50 +36,49 @@ class TrainingNotes:
 NO_NOTES = TrainingNotes()
 
 
-def make_card(data: Mapping[str, Any], title: str, parts: Mapping[str, str]) -> str:
+def make_card(data: Mapping[str, Any], title: str, *parts: str) -> str:
     """A card's text.
 
     Args:
         data: Metadata; what is None is left out. Results go under the title's name.
         title: The first heading.
-        parts: Markdown by name, kept between marks that `update_card` finds again; empty where nothing is known.
-            ``training`` is that of `TrainingNotes`.
+        parts: Markdown; empty where nothing is known.
     """
     name = title if data.get("eval_results") else None
-    text = "\n".join([f"# {title}\n", *(_marked(*part) for part in parts.items())])
+    text = "\n".join([f"# {title}\n", *filter(None, parts)])
     return f"---\n{ModelCardData(model_name=name, **data).to_yaml()}\n---\n\n{text}"
 
 
 def update_card(before: str, new: str) -> str:
-    """``before`` with the metadata and the parts that ``new`` knows; all else in it stays as it is.
+    """``before`` with the metadata of ``new``; its text stays, and so do results, for the text tells of them.
 
-    Tags and data sets are joined; results on a data set replace those on the same one. A part that was taken out stays
-    out, and a card without text takes the new one's. Results of other parameters, by their `digest`, are dropped.
+    Tags and data sets are joined. A card without text takes the new one's.
 
     Raises:
         UserError: The metadata of ``before`` cannot be read.
     """
-    old, fresh = _parse(before), ModelCard(new)
-    if {*_DIGEST.findall(new)} != {*_DIGEST.findall(before)} != set():
-        _forget_results(old)
-    text, parts = old.text if old.text.strip() else fresh.text, dict(_PART.findall(fresh.text))
-    text = _PART.sub(lambda part: _marked(part[1], parts.get(part[1]) or part[2]), text)
-    data = {**old.data.to_dict(), **fresh.data.to_dict()}
-    for name in _JOINED:
-        if joined := _listed(old.data.get(name)) + _listed(fresh.data.get(name)):
-            data[name] = list(dict.fromkeys(joined))
-    merged = ModelCardData(**data)
-    if renewed := fresh.data.get("eval_results"):
-        sets = {result.unique_identifier for result in renewed}
-        others = [result for result in old.data.get("eval_results", []) if result.unique_identifier not in sets]
-        merged.eval_results = [*renewed, *others]
-    old.data, old.text = merged, text
-    return str(old)
+    fresh = ModelCard(new)
+    try:
+        card = ModelCard(before)
+        old, data = card.data.to_dict(), fresh.data.to_dict()
+        for name in _JOINED:
+            if joined := _listed(old.get(name)) + _listed(data.get(name)):
+                data[name] = list(dict.fromkeys(joined))
+        if "model-index" in old:
+            data["model-index"] = old["model-index"]
+        card.data = ModelCardData(**{**old, **data})
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{CARD_NAME} must start with readable metadata, or hold none; mend or delete it ({reason})"
+        ) from None
+    card.text = card.text if card.text.strip() else fresh.text
+    return str(card)
 
 
 def with_license(card: str, license: str) -> str:
     """The card under a license."""
-    parsed = _parse(card)
+    parsed = ModelCard(card)
     parsed.data["license"] = license
     return str(parsed)
 
@@ -100,9 +96,9 @@ def read_card(folder: Path) -> str | None:
         raise UserError(f"{path} must be UTF-8 text; mend or delete it ({error})") from None
 
 
-def save_card(folder: Path, card: str, before: str | None = None) -> None:
-    """Writes the card into a folder, as an update of the one that is there, or else of ``before``."""
-    before = read_card(folder) or before
+def save_card(folder: Path, card: str) -> None:
+    """Writes the card into a folder; of one that is there only the metadata are renewed."""
+    before = read_card(folder)
     write_text(folder / CARD_NAME, update_card(before, card) if before else card)
 
 
@@ -150,28 +146,5 @@ def digest(folder: Path) -> str:
     return f"SHA-256 `{found.hexdigest()[:16]}`"
 
 
-def _forget_results(card: ModelCard) -> None:
-    card.data["eval_results"] = card.data["model_name"] = None
-    card.text = _PART.sub(lambda part: _marked(part[1], "" if part[1] == "training" else part[2]), card.text)
-
-
-def _marked(name: str, text: str) -> str:
-    return f"<!-- reft-math: {name} -->\n{text}<!-- /reft-math: {name} -->\n"
-
-
-def _parse(card: str) -> ModelCard:
-    try:
-        parsed = ModelCard(card)
-        for name in _JOINED:
-            if not all(isinstance(item, str) for item in _listed(parsed.data.get(name))):
-                raise ValueError(f"{name} must be text, or a list of texts")
-        return parsed
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{CARD_NAME} must start with readable metadata, or hold none; mend or delete it ({reason})"
-        ) from None
-
-
-def _listed(value: str | Sequence[str] | None) -> list[str]:
+def _listed(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])

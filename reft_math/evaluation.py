@@ -299,6 +299,18 @@ def print_evaluation(title: str, summaries: Mapping[str, Mapping[str, Any]]) -> 
     print_table(LENGTH_TITLE, COST_COLUMNS, cost_rows(summaries))
 
 
+def score_tables(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[str]]]:
+    """Tables of ``results.json`` for reports and cards, the header first."""
+    tables = {
+        "evaluation": [list(EVALUATION_COLUMNS), *evaluation_rows(summaries)],
+        LENGTH_TITLE: [list(COST_COLUMNS), *cost_rows(summaries)],
+    }
+    for name, summary in summaries.items():
+        if "pass_at_k" in summary:
+            tables[f"evaluation over problems, {name}"] = [list(SAMPLING_COLUMNS), *sampling_rows(summary)]
+    return tables
+
+
 def cost_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Table rows for `COST_COLUMNS`; what an older version left out is a dash."""
     return [

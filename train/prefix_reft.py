@@ -31,7 +31,7 @@ def main(options: PrefixReftOptions) -> None:
     from interventions.relative_size import size_line
     from interventions.rounding import acting_line
     from reft_math.calibration import GATE_COLUMNS, gate_rows, noise_line
-    from reft_math.card import digest
+    from reft_math.card import CARD_NAME, digest
     from reft_math.command import print_table
     from reft_math.decoding.gate import AlwaysOn, parse_gate
     from reft_math.processes import claim, part_ways
@@ -82,7 +82,8 @@ def main(options: PrefixReftOptions) -> None:
     adapter = Path(options.output_dir) / "adapter"
     found = {**results, "calibration": calibration, "noise_floor": noise, "parameters": digest(adapter)}
     jobs.report(job, evaluation, found, *notes)
-    write_adapter_card(adapter, notes=notes_beside(adapter))
+    (adapter / CARD_NAME).unlink(missing_ok=True)  # written by a save, before there were results and a gate
+    write_adapter_card(adapter, notes_beside(adapter))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def main(options: PushOptions) -> None:
         # A run's settings and results name its machine and its paths; what of them is for others stands in the card.
         without = shutil.ignore_patterns(RUN_NAME, RESULTS_NAME, "*.tmp")
         shutil.copytree(source, folder, dirs_exist_ok=True, ignore=without)
-        write_card(folder, notes=notes_beside(source))
+        write_card(folder, notes_beside(source))
 
     commit = push(
         save,

@@ -29,6 +29,7 @@ def main(options: RegressionOptions) -> None:
 
     from interventions.dry_run import show_regression
     from interventions.regression import load_regressor, make_regressor
+    from reft_math.card import CARD_NAME
     from reft_math.data.regression import load_splits
     from reft_math.files import write_folder
     from reft_math.models import check_no_adapter, load_model, load_skeleton, load_tokenizer
@@ -77,7 +78,8 @@ def main(options: RegressionOptions) -> None:
     evaluation["tuned"] = evaluate("tuned")
     part_ways()
     jobs.report(options, regressor.regressor_config, splits, saved, evaluation)
-    write_regressor_card(saved, notes=notes_beside(saved))
+    (saved / CARD_NAME).unlink(missing_ok=True)  # written by a save, before there were results
+    write_regressor_card(saved, notes_beside(saved))
 
 
 if __name__ == "__main__":

@@ -141,6 +141,8 @@ def put(path: Path, text: str) -> None:
 
 
 def make_results(folder: Path) -> None:
+    from reft_math.evaluation import score_tables
+
     summary = {"correct": 3, "total": 6, "accuracy": 0.5, "interval_95": [0.2, 0.8], "strict": 3, "mean_tokens": 4.0}
     trained = {"learning_rate": 0.1, "epochs": 3.0, "k": 10, "full_fraction": 0.0, "model": "arithmetic"}
     trained["seed"] = 0
@@ -148,6 +150,7 @@ def make_results(folder: Path) -> None:
     trace = {name: [0.1, 0.2] for name in ("step", "norm", "scale_norm")}
     results["bias_norm"] = {"controller": "projection", "target": 0.2, "achieved": 0.2, "trace": trace}
     results |= {"dataset": "arithmetic", "gate": "kl:1", "calibration": None, "commit": "a", "date": "2026-01-01T00"}
+    results["score_tables"] = score_tables({"prefix": summary})
     scored = {"gold": "1", "completion": "x", "correct": True, "strict": False}
     for name in ("one", "two"):
         records = [{"id": str(row), "question": f"q {row}", **scored} for row in range(6)]
@@ -161,6 +164,7 @@ def make_results(folder: Path) -> None:
         "predictor": "rail",
         "rmse_of_training_mean": 2.0,
         "evaluation": {"tuned": {"predictors": {"rail": estimate}}},
+        "score_tables": {"evaluation": [["predictor", "RMSE"], ["tuned, rail", "1.0"]]},
     }
     rows = [{"id": str(row), "text": f"t {row}", "predictions": {"rail": row + 0.5}, "target": row} for row in range(6)]
     _make_run(folder / "regression-run", regression, "tuned", rows)

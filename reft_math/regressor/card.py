@@ -43,16 +43,15 @@ numbers = regressor.predict(["a text", "another"])
 """
 
 
-def write_regressor_card(folder: Path, before: str | None = None, notes: TrainingNotes = NO_NOTES) -> None:
-    """Writes the card of the regressor saved in a folder, as an update of the card there, or else of ``before``.
+def write_regressor_card(folder: Path, notes: TrainingNotes = NO_NOTES) -> None:
+    """Writes the card of the regressor saved in a folder; of a card that is there only the metadata are renewed.
 
     Args:
         folder: Written by `Regressor.save_pretrained`.
-        before: A card that came with the regressor.
         notes: On the run that trained it.
 
     Raises:
-        UserError: The folder's config, or the card before, cannot be read.
+        UserError: The folder's config, or the card there, cannot be read.
     """
     config = RegressorConfig.from_pretrained(folder)
     data: dict[str, Any] = {
@@ -63,7 +62,7 @@ def write_regressor_card(folder: Path, before: str | None = None, notes: Trainin
     }
     title = "Regressor" if config.base_model is None else f"Regressor on {base_name(config.base_model)}"
     about = facts(_about(config, folder)) + _LOADING
-    save_card(folder, make_card(data, title, {"regressor": about, "training": notes.text}), before)
+    save_card(folder, make_card(data, title, about, notes.text))
 
 
 def _about(config: RegressorConfig, folder: Path) -> Mapping[str, Any]:

@@ -70,7 +70,6 @@ class Regressor(nn.Module):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.grid, self.regressor_config, self.adapter = grid, config, adapter
         self.intervening: Intervening = intervening or (lambda length: nullcontext())
-        self.card: str | None = None  # its own README, where it came with one
         self.head: Head | None = None
         if config.head is not None:
             embeddings = model.get_output_embeddings().weight
@@ -267,7 +266,7 @@ class Regressor(nn.Module):
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Writes the config, the head, and the adapter with added rows or, where it was tuned whole, the model.
 
-        And a model card; one that is in the folder already, or that the regressor was loaded with, keeps its own text.
+        And a model card; one that is in the folder already keeps its text.
         """
         folder = Path(folder)
         self.regressor_config.save_pretrained(folder)
@@ -280,7 +279,7 @@ class Regressor(nn.Module):
         elif self.regressor_config.tune == "full":
             write_files(folder / MODEL_FOLDER, self.model.save_pretrained)
             write_files(folder / MODEL_FOLDER, self.tokenizer.save_pretrained)
-        write_regressor_card(folder, self.card)
+        write_regressor_card(folder)
 
     def _save_adapter(self, folder: Path) -> None:
         # What is trained of added tokens' rows is a file of its own, so peft need not save whole embeddings.

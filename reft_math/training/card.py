@@ -12,10 +12,9 @@ from reft_math.card import NO_NOTES, TrainingNotes, digest, facts
 from reft_math.command import FORM_ERRORS, RESULTS_NAME, bad_form
 from reft_math.data.registry import SOURCES, evaluation_split
 from reft_math.errors import UserError
-from reft_math.evaluation import COST_COLUMNS, EVALUATION_COLUMNS, cost_rows, evaluation_rows
 from reft_math.json_text import read_object
 from reft_math.markdown import markdown
-from reft_math.regressor.evaluation import COLUMNS, table_rows
+from reft_math.scoring.lengths import LENGTH_TITLE
 
 _HEADING = "## Training and results"
 
@@ -63,8 +62,9 @@ def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
     own = "prefix" if "prefix" in evaluation else "reft"
     total, gate = evaluation[own]["total"], results["gate"]
     title = f"{total} held-out problems, greedy decoding; `{own}` is the adapter under `{gate}`:"
-    costs = [row[:-1] for row in (COST_COLUMNS, *cost_rows(evaluation))]  # a card tells no machine's time
-    table = markdown({title: [EVALUATION_COLUMNS, *evaluation_rows(evaluation)], "Mean (95 % interval):": costs})
+    tables = results["score_tables"]
+    costs = [row[:-1] for row in tables[LENGTH_TITLE]]  # a card tells no machine's time
+    table = markdown({title: tables["evaluation"], "Mean (95 % interval):": costs})
     text = f"{_HEADING}\n\n{facts(said)}\n{table}"
     return TrainingNotes(text, _metadata(results["dataset"], evaluation[own], gate))
 
@@ -77,8 +77,8 @@ def regressor_notes(results: Mapping[str, Any]) -> TrainingNotes:
         "trained parameters": f"{results['training']['trained_parameters']:,}",
         "RMSE of the training targets' mean": f"{results['rmse_of_training_mean']:.3f}",
     }
-    lines = table_rows(results["evaluation"], f"tuned/{results['predictor']}")
-    table = markdown({"On the test rows; * is what the loss trains:": [list(COLUMNS), *lines]})
+    (lines,) = results["score_tables"].values()
+    table = markdown({"On the test rows; * is what the loss trains:": lines})
     return TrainingNotes(f"{_HEADING}\n\n{facts(said)}\n{table}")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from reft_math.arithmetic.problems import OPENERS
-from reft_math.calibration import KL_GATES, evaluate_gates
+from reft_math.calibration import KL_GATES, evaluate_gates, gate_table
 from reft_math.command import RESULTS_NAME, provenance
 from reft_math.completion import Complete, Decoding, Generate, complete
 from reft_math.data.fingerprint import about_problems
@@ -28,6 +28,7 @@ from reft_math.evaluation import (
     evaluate,
     is_numeric,
     print_evaluation,
+    score_tables,
     summarise,
 )
 from reft_math.files import write_json
@@ -224,7 +225,11 @@ def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str,
         "model": {"name": options.model, "revision": job.base_revision, "parameters": job.model.num_parameters()},
         **job.about,
     }
-    write_json(folder / RESULTS_NAME, {**head, **settings, **results, "evaluation": evaluation})
+    tables = score_tables(evaluation) if evaluation else {}
+    if calibration := results.get("calibration"):
+        tables |= gate_table(calibration, results["gate"])
+    scores = {"evaluation": evaluation, "score_tables": tables}
+    write_json(folder / RESULTS_NAME, {**head, **settings, **results, **scores})
     if evaluation is None:
         adapter = f"--adapter {folder / 'adapter'} --device-map auto"
         print(

@@ -178,6 +178,7 @@ def report(
     trace = json.loads((saved / TRACE_NAME).read_text(encoding="utf-8"))
     mean = math.fsum(row.target for row in splits.train) / len(splits.train)
     constant = rmse([mean] * len(splits.test), [row.target for row in splits.test])
+    lines = table_rows(evaluation, f"tuned/{config.predictor}")
     path = Path(options.output_dir) / RESULTS_NAME
     results = {
         **provenance(options),
@@ -189,10 +190,11 @@ def report(
         "predictor": config.predictor,
         "parameters": digest(saved),
         "evaluation": evaluation,
+        "score_tables": {"evaluation, * was trained": [COLUMNS, *lines]},
     }
     write_json(path, results)
     title = f"{options.data}, {len(splits.test)} test rows; * is what --loss {options.loss} trains"
-    print_table(title, COLUMNS, table_rows(evaluation, f"tuned/{config.predictor}"))
+    print_table(title, COLUMNS, lines)
     before, after = (evaluation[name]["entropy"] for name in ("start", "tuned"))
     if before is not None and after is not None:
         print(f"entropy over the grid, mean over rows: {before['mean']:.2f} nats before, {after['mean']:.2f} after")

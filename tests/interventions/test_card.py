@@ -9,8 +9,7 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
-from interventions.card import write_adapter_card, write_merged_card
-from reft_math.card import TrainingNotes
+from interventions.card import renew_gate, write_merged_card
 
 
 def facts_of(folder: Path) -> dict[str, str]:
@@ -84,33 +83,26 @@ def test_a_card_says_what_is_known_and_no_more(
     assert (data.license, data.datasets, data.eval_results) == (None, None, None)
 
 
-def test_an_edited_card_outlives_loading_and_saving(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+def test_a_card_is_written_once_and_then_the_users(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
     config = PrefixReftConfig(base_model=str(tmp_path / "base"))
     get_prefix_reft_model(tiny_model(), config).save_pretrained(tmp_path / "a")
     card = tmp_path / "a" / "README.md"
-    assert str(tmp_path) not in card.read_text()
-    card.write_text(card.read_text().replace("---\n\n# RED", "license: mit\n---\n\nMine.\n\n# RED"))
+    written = card.read_text()
+    assert str(tmp_path) not in written
+    card.write_text(written.replace("---\n\n# RED", "license: mit\n---\n\nMine.\n\n# RED"))
+    edited = card.read_text()
     loaded = PrefixReftModel.from_pretrained(tmp_path / "a", tiny_model())
-    for folder in ("b", "a"):  # elsewhere, and over itself
-        loaded.save_pretrained(tmp_path / folder)
-        assert (tmp_path / folder / "README.md").read_text() == card.read_text()
-    saved = ModelCard(card.read_text())
-    assert saved.data.license == "mit"
-    assert saved.text.startswith("\nMine.\n\n# RED")
+    loaded.save_pretrained(tmp_path / "a")
+    assert card.read_text() == edited
+    loaded.save_pretrained(tmp_path / "b")
+    assert (tmp_path / "b" / "README.md").read_text() == written
 
 
-def test_results_go_with_their_parameters(tiny_model: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
-    get_prefix_reft_model(tiny_model(), PrefixReftConfig()).save_pretrained(tmp_path)
-    write_adapter_card(tmp_path, notes=TrainingNotes("Very good.\n"))
-    loaded = PrefixReftModel.from_pretrained(tmp_path, tiny_model())
-    loaded.save_pretrained(tmp_path)
-    assert "Very good." in (tmp_path / "README.md").read_text()
-    with torch.no_grad():
-        for bias in loaded.biases().values():
-            bias.fill_(1)
-    loaded.save_pretrained(tmp_path)
-    assert "Very good." not in (tmp_path / "README.md").read_text()
-    assert facts_of(tmp_path)["bias norm, mean over layers of ‖b‖₂"] == f"{48**0.5:.4f}"
+def test_the_gate_is_renewed_in_a_line_that_still_stands(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("Mine.\n- **gate in decoding**: `kl:1`\nMine: `kl:1`\n")
+    renew_gate(tmp_path, "kl:1", "kl:2")
+    renew_gate(tmp_path, "kl:1", "kl:3")
+    assert (tmp_path / "README.md").read_text() == "Mine.\n- **gate in decoding**: `kl:2`\nMine: `kl:1`\n"
 
 
 def test_a_merged_models_card_names_base_and_edit(tmp_path: Path) -> None:
@@ -120,5 +112,6 @@ def test_a_merged_models_card_names_base_and_edit(tmp_path: Path) -> None:
     assert (card.data["base_model_relation"], card.data.library_name) == ("finetune", "transformers")
     assert facts_of(tmp_path)["in its weights"] == "RED at `ffn_up`, layers 0, 1"
     assert "at commit `abc`" in card.text
-    write_merged_card(tmp_path / ".", "other/Llama", config)
+    (tmp_path / "README.md").unlink()
+    write_merged_card(tmp_path, "other/Llama", config)
     assert "at commit" not in (tmp_path / "README.md").read_text()

@@ -89,13 +89,9 @@ def test_a_card_that_was_edited_on_the_hub_keeps_its_text(hub: FakeHub, reft_mod
     reft_model.push_to_hub("user/adapter", license="mit")
     text = hub.files("user/adapter")["README.md"].decode()
     hub.put("user/adapter", {"README.md": text.replace("# RED adapter", "Do not use it on Sundays.\n\n# RED").encode()})
-    with torch.no_grad():
-        for bias in reft_model.biases().values():
-            bias.fill_(0)
     reft_model.push_to_hub("user/adapter")
     renewed = hub.files("user/adapter")["README.md"].decode()
     assert "Do not use it on Sundays.\n\n# RED for" in renewed
-    assert "‖b‖₂**: 0.0000" in renewed
     assert "license: mit" in renewed
 
 
@@ -175,7 +171,7 @@ def test_nothing_is_made_where_nothing_can_be_saved(hub: FakeHub) -> None:
     assert not hub.repositories
 
 
-def test_a_regressor_and_its_base_come_back_as_they_were_pushed(hub: FakeHub, tiny_base: str, tmp_path: Path) -> None:
+def test_a_regressor_and_its_base_come_back_as_they_were_pushed(hub: FakeHub, tiny_base: str) -> None:
     """The base by its hub id too, by transformers' own upload."""
     load_model(tiny_base).push_to_hub("user/base")
     load_tokenizer(tiny_base).push_to_hub("user/base")
@@ -190,9 +186,6 @@ def test_a_regressor_and_its_base_come_back_as_they_were_pushed(hub: FakeHub, ti
     loaded = load_regressor("user/regressor")
     assert loaded.predict(["4 and 5"]) == regressor.predict(["4 and 5"])
     assert [path for path in hub.files("user/regressor") if path.endswith("README.md")] == ["README.md"]
-    loaded.card = f"{loaded.card}Mine.\n"
-    loaded.save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text().endswith("Mine.\n")
     card = ModelCard(hub.files("user/regressor")["README.md"].decode())
     assert card.data["base_model"] == "user/base"
     assert 'load_regressor("user/regressor")' in card.text

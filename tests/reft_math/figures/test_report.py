@@ -16,6 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from reft_math.errors import UserError
+from reft_math.evaluation import score_tables
 from reft_math.figures.report import LARGE_SVG, report_page, round_number
 from reft_math.files import write_csv
 from reft_math.result_folders import find_result_folders
@@ -40,6 +41,7 @@ def results(tmp_path: Path) -> Path:
     root = tmp_path / "results"
     evaluation = {"base": SUMMARY, f"always_on{HOSTILE}": SUMMARY}
     about = {"command": f"python train/prefix_reft.py --k 10{HOSTILE}", "evaluation": evaluation, "train_rows": 2048}
+    about["score_tables"] = score_tables(evaluation)
     write_run(root / "b", "PrefixReftOptions", about, model="arithmetic", data_dir=HOSTILE)
     handoff = write_run(root / "a", "HandoffOptions", {}, model="org/other")
     figure = Figure(figsize=(12, 3))
@@ -184,7 +186,7 @@ def test_fractions_are_rounded_and_nothing_else(cell: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "results", [{"evaluation": {"base": {"mean_tokens": 1.0}}}, {"machine": [2]}, {"versions": "1.0"}]
+    "results", [{"score_tables": [1]}, {"score_tables": {"evaluation": 1}}, {"machine": [2]}, {"versions": "1.0"}]
 )
 def test_results_in_another_form_are_named(tmp_path: Path, results: dict[str, Any]) -> None:
     write_run(tmp_path / "x", "LoraOptions", results)

@@ -32,6 +32,6 @@ def test_a_card_says_what_is_known_and_no_more(
 
 def test_an_edited_card_outlives_a_new_one(tmp_path: Path) -> None:
     RegressorConfig().save_pretrained(tmp_path)
-    write_regressor_card(tmp_path, before="Mine.\n")
+    (tmp_path / "README.md").write_text("Mine.\n")
     write_regressor_card(tmp_path)
     assert ModelCard.load(tmp_path / "README.md").text == "Mine.\n"

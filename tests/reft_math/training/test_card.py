@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from reft_math.card import NO_NOTES, digest, make_card
 from reft_math.errors import UserError
+from reft_math.evaluation import score_tables
 from reft_math.training.card import adapter_notes, notes_beside
 
 
@@ -27,7 +28,7 @@ def results(**changes: Any) -> dict[str, Any]:
             "seconds_per_answer": 0.5,
         }
 
-    return {
+    found = {
         "config": {"k": 8, "full_fraction": 0.0, "epochs": 3.0, "learning_rate": 2e-4, "seed": 1},
         "commit": "abc",
         "date": "2026-11-21T10:52:58+00:00",
@@ -40,6 +41,7 @@ def results(**changes: Any) -> dict[str, Any]:
         "evaluation": {"base": summary(4), "prefix": summary(16)},
         **changes,
     }
+    return {**found, "score_tables": score_tables(found["evaluation"] or {})}
 
 
 def test_a_run_on_a_hub_set_gives_its_id_and_the_accuracy_under_the_adapters_gate() -> None:
@@ -53,7 +55,7 @@ def test_a_run_on_a_hub_set_gives_its_id_and_the_accuracy_under_the_adapters_gat
         "| prefix | 41.4 (39.0 to 44.1) | - | 3 |",
     ):
         assert line in notes.text.splitlines()
-    data = ModelCard(make_card(notes.metadata, "RED adapter", {})).data  # as the hub's client reads it
+    data = ModelCard(make_card(notes.metadata, "RED adapter")).data  # as the hub's client reads it
     assert (data.model_name, data.datasets) == ("RED adapter", ["openai/gsm8k"])
     (result,) = data.eval_results
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("openai/gsm8k", "main", "test")
