@@ -164,27 +164,22 @@ class Engine:
         stops: list[str],
     ) -> Continuation:
         """One completion."""
+        request: dict[str, Any] = {
+            "model": self._model,
+            "max_tokens": max_tokens,
+            "temperature": sampling.get("temperature", 0.0),
+            **({"top_p": sampling["top_p"]} if "top_p" in sampling else {}),
+            **({"seed": seed} if sampling else {}),
+            **({"stop": stops} if stops else {}),
+        }
         if self._takes_ids:
             beyond_openai = {name: sampling[name] for name in ("top_k", "min_p") if sampling.get(name)}
-            what: dict[str, Any] = {
-                "prompt": prompt,
-                "extra_body": {"stop_token_ids": end_token_ids, **beyond_openai},
-            }
+            request |= {"prompt": prompt, "extra_body": {"stop_token_ids": end_token_ids, **beyond_openai}}
         else:
-            what = {
-                "prompt": self._as_text(prompt),
-                "extra_body": {"generation_config": _generation_config(end_token_ids, sampling)},
-            }
+            config = _generation_config(end_token_ids, sampling)
+            request |= {"prompt": self._as_text(prompt), "extra_body": {"generation_config": config}}
         try:
-            response = self._client.completions.with_raw_response.create(
-                model=self._model,
-                max_tokens=max_tokens,
-                temperature=sampling.get("temperature", 0.0),
-                **({"top_p": sampling["top_p"]} if "top_p" in sampling else {}),
-                **({"seed": seed} if sampling else {}),
-                **({"stop": stops} if stops else {}),
-                **what,
-            )
+            response = self._client.completions.with_raw_response.create(**request)
         except self._openai.OpenAIError as error:
             raise self._failed(error) from None
         body = response.http_response.text
