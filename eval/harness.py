@@ -1,7 +1,6 @@
 """Let lm-eval judge a model, with or without an adapter: its command line, our decoding under a gate.
 
-    uv run eval/harness.py --adapter results/prefix-reft/adapter --gate kl:0.5 --tasks gsm8k,minerva_math500 \
-        --apply_chat_template --batch_size 16 --output_path results/harness --use_cache results/harness/answers
+    uv run eval/harness.py --adapter results/prefix-reft/adapter --gate kl:0.5 --tasks gsm8k --use_cache results/answers
 
 All options but those below are lm-eval's, in its own words: ``lm-eval run --help`` lists them. Without an adapter, or
 with ``--gate off``, the numbers are those of lm-eval's own ``hf`` model. ``docs/lm-eval.md`` says what a gate means for
