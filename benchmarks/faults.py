@@ -13,9 +13,9 @@ that ``torchrun`` would give it. Only the first to be killed of a run are interp
 their first 4 seconds, mostly while they import (``at_start``). The experiments of ``report`` are such interpreters too.
 
 Equal means: the same files, and in each the same content; records in any order; without dates, durations, command
-lines, logs, figures (PNG, SVG), checkpoints and lm-eval's store of answers. A lost row is one that was on the disk
-whole after a kill, and is not in the final records as it was. Commands run on the embedded model; ``gsm8k`` and
-``math500`` need their files in ``--data-dir``.
+lines, logs, figures (PNG, SVG) and checkpoints. A lost row is one that was on the disk whole after a kill, and is not
+in the final records as it was. Commands run on the embedded model; ``gsm8k`` and ``math500`` need their files in
+``--data-dir``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,7 +57,6 @@ COMMANDS = {
     "regression": "eval/regression.py --regressor {work}/raft/peace-1/regressor --limit 8 --batch-size 2",
     "number_probe": f"eval/number_probe.py {ADAPTER} {PROBES} --sums 20 --alphas 0.5",
     "faithfulness": f"eval/faithfulness.py {ADAPTER} {PROBES}",
-    "harness": f"eval/harness.py {ADAPTER} --tasks sums --include-path {{work}}/given --batch-size 2 --log-samples",
     "norm_sweep": f"eval/norm_sweep.py --target-norms 0.2 0.5 --seeds 1 --calibration-size 4 {TRAIN}",
     "ablation": f"eval/ablation.py --seeds 1 --calibration-size 4 {TRAIN}",
     "compare": "eval/compare.py --runs {work}/train/peace-1 {work}/lora/peace-1",
@@ -75,21 +73,10 @@ EXPERIMENTS = (  # in place of the suite's own, which take a quarter of an hour
     Experiment("prefix-reft", f"{COMMANDS['train']} --output-dir {{results}}/prefix-reft"),
     Experiment("norm_trace", "eval/norm_trace.py --runs {results}/prefix-reft --output-dir {results}/norm_trace"),
 )
-TASK = """
-task: sums
-dataset_path: json
-dataset_kwargs: {data_files: {test: PROBLEMS}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "{{answer}}"
-generation_kwargs: {until: [], do_sample: false, max_gen_toks: 24}
-metric_list: [{metric: exact_match}]
-"""
 KILLS_OF_A_RUN = 4
 START_S = 4.0  # imports take most of that, or more
 # What differs from one run in peace to the next.
-PASSING_FILES = (".png", ".svg", ".log", ".db")
+PASSING_FILES = (".png", ".svg", ".log")
 PASSING_FIELDS = ("date", "command", "resume", "seconds", "seconds_per_answer", "time")
 _PASSING_TEXT = re.compile(
     r"\d{4}-\d\d-\d\dT[\d:]+\+00:00|( <span>)?--resume(</span>)?|(?<=<dt>resume</dt><dd>)(true|false)"
@@ -263,34 +250,27 @@ def _become(arguments: list[str], environment: dict[str, str], log: Path, import
 
 
 def _import_all() -> None:
-    """In the forks lm-eval does without its own task files, which take seconds to list, and the suite is short."""
-    import lm_eval.tasks
+    """In the forks the suite is short."""
     import peft  # noqa: F401
 
     import interventions.faithfulness
-    import interventions.harness
     import interventions.number_probe
     import interventions.trial_commands  # noqa: F401
     import reft_math.generations
     import reft_math.suite
     import reft_math.training.regression
 
-    lm_eval.tasks.TaskManager = partial(lm_eval.tasks.TaskManager, include_defaults=False)
     reft_math.suite.EXPERIMENTS = EXPERIMENTS
 
 
 def _give(folder: Path) -> None:
-    """A task for lm-eval, and an adapter in BREP's format; no model, or forks would think themselves alone."""
+    """An adapter in BREP's format; no model, or forks would think themselves alone."""
     import torch
     from transformers import AutoConfig
 
-    from reft_math.arithmetic.problems import arithmetic_problems
     from reft_math.models import EMBEDDED_FOLDER
 
     folder.mkdir(exist_ok=True)
-    problems = [{"question": each.question, "answer": each.answer} for each in arithmetic_problems("test", 24)]
-    (folder / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-    (folder / "sums.yaml").write_text(TASK.replace("PROBLEMS", str(folder / "problems.jsonl")))
     config = AutoConfig.from_pretrained(EMBEDDED_FOLDER)
     layers, values = range(config.num_hidden_layers), torch.full((1, config.intermediate_size), 0.5)
     places = [f"model.layers.{layer}.mlp.up_proj.delta_vector.activation_" for layer in layers]

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,7 +20,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
 from torch.nn.utils import parametrize
 
 from interventions.checkpoint import digest
@@ -30,7 +29,6 @@ from reft_math.decoding.gate import TokenGate, parse_gate
 from reft_math.decoding.generation import Handoff, acting_positions, gated_generate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import ModelOptions
-from reft_math.harness import guard_answers
 from reft_math.loading import Attention, DeviceMap, Dtype, Quantization
 from reft_math.probes.teacher_forcing import Text, gated_logits
 from reft_math.processes import process_state
@@ -64,7 +62,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         handoff: What goes on once the gate has closed.
         gguf_file, revision, dtype, quantization, device_map, attn_implementation: Of the base.
         batch_size: Requests at once.
-        device: Checked, not chosen: the model is on its process's.
+        device: lm-eval's; the model is on its process's.
         max_batch_size: lm-eval's bound on batch sizes it finds by itself; ours is given.
         max_length: Context and continuation together, in tokens; the model's own by default.
         add_bos_token: Whether prompts get a start token; the tokenizer's habit by default.
@@ -95,7 +93,6 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
     ) -> None:
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"batch_size must be a whole number of at least 1; got {batch_size!r}")
-        _check_device(device)
         options = ModelOptions(
             model=pretrained,
             adapter=adapter,
@@ -161,20 +158,6 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         template, tokenizer = self.setting.decoding.template, self.tokenizer
         return sum(not template.has_framed(prompt, tokenizer) for prompt in prompts if prompt)
 
-    def is_cut(self, prompt: str, rest: str | Mapping[str, Any]) -> bool:
-        """Whether a prompt loses its start, so that it and what follows are within `max_length`.
-
-        Args:
-            prompt: Not empty.
-            rest: The continuation, or a generation's settings.
-        """
-        if isinstance(rest, str):
-            tokens = sum(map(len, self._encode_pair(prompt, rest))) - 1  # the last one is not read
-        else:
-            settings = normalize_gen_kwargs(dict(rest), self.max_gen_toks)
-            tokens = len(self.tok_encode(prompt)) + settings["max_gen_toks"]
-        return tokens > int(self.max_length)
-
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         self._warn_of_prompts(requests)
         return super().generate_until(requests, disable_tqdm)  # type: ignore[no-any-return]
@@ -192,33 +175,27 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             self._world_size = world_size
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """lm-eval's ``use_cache``, guarded: answers of another base, adapter or gate are not taken for this one's."""
-        if cache_hook.dbdict is not None:
-            guard_answers(cache_hook.dbdict, self._stamp())
-        super().set_cache_hook(cache_hook)
+        """lm-eval's keys know of no model: answers of another base, adapter or gate are not taken for this one's.
 
-    def _stamp(self) -> dict[str, Any]:
-        """What an answer hangs on but its request. The base goes by its name: to read its weights takes too long."""
-        options = self.setting.options
-        stamp = {
-            "model": options.model,
-            "commit": getattr(self.model.config, "_commit_hash", None),
-            "dtype": str(self.model.dtype),
-            "quantization": options.quantization,
-            "attn_implementation": self.model.config._attn_implementation,
-            "max_length": self.max_length,
-            "add_bos_token": self.add_bos_token,
-            "think_end_token": self.think_end_token,
-        }
-        if self.reft_model is None:
-            return stamp
-        config = dataclasses.asdict(self.reft_model.prefix_config)
-        return {
-            **stamp,
-            "adapter": digest(self.reft_model.interventions),
-            "adapter_config": {**config, "gate": str(self.gate)},
-            "handoff": options.handoff,
-        }
+        The base goes by its name and commit: to read its weights takes too long.
+        """
+        answers = cache_hook.dbdict
+        if answers is not None:
+            stamp = {
+                **dataclasses.asdict(self.setting.options),
+                "commit": getattr(self.model.config, "_commit_hash", None),
+                "max_length": self.max_length,
+                "add_bos_token": self.add_bos_token,
+                "think_end_token": self.think_end_token,
+                "adapter": None if self.reft_model is None else digest(self.reft_model.interventions),
+                "adapter_config": None
+                if self.reft_model is None
+                else dataclasses.asdict(self.reft_model.prefix_config),
+            }
+            if answers.get("reft_math", stamp if len(answers) == 0 else None) != stamp:
+                raise UserError("use_cache holds answers of another model, adapter or gate: take another path for it")
+            answers["reft_math"] = stamp
+        super().set_cache_hook(cache_hook)
 
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's, and what reft-math adds; lm-eval writes it beside its results."""
@@ -309,13 +286,6 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 texts,
                 int(self.tokenizer.pad_token_id),
             )
-
-
-def _check_device(name: str | None) -> None:
-    """``cuda`` is any of its devices."""
-    ours = process_state().device
-    if name not in (None, ours.type, str(ours), f"{ours.type}:{ours.index or 0}"):
-        raise UserError(f"device must be the process's own, {ours}, or left out; got {name}")
 
 
 @contextmanager

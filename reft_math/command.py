@@ -109,7 +109,7 @@ def parse(config_class: type, description: str | None, arguments: Sequence[str])
     path = _config_path(arguments)
     from_file = _read_yaml(path, config_class) if path else []
     known, unknown = make_parser(config_class, description).parse_known_args([*from_file, *arguments])
-    if unknown:
+    if unknown and not getattr(config_class, "HANDS_ON", False):
         options = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config_class)]
         _raise_user_error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown[0].partition('=')[0], options)}")
     values = vars(known)

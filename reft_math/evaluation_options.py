@@ -97,7 +97,7 @@ class EvaluationOptions(RunOptions):
     engine_model: str | None = field(default=None, metadata={"help": "The base's name there (its only model)."})
     engine_concurrency: int = field(default=32, metadata={"help": "Requests at once."})
     engine_timeout: float = field(
-        default=600.0, metadata={"help": "Seconds that the server may take for an answer, before it is asked again."}
+        default=600.0, metadata={"help": "Seconds of the server's silence before it is asked again."}
     )
 
     def __post_init__(self) -> None:

@@ -193,7 +193,6 @@ def engine_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     """A completions server on loopback, whose failures are soon tried again, and only twice."""
     pytest.importorskip("openai", reason="the engine extra is not installed")
     monkeypatch.setattr("reft_math.decoding.engine.MAX_RETRIES", 2)
-    monkeypatch.setattr("reft_math.decoding.engine.FIRST_WAIT_S", 0.01)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     fake = FakeEngine()
     yield fake

@@ -16,8 +16,7 @@ class Reply:
 
     Attributes:
         status, body, headers: The response; a body of None is a completion, one of bytes goes as it is.
-        way: ``answer``; ``hang`` says nothing until the server is closed; ``drop`` ends in the middle of the body;
-            ``trickle`` goes on with spaces for ever.
+        way: ``answer``; ``hang`` says nothing until the server is closed; ``drop`` ends in the middle of the body.
     """
 
     status: int = 200
@@ -26,7 +25,7 @@ class Reply:
     way: str = "answer"
 
 
-GOOD, HANG, DROP, TRICKLE = Reply(), Reply(way="hang"), Reply(way="drop"), Reply(way="trickle")
+GOOD, HANG, DROP = Reply(), Reply(way="hang"), Reply(way="drop")
 
 
 class FakeEngine:
@@ -35,6 +34,7 @@ class FakeEngine:
     Attributes:
         url: What ``--engine`` takes.
         models: Their list, or the `Reply` to those who ask for it.
+        one_token: The reply to those who ask for one token, which are not among the requests.
     """
 
     def __init__(self) -> None:
@@ -42,6 +42,7 @@ class FakeEngine:
         self.keys: list[str | None] = []
         self.replies: list[Reply] = [GOOD]
         self.models: list[str] | Reply = ["base"]
+        self.one_token = GOOD
         self._lock, self._closed = threading.Lock(), threading.Event()
         outer = self
 
@@ -55,6 +56,9 @@ class FakeEngine:
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if request["max_tokens"] == 1:
+                    self._send(outer.one_token, completion(request["prompt"]))
+                    return
                 with outer._lock:
                     outer.requests.append(request)
                     outer.keys.append(self.headers.get("authorization"))
@@ -70,14 +74,8 @@ class FakeEngine:
                 self.send_response(reply.status)
                 for name, value in {"content-type": "application/json", **reply.headers}.items():
                     self.send_header(name, value)
-                if reply.way != "trickle":
-                    self.send_header("content-length", str(len(data)))
+                self.send_header("content-length", str(len(data)))
                 self.end_headers()
-                while reply.way == "trickle" and not outer._closed.wait(0.02):
-                    try:
-                        self.wfile.write(b" ")
-                    except OSError:
-                        return
                 self.wfile.write(data[: len(data) // 2] if reply.way == "drop" else data)
                 self.close_connection = reply.way == "drop"
 

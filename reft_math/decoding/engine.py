@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
+from threading import Event
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from reft_math.decoding.bounded import bound
 from reft_math.errors import Unfinished, UserError
 
 TIMEOUT_S = 600.0
 CONNECT_S = 10.0
 MAX_RETRIES = 6  # about 22 s of waiting in all, where the server does not say how long
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0  # as the client's own
 
 _WAYS_OUT = {
     401: "; is its key in OPENAI_API_KEY?",
@@ -51,17 +47,17 @@ class Engine:
         tokenizer: The base's.
         model: The base's name on the server; may be left out where it serves only one.
         concurrency: Requests at once.
-        timeout: Seconds of silence after which an answer is not waited for any longer; it may take as many to come.
+        timeout: Seconds of silence after which an answer is not waited for any longer.
 
-    What fails (no connection, no answer in time, status 408, 409, 429 or 5xx, an answer that is no completion) is tried
-    again up to `MAX_RETRIES` times, after waits that double and are shortened at random, or as long as the server says
-    (up to two minutes). What is refused is not.
+    What fails (no connection, no answer in time, status 408, 409, 429 or 5xx) is tried again by openai's client, up to
+    `MAX_RETRIES` times, after waits that double, or as long as the server says (up to two minutes). What is refused is
+    not, nor is an answer that is no completion.
 
     The key, where the server wants one, is the environment variable ``OPENAI_API_KEY``. It goes to the server and
     nowhere else: where the server repeats it, errors do not.
 
     Raises:
-        UserError: The server cannot be reached, or has not the one model.
+        UserError: The server cannot be reached, refuses the key, or has not the one model.
     """
 
     def __init__(
@@ -86,14 +82,11 @@ class Engine:
             api_key=self._key or "none",
             max_retries=MAX_RETRIES,
             timeout=openai.Timeout(timeout, connect=CONNECT_S),
-            default_headers={"Accept-Encoding": "identity"},
-            http_client=openai.DefaultHttpxClient(
-                follow_redirects=False,  # what is asked would get lost on the way, or go to another
-                event_hooks={"response": [partial(bound, seconds=timeout)]},
-            ),
+            # What is asked would get lost on the way, or go to another.
+            http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )
-        self._takes_ids: bool | None = None  # unknown as yet
         self._model = model or self._only_model()
+        self._takes_ids = self._accepts_ids()
 
     def complete(
         self,
@@ -115,19 +108,51 @@ class Engine:
             stops: Texts at which a continuation ends; whether they stand in it is the server's own business.
 
         Raises:
-            Unfinished: The server refuses, keeps failing, or keeps answering what is no completion. What was begun is
-                waited for, and what came of it is in the error, a `Continuation` by the place of its prompt.
+            Unfinished: The server refuses, keeps failing, or answers what is no completion. Requests under way are
+                waited for, and what came of them is in the error, a `Continuation` by the place of its prompt.
         """
-        jobs = [
-            partial(self._continue, prompt, limit, list(end_token_ids), sampling, seed + index, list(stops))
-            for index, (prompt, limit) in enumerate(zip(prompts, max_tokens, strict=True))
-        ]
-        done: dict[int, Continuation] = {}
-        places = list(range(len(jobs)))
-        alone = 1 if self._takes_ids is None else 0  # a request alone finds it out
-        for group in (places[:alone], places[alone:]):
-            _do({place: jobs[place] for place in group}, self._concurrency, done)
-        return [done[place] for place in places]
+        failed = Event()
+
+        def work(index: int) -> Continuation | None:
+            if failed.is_set():
+                return None
+            try:
+                return self._continue(
+                    prompts[index], max_tokens[index], list(end_token_ids), sampling, seed + index, list(stops)
+                )
+            except BaseException:
+                failed.set()
+                raise
+
+        pool = ThreadPoolExecutor(self._concurrency)
+        try:
+            futures = [pool.submit(work, index) for index in range(len(prompts))]
+            wait(futures)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for the server
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        for error in errors:
+            if not isinstance(error, UserError):
+                raise error
+        found = [None if future.exception() else future.result() for future in futures]
+        done = {place: one for place, one in enumerate(found) if one is not None}
+        if errors:
+            raise Unfinished(str(errors[0]), done)
+        return list(done.values())
+
+    def _accepts_ids(self) -> bool:
+        """Whether the server takes token ids: it is asked for one token."""
+        prompt, end = list(self._tokenizer("1").input_ids), self._tokenizer.eos_token_id
+        extra = {"stop_token_ids": [] if end is None else [end]}
+        try:
+            self._client.completions.create(model=self._model, prompt=prompt, max_tokens=1, extra_body=extra)
+        except (self._openai.BadRequestError, self._openai.UnprocessableEntityError):
+            return False
+        except self._openai.OpenAIError as error:
+            raise self._failed(error) from None
+        except ValueError:  # no JSON; the first completion says so
+            pass
+        return True
 
     def _continue(
         self,
@@ -138,7 +163,8 @@ class Engine:
         seed: int,
         stops: list[str],
     ) -> Continuation:
-        settings: dict[str, Any] = {
+        """One completion."""
+        request: dict[str, Any] = {
             "model": self._model,
             "max_tokens": max_tokens,
             "temperature": sampling.get("temperature", 0.0),
@@ -146,36 +172,30 @@ class Engine:
             **({"seed": seed} if sampling else {}),
             **({"stop": stops} if stops else {}),
         }
-        beyond_openai = {name: sampling[name] for name in ("top_k", "min_p") if sampling.get(name)}
+        if self._takes_ids:
+            beyond_openai = {name: sampling[name] for name in ("top_k", "min_p") if sampling.get(name)}
+            request |= {"prompt": prompt, "extra_body": {"stop_token_ids": end_token_ids, **beyond_openai}}
+        else:
+            config = _generation_config(end_token_ids, sampling)
+            request |= {"prompt": self._as_text(prompt), "extra_body": {"generation_config": config}}
         try:
-            if self._takes_ids is not False:
-                try:
-                    extra = {"stop_token_ids": end_token_ids, **beyond_openai}
-                    found = self._ask(prompt=prompt, extra_body=extra, **settings)
-                    self._takes_ids = True
-                    return found
-                except (self._openai.BadRequestError, self._openai.UnprocessableEntityError):
-                    if self._takes_ids:
-                        raise
-                    self._takes_ids = False
-            extra = {"generation_config": _generation_config(end_token_ids, sampling)}
-            return self._ask(prompt=self._as_text(prompt), extra_body=extra, **settings)
+            response = self._client.completions.with_raw_response.create(**request)
         except self._openai.OpenAIError as error:
             raise self._failed(error) from None
-
-    def _ask(self, **request: Any) -> Continuation:
-        """One completion. The client tries again what failed; what is no completion is asked for again here."""
-        for retry in range(MAX_RETRIES + 1):
-            if retry > 0:
-                time.sleep(_wait(retry))
-            body = self._client.completions.with_raw_response.create(**request).http_response.content
-            if (found := _completion(body)) is not None:
-                text, num_tokens, finished = found
-                if num_tokens is None or num_tokens > request["max_tokens"] or (text and not num_tokens):
-                    num_tokens = len(self._tokenizer.encode(text, add_special_tokens=False)) + finished
-                return Continuation(text, num_tokens, finished)
-        said = self._line(body.decode(errors="replace"))
-        raise self._stopped(f"answered what is no completion, {MAX_RETRIES + 1} times in all ({said})")
+        body = response.http_response.text
+        try:
+            answer = json.loads(body)
+            choice = answer["choices"][0]
+            text, reason = choice["text"], choice["finish_reason"]
+            num_tokens = (answer.get("usage") or {}).get("completion_tokens")
+        except (ValueError, TypeError, LookupError, AttributeError):
+            text = reason = None
+        if not isinstance(text, str) or reason not in ("stop", "length"):
+            raise self._stopped(f"answered what is no completion ({self._line(body)})")
+        is_finished = reason == "stop"
+        if not num_tokens or num_tokens > max_tokens:
+            num_tokens = len(self._tokenizer.encode(text, add_special_tokens=False)) + is_finished
+        return Continuation(text, num_tokens, is_finished)
 
     def _as_text(self, prompt: list[int]) -> str:
         """Text from which the tokenizer reads ``prompt``, its own special tokens added as the server's will be."""
@@ -241,60 +261,6 @@ class Engine:
         if self._key:
             text = text.replace(self._key, "***")
         return " ".join(text.split())[:200]
-
-
-def _do(jobs: Mapping[int, Callable[[], Continuation]], concurrency: int, done: dict[int, Continuation]) -> None:
-    """Runs jobs in ``concurrency`` threads and puts their results into ``done``; begins none after a failure.
-
-    The threads are no executor's: for those, an interrupted process would wait until the server has answered.
-
-    Raises:
-        Unfinished: A job raised a `UserError`.
-    """
-    waiting = iter(list(jobs.items()))  # shared: each thread takes the next
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        for place, job in waiting:
-            try:
-                done[place] = job()
-            except BaseException as error:
-                failures.append(error)
-            if failures:
-                return
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(concurrency, len(jobs)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for failure in failures:
-        if not isinstance(failure, UserError):
-            raise failure
-    if failures:
-        raise Unfinished(str(failures[0]), done)
-
-
-def _wait(retry: int) -> float:
-    """Seconds before the first, second, … retry: doubled each time up to a bound, and up to a quarter less at random,
-    so that requests that failed together do not come again together."""
-    return min(FIRST_WAIT_S * 2.0 ** (retry - 1), LONGEST_WAIT_S) * random.uniform(0.75, 1.0)
-
-
-def _completion(body: bytes) -> tuple[str, int | None, bool] | None:
-    """Text, its tokens where they are counted, and whether it ended by itself; None where that is no completion."""
-    try:
-        answer = json.loads(body)
-        choice = answer["choices"][0]
-        text, reason = choice["text"], choice["finish_reason"]
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return None
-    if not isinstance(text, str) or reason not in ("stop", "length"):
-        return None
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no half characters
-    usage = answer.get("usage")
-    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return text, count if type(count) is int and count >= 0 else None, reason == "stop"
 
 
 def _generation_config(end_token_ids: list[int], sampling: dict[str, Any]) -> str:

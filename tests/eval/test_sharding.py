@@ -43,10 +43,10 @@ metric_list: [{{metric: {metric}}}]
 """
 
 
-def start(folder: Path, *extra: str, line: str = LINE) -> subprocess.Popen[bytes]:
+def start(line: str) -> subprocess.Popen[bytes]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.Popen(
-        [*launcher, *line.split(), "--output-dir", str(folder), *extra],
+        [*launcher, *line.split()],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.DEVNULL,
@@ -73,19 +73,20 @@ def test_whichever_process_dies_no_row_is_lost_or_counted_twice(call: Callable[[
     One worker is killed, and the launcher takes the other down; then the launcher, and both end by themselves.
     """
     folder = tmp_path / "killed"
-    run = start(folder)
+    line = f"{LINE} --output-dir {folder}"
+    run = start(line)
     workers_at(run, folder, 10)[1].kill()
     assert run.wait(timeout=120) != 0
     before = recorded(folder)
     assert 10 <= before < 50
     assert list((folder / "records").glob("*.shard-*")), "the rows of the stopped run are in its shards"
-    run = start(folder, "--resume")
+    run = start(f"{line} --resume")
     workers = workers_at(run, folder, before + 10)
     run.kill()
     run.wait()
     assert not psutil.wait_procs(workers, timeout=10)[1]
     assert recorded(folder) < 60
-    assert start(folder, "--resume").wait(timeout=300) == 0
+    assert start(f"{line} --resume").wait(timeout=300) == 0
 
     call(f"{LINE} --output-dir {tmp_path}/alone")
     alone, killed = (RecordFile(tmp_path / run / "records" / "base.jsonl").done for run in ("alone", "killed"))
@@ -126,13 +127,14 @@ def test_lm_eval_goes_on_where_one_process_has_all_its_answers(
         )
     (tmp_path / "quick.py").write_text(WITHOUT_DEFAULTS)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
-    command = f"eval/harness.py --tasks sums,texts --include-path {tmp_path} --limit 5 --batch-size 2"
-    folder, line = tmp_path / "two", f"{tmp_path}/quick.py {command}"
-    assert finish(start(folder, line=line)) == 0
-    (folder / "answers_rank1.db").unlink()
-    assert finish(start(folder, "--resume", line=line)) == 0
-    call(f"{command} --output-dir {tmp_path}/one")
-    two, one = (json.loads((tmp_path / run / "results.json").read_text())["lm_eval"] for run in ("two", "one"))
+    line = f"eval/harness.py --tasks sums,texts --include_path {tmp_path} --limit 5 --batch_size 2"
+    line += f" --output_path {tmp_path}/WHERE/results.json --use_cache {tmp_path}/WHERE/answers"
+    two_processes = f"{tmp_path}/quick.py {line.replace('WHERE', 'two')}"
+    assert finish(start(two_processes)) == 0
+    (tmp_path / "two" / "answers_rank1.db").unlink()
+    assert finish(start(two_processes)) == 0
+    call(line.replace("WHERE", "one"))
+    two, one = (json.loads(max((tmp_path / run).glob("results_*.json")).read_text()) for run in ("two", "one"))
     assert two["n-samples"] == one["n-samples"] == {name: {"original": 5, "effective": 5} for name in ("sums", "texts")}
     for name, metrics in one["results"].items():
         assert two["results"][name] == {
