@@ -5,7 +5,7 @@
 *Truncation*: trained on the first K tokens of solutions, or on whole ones. *Norm control*: the bias norm held at its
 target, or free. *Gate*: decoded under the gate chosen on validation problems, or always on. Trials are in ``trials/``,
 with adapter, records and results; the options are those of `train/prefix_reft.py`. Writes ``cells.csv``,
-``effects.csv`` (what each of the three adds, paired by seed and problem), ``trials.csv``, Markdown, the figure (PNG and
+``effects.csv`` (what each of the three adds, paired by seed and problem), ``trials.csv``, the figure (PNG and
 SVG) and ``results.json``. ``--resume`` runs the trials that are missing, also those of more seeds.
 """
 

@@ -14,7 +14,7 @@ Runs over different problems, or with different prompt templates, are refused un
 
 Completions made elsewhere, rows of {"question", "gold", "completion"}, are scored as our own are. Those that repeat
 their prompt or go on with further turns are counted; ``--first-turn`` scores their first answer alone. Problems are
-paired by question, and where a data set asks one twice in its order. Writes ``comparison.csv``, ``comparison.md``, the
+paired by question, and where a data set asks one twice in its order. Writes ``comparison.csv``, the
 figure (PNG and SVG), outcomes by problem and the scores of completions made elsewhere (``records/``), and
 ``results.json``.
 """
@@ -86,7 +86,6 @@ def main(options: CompareOptions) -> None:
     from reft_math.figures.comparison import comparison_figure
     from reft_math.files import write_csv, write_figure, write_json, write_text
     from reft_math.generations import ELSEWHERE, numeric_scoring, read_entries, rescored, turn_notes, with_turns
-    from reft_math.markdown import markdown
     from reft_math.pairing import check_templates, not_known, paired, reference_of, scored_otherwise
     from reft_math.scoring.lengths import LENGTH_TITLE
 
@@ -105,7 +104,6 @@ def main(options: CompareOptions) -> None:
     scoring = "compared as numbers" if is_numeric else "compared by math-verify"
     title = f"{problems}, answers {scoring}, p against {against}"
     lines = [cells(row) for row in rows]
-    write_text(folder / "comparison.md", markdown({title: [COLUMNS, *lines]}))
     (folder / "records").mkdir(exist_ok=True)
     write_text(folder / "records" / "comparison.jsonl", _lines(outcomes(entries)))
     for number, entry in enumerate(entry for entry in entries if entry.decoder == ELSEWHERE):

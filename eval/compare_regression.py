@@ -4,7 +4,7 @@
 
 Runs that differ in ``--seed`` alone are one setting, with mean and standard deviation of their RMSE. Of settings that
 differ in learning rates alone, validation rows choose one, which gets a star. Writes ``table.csv``, ``seeds.csv``,
-``table.md``, ``results.json`` and, as PNG and SVG, ``convergence`` (by step), ``distributions`` (the grid's entropy and
+``results.json`` and, as PNG and SVG, ``convergence`` (by step), ``distributions`` (the grid's entropy and
 probabilities before and after) and, for runs over several numbers of training rows, ``training_rows``.
 """
 
@@ -37,8 +37,7 @@ def main(options: CompareRegressionOptions) -> None:
     from reft_math.comparison import Run
     from reft_math.figures.convergence import convergence_figure, training_rows_figure
     from reft_math.figures.distributions import distributions_figure
-    from reft_math.files import write_csv, write_figure, write_json, write_text
-    from reft_math.markdown import markdown
+    from reft_math.files import write_csv, write_figure, write_json
     from reft_math.regression_comparison import (
         COLUMNS,
         SEED_COLUMNS,
@@ -68,7 +67,6 @@ def main(options: CompareRegressionOptions) -> None:
             *map(seed_cells, seeds),
         ],
     }
-    write_text(folder / "table.md", markdown(tables))
     for name, figure in figures.items():
         write_figure(folder, name, figure)
     write_json(folder / RESULTS_NAME, {**provenance(options), "comparison": rows, "seeds": seeds})

@@ -9,7 +9,7 @@ arithmetic truth, those of reference solutions with one result changed. Logistic
 layer, of the residual stream and of every attention head, on three quarters of the questions; on the rest they score
 true less false statements for the base and for the adapter always on, for the tokens it was trained on, and under its
 gate. Without ``--adapter`` the base alone. Writes figures (PNG and SVG), ``probes/*.safetensors``, records,
-``faithfulness.md``, ``results.json`` and
+``results.json`` and
 
 - ``probes.csv``: accuracy on held-out questions, by layer and head; ``reads``: better than chance;
 - ``scores.csv``: scores and their differences from the base's (``delta``), by source, layer, head and position;

@@ -5,7 +5,7 @@ the base go on alone: accuracy against k.
     uv run eval/handoff.py --adapter results/prefix-reft/adapter --reft results/reft-free/adapter
 
 On all problems, on those that always-on gets wrong, and on those that the base gets wrong: whoever is tried again on
-another's mistakes does better on them than on all, the base as well. Writes ``handoff.csv``, ``handoff.md``, the figure
+another's mistakes does better on them than on all, the base as well. Writes ``handoff.csv``, the figure
 (PNG and SVG), every record, and ``results.json``.
 """
 
@@ -44,8 +44,7 @@ def main(options: HandoffOptions) -> None:
     from reft_math.data.registry import problems_to_report_on
     from reft_math.evaluation import Scorer, is_numeric, print_evaluation, score_tables, summarise
     from reft_math.figures.handoff import handoff_figure
-    from reft_math.files import write_csv, write_figure, write_json, write_text
-    from reft_math.markdown import markdown
+    from reft_math.files import write_csv, write_figure, write_json
     from reft_math.probes.answers import answer_all
     from reft_math.probes.handoff import hand_over, handoff_lines, handoff_table, problem_sets
     from reft_math.processes import part_ways
@@ -76,7 +75,6 @@ def main(options: HandoffOptions) -> None:
     write_csv(folder / "handoff.csv", table)
     title = f"{options.dataset}: accuracy (95 % interval) if the base goes on after the first k tokens of a source"
     tables = {f"{title}; {name}, n = {len(ids)}": handoff_lines(table, name) for name, ids in sets.items() if ids}
-    write_text(folder / "handoff.md", markdown(tables))
     evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}
     results = {
         **about,
@@ -91,7 +89,7 @@ def main(options: HandoffOptions) -> None:
     print_evaluation(f"{options.dataset}, {len(problems)} problems, greedy", evaluation)
     for title, (header, *body) in tables.items():
         print_table(title, header, body)
-    print(f"accuracy against k: {folder / 'handoff.csv'}, handoff.md, handoff.png, handoff.svg")
+    print(f"accuracy against k: {folder / 'handoff.csv'}, handoff.png, handoff.svg")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A trial for each norm and seed, in ``trials/``, with adapter, records and result
 `train/prefix_reft.py`. Writes ``trials.csv``, ``norms.csv`` (accuracy against the achieved norm, always on and gated;
 the norm best on validation problems is ``chosen``, the smallest of the ``tied``, ``at_edge`` where the grid ends;
 intervals are ``over`` problems, and seeds where there are several), ``shares.csv`` (|cosine| of biases, and of the
-changes they make, with the number direction, beside ``chance``), Markdown, the figure (PNG and SVG) and
+changes they make, with the number direction, beside ``chance``), the figure (PNG and SVG) and
 ``results.json``. ``--project-number-direction`` adds a curve of biases kept off the number direction of their layer,
 ``--bias-alone`` one of biases without scales. ``--resume`` runs the trials that are missing, also those of more norms
 and seeds, and of the bias alone.

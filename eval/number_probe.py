@@ -4,7 +4,7 @@
     uv run eval/number_probe.py --adapter results/prefix-reft/adapter --reft results/reft-free/adapter
 
 Without ``--adapter`` probes and pushes of the base alone. A push adds α times a direction to the output of layers, at
-every position. Writes tables (CSV, the shorter ones as Markdown too), figures (PNG and SVG), ``probes/*.safetensors``,
+every position. Writes tables (CSV), figures (PNG and SVG), ``probes/*.safetensors``,
 records and ``results.json``:
 
 - ``probes.csv``: R² and error of ``ŷ = wᵀh + c`` on held-out problems, by layer and place;

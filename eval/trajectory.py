@@ -6,7 +6,7 @@ where their greedy answers part.
 The texts are the reference solutions and each decoder's own answers. Under the gate (``prefix``) a text has the
 probability with which gated decoding would draw it, whoever wrote it: the gate's rule runs along that very text and
 says which tokens are the intervened model's. Writes ``trajectory.csv`` (by position), ``totals.csv``, ``partings.csv``,
-``trajectory.md``, the figure (PNG and SVG), every record, and ``results.json``.
+the figure (PNG and SVG), every record, and ``results.json``.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ def main(options: TrajectoryOptions) -> None:
     from reft_math.decoding.gate import PromptOnly, parse_gate
     from reft_math.evaluation import Scorer, is_numeric, score_tables, summarise
     from reft_math.figures.trajectory import trajectory_figure
-    from reft_math.files import write_csv, write_figure, write_json, write_text
-    from reft_math.markdown import markdown
+    from reft_math.files import write_csv, write_figure, write_json
     from reft_math.probes.answers import answer_all
     from reft_math.probes.trajectory import (
         fate_lines,
@@ -94,7 +93,6 @@ def main(options: TrajectoryOptions) -> None:
         f"{title}: log-likelihood of whole texts in nats, mean (95 % interval)": total_lines(totals),
         f"{title}: pairs of answers that part, or stay the same, by what became of the two": fate_lines(fates),
     }
-    write_text(folder / "trajectory.md", markdown(tables))
     evaluation = {name: summarise(found, answers["base"]) for name, found in answers.items()}
     results = {
         **head,
@@ -108,7 +106,7 @@ def main(options: TrajectoryOptions) -> None:
     write_figure(folder, "trajectory", figure)
     for title, (header, *body) in tables.items():
         print_table(title, header, body)
-    print(f"likelihood by position: {folder / 'trajectory.csv'}, trajectory.md, trajectory.png, trajectory.svg")
+    print(f"likelihood by position: {folder / 'trajectory.csv'}, trajectory.png, trajectory.svg")
 
 
 def _texts(

@@ -49,12 +49,10 @@ from reft_math.evaluation import (
 )
 from reft_math.evaluation_options import EvaluationOptions, ModelOptions, RunOptions
 from reft_math.figures.kl_profile import kl_profile_figure
-from reft_math.files import write_csv, write_figure, write_json, write_text
+from reft_math.files import write_csv, write_figure, write_json
 from reft_math.hub import fetch
 from reft_math.kl_profile import kl_profile, profile_gates
-from reft_math.markdown import markdown
 from reft_math.models import EMBEDDED_MODEL, check_vocabulary, end_token_ids, load_model, load_tokenizer
-from reft_math.probes.tables import lines
 from reft_math.processes import claim, part_ways
 from reft_math.scoring.records import RecordFile
 
@@ -268,7 +266,6 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     tables = {"gates": profile_gates(found), "kl_profile": profile}
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
-    write_text(folder / "kl_profile.md", markdown({name: lines(table) for name, table in tables.items()}))
     results = {**about, "gates": found, "kl_profile": profile, "score_tables": gate_table(found)}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     levels = {"always on": found["kl:inf"], "base": found["off"]}

@@ -17,8 +17,7 @@ from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import RunOptions
 from reft_math.figures.faithfulness import heads_figure, positions_figure
-from reft_math.files import write_csv, write_figure, write_json, write_text
-from reft_math.markdown import markdown
+from reft_math.files import write_csv, write_figure, write_json
 from reft_math.probes.faithfulness import ALL, BASE, RESIDUAL, probe_rows, score_rows
 from reft_math.probes.number import held_out
 from reft_math.probes.statements import encode_pairs, givens, probe_set, results
@@ -83,7 +82,6 @@ def run_faithfulness(options: RunOptions, dataset: str, statements: str, seed: i
             short["scores"]
         ),
     }
-    write_text(folder / "faithfulness.md", markdown(titled))
     others = {source.file: asdict(source.reft_model.prefix_config) for source in sources if source.file == "reft"}
     counts = {"problems": len(problems), "left_out": len(problems) - len(usable), "pairs": len(pairs)}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, **others, **counts, **short})

@@ -29,8 +29,7 @@ from reft_math.decoding.gate import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from reft_math.errors import UserError
 from reft_math.evaluation_options import RunOptions
 from reft_math.figures.number_probe import changes_figure, probes_figure, pushes_figure
-from reft_math.files import write_csv, write_figure, write_json, write_text
-from reft_math.markdown import markdown
+from reft_math.files import write_csv, write_figure, write_json
 from reft_math.probes.number import Array, Direction
 from reft_math.probes.tables import (
     Changes,
@@ -225,14 +224,13 @@ def _change_tables(
 def _write(
     folder: Path, tables: Mapping[str, list[Row]], figures: Mapping[str, Figure], head: Mapping[str, Any]
 ) -> None:
-    """Every table as CSV, every figure, and the shorter tables once more in one Markdown file and in the results."""
+    """Every table as CSV, every figure, and the shorter tables once more in the results."""
     for name, rows in tables.items():
         write_csv(folder / f"{name}.csv", rows)
     for name, figure in figures.items():
         write_figure(folder, name, figure)
     short = {name: rows for name, rows in tables.items() if name in ("forms", "pushes", "thresholds", "shares")}
     short["probes"] = [row for row in tables["probes"] if row["where"] == row["place"] == "all"]
-    write_text(folder / "number_probe.md", markdown({name: lines(rows) for name, rows in short.items()}))
     write_json(folder / RESULTS_NAME, {**head, **short})
     short["probes"] = [row for row in short["probes"] if (row["reads"], row["target"]) == ("number", "identity")]
     for name in ("forms", "probes", "thresholds", "shares"):

@@ -14,8 +14,7 @@ from interventions.trials import Common, begin, options_of, prepare, run_trial
 from reft_math.command import RESULTS_NAME, print_table, provenance
 from reft_math.evaluation import score_tables, summarise
 from reft_math.figures.trials import ablation_figure, norm_sweep_figure
-from reft_math.files import write_csv, write_figure, write_json, write_text
-from reft_math.markdown import markdown
+from reft_math.files import write_csv, write_figure, write_json
 from reft_math.probes.tables import lines
 from reft_math.processes import claim, part_ways, process_state
 from reft_math.training.prefix_options import PrefixOptions
@@ -121,7 +120,7 @@ def _write(
     name: str,
     base: Mapping[str, Any],
 ) -> None:
-    """Every table as CSV, all of them in one Markdown file and in the results, and the figure."""
+    """Every table as CSV and in the results, and the figure."""
     folder = Path(common.folder)
     low, high = base["interval_95"]
     scores = {name: base[name] for name in ("correct", "total", "accuracy")}
@@ -129,7 +128,6 @@ def _write(
     for title, rows in tables.items():
         write_csv(folder / f"{title}.csv", rows)
     write_figure(folder, name, figure)
-    write_text(folder / f"{name}.md", markdown({title: lines(rows) for title, rows in tables.items()}))
     write_json(
         folder / RESULTS_NAME,
         {

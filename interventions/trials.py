@@ -17,7 +17,7 @@ from interventions import prefix_training
 from interventions.number_directions import number_directions
 from interventions.prefix_training import PrefixJob
 from interventions.probing import Source, measure_changes
-from reft_math.command import FORM_ERRORS, RESULTS_NAME, bad_form, provenance
+from reft_math.command import RESULTS_NAME, provenance
 from reft_math.comparison import Run
 from reft_math.completion import Generate, complete
 from reft_math.data.problem import Problem
@@ -105,18 +105,15 @@ def run_trial(options: PrefixReftOptions, common: Common, about: Mapping[str, An
         _run(options, common, about, calibrates)
     process_state().wait_for_everyone()
     results = Run.read(str(folder)).results
-    try:
-        return Trial(
-            about=dict(about),
-            achieved=results["bias_norm"]["achieved"],
-            gate=results["gate"],
-            validation=results["validation"],
-            test=results["evaluation"],
-            correct={name: _outcomes(folder, name) for name in results["evaluation"]},
-            shares=results["number_direction"],
-        )
-    except FORM_ERRORS as error:
-        raise bad_form(folder, error) from None
+    return Trial(
+        about=dict(about),
+        achieved=results["bias_norm"]["achieved"],
+        gate=results["gate"],
+        validation=results["validation"],
+        test=results["evaluation"],
+        correct={name: _outcomes(folder, name) for name in results["evaluation"]},
+        shares=results["number_direction"],
+    )
 
 
 def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], calibrates: bool) -> None:

@@ -26,8 +26,6 @@ from reft_math.stopping import end_with_parent, ends_on_interrupt
 
 CONFIG_NAME = "run_config.json"
 RESULTS_NAME = "results.json"
-# What reading results of another form than their command writes comes to.
-FORM_ERRORS = (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError)
 _PACKAGES = (
     "reft-math",
     "torch",
@@ -309,11 +307,6 @@ def _check_same_settings(folder: Path, config: Any, fingerprints: Mapping[str, A
             f"--resume goes on with the rows and parameters that the run began with; those of {', '.join(changed)} have"
             " changed since: put them back, or choose another --output-dir"
         )
-
-
-def bad_form(folder: Path, error: Exception) -> UserError:
-    """The error to raise for one of `FORM_ERRORS`."""
-    return UserError(f"{folder / RESULTS_NAME} has not the form that its command writes ({error!r}); leave it out")
 
 
 def provenance(config: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reft_math.command import FORM_ERRORS, RESULTS_NAME, bad_form
+from reft_math.command import RESULTS_NAME
 from reft_math.data.fingerprint import digest
 from reft_math.errors import UserError
 from reft_math.json_text import read_object
@@ -21,12 +21,6 @@ TRAINING_COLUMNS = ("data_num", "epochs", "prefix", "lr", "parameters", "norm", 
 SCORE_COLUMNS = ("correct", "total", "accuracy", "95 % interval", "strict", "flexible", "p", "only first", "only this")
 COST_COLUMNS = ("tokens an answer", "against first", "cut off", "time an answer")
 COLUMNS = ("run", "decoder", *TRAINING_COLUMNS, *SCORE_COLUMNS, *COST_COLUMNS)
-
-_TEXTS, _VERDICTS = ("question", "gold", "completion"), ("correct", "strict", "flexible", "finished")
-_KINDS = {**dict.fromkeys(_TEXTS, str), **dict.fromkeys(_VERDICTS, bool), "num_tokens": int}  # not all records have all
-
-# What results may call things: no path, markup, formula or sign that steers a terminal, wherever it is written.
-NAME = re.compile(r"\w[\w.,:=+-]*")
 
 Key = tuple[str, int]
 Record = Mapping[str, Any]
@@ -59,17 +53,13 @@ class Run:
             UserError: A decoder's records are no scored completions, one a problem, or not those of the results.
         """
         decoders = self.results.get("evaluation")
-        if not isinstance(decoders, dict) or not decoders:
+        if not decoders:
             raise UserError(
                 f"a comparison needs an evaluation; {self.folder / RESULTS_NAME} holds none: pass output folders of"
                 " train/prefix_reft.py, train/lora.py and evaluation commands"
             )
-        odd = next((decoder for decoder in decoders if not NAME.fullmatch(decoder)), None)
-        if odd is not None:
-            raise UserError(f"{self.folder / RESULTS_NAME} must call decoders by plain names; got {odd!r:.100}")
         records = {decoder: self._records(decoder) for decoder in decoders}
-        sha256, template = self._sha256(), self.results.get("template")
-        template = None if template is None else str(template)
+        sha256 = self._sha256()
         for decoder, found in records.items():
             if sha256 is not None and sha256 != digest((record["question"], record["gold"]) for record in found):
                 raise UserError(
@@ -83,45 +73,26 @@ class Run:
                 decoder=decoder,
                 training=self._training(decoder),
                 records=by_problem(found),
-                template=template,
+                template=self.results.get("template"),
                 sha256=sha256,
-                seconds=self._seconds(decoder),
+                seconds=decoders[decoder].get("seconds_per_answer"),
             )
             for decoder, found in records.items()
         ]
 
-    def _seconds(self, decoder: str) -> float | None:
-        """An answer's, where the run says."""
-        summary = self.results["evaluation"][decoder]
-        seconds = summary.get("seconds_per_answer") if isinstance(summary, dict) else None
-        return seconds if isinstance(seconds, float) else None
-
     def _sha256(self) -> str | None:
         """The digest of the problems; older versions wrote none."""
-        try:
-            return str(self.results["fingerprints"]["test"]["sha256"])
-        except (KeyError, TypeError):
-            return None
+        sha256: str | None = self.results.get("fingerprints", {}).get("test", {}).get("sha256")
+        return sha256
 
     def _records(self, decoder: str) -> list[dict[str, Any]]:
         path = self.folder / "records" / f"{decoder}.jsonl"
-        try:
-            records = list(RecordFile(path).done.values())
-        except OSError as error:
-            raise UserError(f"a decoder's records cannot be read ({error.strerror}): {path}") from None
+        records = list(RecordFile(path).done.values())
         if not records or any(not {"question", "gold", "correct"} <= record.keys() for record in records):
             raise UserError(
                 f"a comparison needs scored completions; {path} holds none: is it there, and of a command that solves"
                 " problems?"
             )
-        odd = [
-            name
-            for record in records
-            for name, kind in _KINDS.items()
-            if name in record and not isinstance(record[name], kind)
-        ]
-        if odd:
-            raise UserError(f"{path}: a record's {odd[0]} must be {_KINDS[odd[0]].__name__}; was the file edited?")
         if any("problem" in record for record in records):
             raise UserError(f"a paired test needs one completion a problem; {self.folder} ({decoder}) holds samples")
         return records
@@ -131,19 +102,16 @@ class Run:
         results = self.results
         if decoder.startswith("base"):
             return {}
-        try:
-            if "train_rows" in results:
-                return self._trained()
-            # Where always-on completions are put beside an adapter's, they may be another's.
-            adapter = (results.get("reft") if decoder == "always_on" else None) or results.get("adapter")
-            return {"prefix": _prefix(adapter["k"])} if adapter else {}
-        except FORM_ERRORS as error:
-            raise bad_form(self.folder, error) from None
+        if "train_rows" in results:
+            return self._trained()
+        # Where always-on completions are put beside an adapter's, they may be another's.
+        adapter = (results.get("reft") if decoder == "always_on" else None) or results.get("adapter")
+        return {"prefix": _prefix(adapter["k"])} if adapter else {}
 
     def _trained(self) -> dict[str, Any]:
         results = self.results
         config, norm = results["config"], results.get("bias_norm") or {}
-        found = {
+        return {
             "data_num": results["train_rows"],
             "epochs": config["epochs"],
             "prefix": _prefix(config["k"], config.get("full_fraction", 0.0)),
@@ -152,10 +120,6 @@ class Run:
             "norm": norm.get("achieved"),
             "tracking": norm.get("tracking_error"),
         }
-        for name, value in found.items():
-            if not isinstance(value, str if name == "prefix" else int | float | None):
-                raise TypeError(f"{name} is {value!r:.60}")
-        return found
 
 
 def run_names(sources: Sequence[str]) -> list[str]:

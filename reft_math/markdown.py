@@ -1,4 +1,4 @@
-"""Tables for a ``.md`` file."""
+"""Tables for model cards."""
 
 from __future__ import annotations
 

@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reft_math.command import FORM_ERRORS, bad_form
-from reft_math.comparison import NAME, Record, Run
+from reft_math.comparison import Record, Run
 from reft_math.errors import UserError
 from reft_math.pairing import check_templates
 from reft_math.regression.metrics import Estimate, rmse_difference
@@ -58,8 +57,7 @@ def comparison_rows(runs: Sequence[Run], any_template: bool = False) -> list[dic
         any_template: Their prompts may differ, in the frame and in the wording of the texts.
 
     Raises:
-        UserError: A folder is no such run, its files were edited, or two were not evaluated on the same rows or not
-            with the same prompts.
+        UserError: A folder is no such run, or two were not evaluated on the same rows or not with the same prompts.
     """
     first = _predictions(runs[0])
     check_templates({str(run.folder): _template(run) for run in runs}, any_template)
@@ -68,11 +66,8 @@ def comparison_rows(runs: Sequence[Run], any_template: bool = False) -> list[dic
 
 def _template(run: Run) -> str | None:
     """The prompts'; None where the results do not say it."""
-    try:
-        template = run.results["regressor"].get("template")
-    except FORM_ERRORS as error:
-        raise bad_form(run.folder, error) from None
-    return None if template is None else str(template)
+    template: str | None = run.results["regressor"].get("template")
+    return template
 
 
 def _row(run: Run, other: Run | None, first: Predictions, any_template: bool) -> dict[str, Any]:
@@ -90,16 +85,8 @@ def _row(run: Run, other: Run | None, first: Predictions, any_template: bool) ->
             f"runs are compared on the same test rows; {run.folder} and {other.folder} differ in {odd}'s text or"
             " target: are these different versions of the data set?"
         )
-    difference = None if other is None else _difference(own, first)
-    try:
-        row = dict(
-            zip(_NAMES, (*_told(run), *(difference or {"value": None, "interval_95": None}).values()), strict=True)
-        )
-        cells(row)
-        _check_course(run.results)
-    except FORM_ERRORS as error:
-        raise bad_form(run.folder, error) from None
-    return row
+    difference = {"value": None, "interval_95": None} if other is None else _difference(own, first)
+    return dict(zip(_NAMES, (*_told(run), *difference.values()), strict=True))
 
 
 def over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -133,50 +120,34 @@ def over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def _setting(run: Run, *but: str) -> str:
     """A run's settings but for its seed, its folder and those named."""
     config = run.results.get("config")
-    if not isinstance(config, dict):  # of a version that wrote none
+    if config is None:  # of a version that wrote none
         return str(run.folder)
     left_out = {"seed", "output_dir", "resume", "overwrite", "dry_run", *but}
     return json.dumps({name: value for name, value in config.items() if name not in left_out}, sort_keys=True)
 
 
 def _over_seeds(runs: Sequence[Run]) -> dict[str, Any]:
-    try:
-        told = [dict(zip(_NAMES, _told(run), strict=False)) for run in runs]
-        results, config = runs[0].results, runs[0].results.get("config") or {}
-        courses = [run.results["training"] for run in runs]
-        validation = [dict(zip(one["steps"], one["rmse"], strict=True))[one["best_step"]] for one in courses]
-        errors = [row["RMSE"] for row in told]
-        row = {
-            **{name: told[0][name] for name in ("loss", "tuned", "base")},
-            "rows": results.get("rows", {}).get("train"),
-            "lr": config.get("learning_rate"),
-            "head lr": config.get("head_learning_rate"),
-            "runs": len(runs),
-            "validation": statistics.fmean(validation),
-            "RMSE": statistics.fmean(errors),
-            "sd": statistics.stdev(errors) if len(runs) > 1 else None,
-            "best step": statistics.fmean(row["best step"] for row in told),
-        }
-        seed_cells({**row, "chosen": False})
-        return row
-    except FORM_ERRORS as error:
-        raise bad_form(runs[0].folder, error) from None
-
-
-def _check_course(results: Mapping[str, Any]) -> None:
-    """Raises a `TypeError` or `ValueError` where there is nothing to draw a run's convergence by."""
-    training, constant = results["training"], results["rmse_of_training_mean"]
-    for step, error in zip(training["steps"], training["rmse"], strict=True):
-        if not all(isinstance(number, int | float) for number in (step, error, constant)):
-            raise TypeError(f"RMSE {error!r} of {constant!r} at step {step!r}")
+    told = [dict(zip(_NAMES, _told(run), strict=False)) for run in runs]
+    results, config = runs[0].results, runs[0].results.get("config") or {}
+    courses = [run.results["training"] for run in runs]
+    validation = [dict(zip(one["steps"], one["rmse"], strict=True))[one["best_step"]] for one in courses]
+    errors = [row["RMSE"] for row in told]
+    return {
+        **{name: told[0][name] for name in ("loss", "tuned", "base")},
+        "rows": results.get("rows", {}).get("train"),
+        "lr": config.get("learning_rate"),
+        "head lr": config.get("head_learning_rate"),
+        "runs": len(runs),
+        "validation": statistics.fmean(validation),
+        "RMSE": statistics.fmean(errors),
+        "sd": statistics.stdev(errors) if len(runs) > 1 else None,
+        "best step": statistics.fmean(row["best step"] for row in told),
+    }
 
 
 def _told(run: Run) -> tuple[Any, ...]:
     """What the results say of the run, as `_NAMES` has it."""
     regressor, training, predictor = (run.results[name] for name in ("regressor", "training", "predictor"))
-    for name in (regressor["tune"], regressor["loss"], predictor):
-        if not NAME.fullmatch(name):
-            raise ValueError(f"no plain name: {name!r:.60}")
     estimate = run.results["evaluation"]["tuned"]["predictors"][predictor]["rmse"]
     return (
         run.folder.name,
@@ -236,10 +207,6 @@ def _predictions(run: Run) -> Predictions:
     records = RecordFile(path).done
     if not records:
         raise UserError(f"runs are compared row by row; {path} has no rows: was it moved away from its results?")
-    try:
-        return {
-            name: (float(record["predictions"][predictor]), float(record["target"]), str(record["text"]))
-            for name, record in records.items()
-        }
-    except FORM_ERRORS as error:
-        raise UserError(f"{path} has not the form that its command writes ({error!r}); leave its run out") from None
+    return {
+        name: (record["predictions"][predictor], record["target"], record["text"]) for name, record in records.items()
+    }

@@ -24,7 +24,6 @@ import pytest
 import yaml
 
 import interventions
-import reft_math.regression.metrics
 from reft_math.command import parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,7 +186,6 @@ def test_pages_run_as_they_stand(
     Of commands with the same options, as in loops, the first.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reft_math.regression.metrics, "RESAMPLES", 20)
     done = set()
     for page in PAGES:
         names: dict[str, Any] = {}

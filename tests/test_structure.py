@@ -20,7 +20,7 @@ ALLOWED = {
     "reft_math/arithmetic": {"reft_math.data"},
     "reft_math/scoring": {"reft_math.errors", "reft_math.files", "reft_math.json_text"},
     "reft_math/decoding": {"reft_math.data", "reft_math.errors", "reft_math.finite"},
-    "reft_math/regression": {"reft_math.errors"},
+    "reft_math/regression": {"reft_math.errors", "reft_math.scoring"},
     "reft_math/figures": {"reft_math"},
     "reft_math": {"reft_math"},
     "interventions": {"interventions", "reft_math"},

@@ -72,7 +72,6 @@ def _adapter_readers(model: Any) -> dict[str, Reader]:
     from interventions.regression import load_regressor
     from reft_math.card import read_card, update_card
     from reft_math.models import load_model
-    from reft_math.training.card import notes_beside
 
     def adapter(path: Path) -> None:
         count_parameters(path)
@@ -94,7 +93,6 @@ def _adapter_readers(model: Any) -> dict[str, Reader]:
         "regressor": Reader("regressor", ("*.json", "*.safetensors", "adapter/reft_*"), load_regressor),
         "regressor, LoRA": Reader("regressor-lora", ("*.json", "adapter/*"), load_regressor),
         "card": Reader("red", ("README.md",), card),
-        "results for a card": Reader("pushed", ("results.json",), lambda path: notes_beside(path / "adapter")),
     }
 
 
@@ -155,36 +153,11 @@ def _run_readers() -> dict[str, Reader]:
 
 
 def _result_readers() -> dict[str, Reader]:
-    """What runs have left, compared and shown."""
-    from reft_math import regression_comparison
-    from reft_math.comparison import Run, cells, comparison_rows
-    from reft_math.figures.convergence import convergence_figure
-    from reft_math.figures.norm_trace import norm_trace, trace_rows
+    """What runs have left, on one page. Commands that compare runs take results as other commands wrote them."""
     from reft_math.figures.report import report_page
-    from reft_math.generations import read_entries
     from reft_math.result_folders import find_result_folders
-
-    def compared(path: Path) -> None:
-        entries = read_entries([str(path / "one")])
-        for row in comparison_rows(entries, entries[0].name):
-            cells(row)
-
-    def regressors_compared(path: Path) -> None:
-        runs = [Run.read(str(path))]
-        regression_comparison.comparison_rows(runs)
-        convergence_figure(runs)
-
-    def traced(path: Path) -> None:
-        runs = [Run.read(str(path / "one"))]
-        trace_rows(runs)
-        norm_trace(runs)
 
     def reported(path: Path) -> None:
         report_page(find_result_folders(path), "", {"command": ""})
 
-    return {
-        "runs": Reader("runs", ("one/results.json", "one/records/*"), compared),
-        "norm trace": Reader("runs", ("one/results.json",), traced),
-        "regression run": Reader("regression-run", ("results.json", "records/*"), regressors_compared),
-        "report": Reader("runs", ("*/*.json", "*/*.csv"), reported),
-    }
+    return {"report": Reader("runs", ("*/*.json", "*/*.csv"), reported)}

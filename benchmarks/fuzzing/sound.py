@@ -119,7 +119,6 @@ def make_runs(folder: Path) -> None:
         write_checksums(folder / "run" / f"checkpoint-{step}")
     probe = Probe(np.ones((2, 3)), 0.5, 1.0)
     save_probes(folder / "run" / "probes.safetensors", {("number", "identity"): probe})
-    shutil.copytree(folder / "red", folder / "pushed" / "adapter")
 
 
 def resumed(folder: Path) -> PrefixReftOptions:
@@ -154,23 +153,6 @@ def make_results(folder: Path) -> None:
     scored = {"gold": "1", "completion": "x", "correct": True, "strict": False}
     for name in ("one", "two"):
         records = [{"id": str(row), "question": f"q {row}", **scored} for row in range(6)]
-        _make_run(folder / "runs" / name, results, "prefix", records)
-        (folder / "runs" / name / "table.csv").write_text("a,b\n1,2.5\n")
-    write_json(folder / "pushed" / "results.json", results)
-    estimate = {"rmse": {"value": 1.0, "interval_95": [0.5, 1.5]}}
-    regression = {
-        "regressor": {"random_seed": None, "tune": "red", "loss": "raft"},
-        "training": {"trained_parameters": 5, "best_step": 10, "steps": [0, 10], "rmse": [2.0, 1.0]},
-        "predictor": "rail",
-        "rmse_of_training_mean": 2.0,
-        "evaluation": {"tuned": {"predictors": {"rail": estimate}}},
-        "score_tables": {"evaluation": [["predictor", "RMSE"], ["tuned, rail", "1.0"]]},
-    }
-    rows = [{"id": str(row), "text": f"t {row}", "predictions": {"rail": row + 0.5}, "target": row} for row in range(6)]
-    _make_run(folder / "regression-run", regression, "tuned", rows)
-
-
-def _make_run(folder: Path, results: dict[str, Any], name: str, records: list[dict[str, Any]]) -> None:
-    (folder / "records").mkdir(parents=True)
-    write_json(folder / "results.json", results)
-    write_lines(folder / "records" / f"{name}.jsonl", records)
+        write_lines(folder / "runs" / name / "records" / "prefix.jsonl", records)
+        write_json(folder / "runs" / name / "results.json", results)
+        put(folder / "runs" / name / "table.csv", "a,b\n1,2.5\n")

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reft_math.command import FORM_ERRORS, bad_form
 from reft_math.comparison import Record, Run
 from reft_math.figures.norm_trace import PALETTE
 from reft_math.regression.grid import number_texts, parse_numbers
@@ -33,10 +32,7 @@ def distributions_figure(changes: Sequence[tuple[Run, Sequence[Pair]]]) -> Figur
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 8, "axes.titlesize": 9}):
         all_axes = figure.subplots(len(changes), panels, squeeze=False)
     for axes, (run, pairs) in zip(all_axes, changes, strict=True):
-        try:
-            _row(axes, run, pairs)
-        except FORM_ERRORS as error:
-            raise bad_form(run.folder, error) from None
+        _row(axes, run, pairs)
     return figure
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from reft_math.command import FORM_ERRORS, bad_form
 from reft_math.comparison import Run, run_names
 from reft_math.errors import UserError
 from reft_math.training.tracking import tracking
@@ -22,21 +20,13 @@ def bias_norm(run: Run) -> dict[str, Any]:
     """What a run says of its bias norm, ``trace`` among it (as many numbers by step under each name), and `tracking`.
 
     Raises:
-        UserError: It held none, or says so in another form.
+        UserError: It held none.
     """
-    try:
-        norm: dict[str, Any] = run.results.get("bias_norm") or {}
-        trace = norm.get("trace") or {}
-        if trace.get("norm"):
-            columns = [trace["step"], trace["scale_norm"], *trace.values()]
-            rows = list(zip(*columns, strict=True))
-            is_finite = all(math.isfinite(value) for row in [(norm["target"],), *rows] for value in row)
-            if not is_finite or norm["target"] <= 0:
-                raise ValueError("trace")
-            return {**norm, **tracking(trace["norm"], norm["target"])}
-    except FORM_ERRORS as error:
-        raise bad_form(run.folder, error) from None
-    raise UserError(f"{run.folder} held no bias norm; pass output folders of train/prefix_reft.py")
+    norm: dict[str, Any] = run.results.get("bias_norm") or {}
+    trace = norm.get("trace") or {}
+    if not trace.get("norm"):
+        raise UserError(f"{run.folder} held no bias norm; pass output folders of train/prefix_reft.py")
+    return {**norm, **tracking(trace["norm"], norm["target"])}
 
 
 def trace_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:

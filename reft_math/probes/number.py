@@ -15,6 +15,8 @@ import numpy.typing as npt
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GroupShuffleSplit
 
+from reft_math.scoring.statistics import bootstrap_interval, times_drawn
+
 Array = npt.NDArray[Any]
 Direction = Literal["probe", "random", "orthogonal"]
 
@@ -23,7 +25,6 @@ TARGETS: dict[str, Callable[[Array], Array]] = {"identity": np.asarray, "log2": 
 _HELD_OUT_SHARE = 0.25
 # λ as a share of rows × variance, so that it means the same whatever the scale of a layer.
 _PENALTIES = np.logspace(-7, 0, 8)
-_RESAMPLES = 1000
 _BREAKING = 0.005
 
 
@@ -103,7 +104,7 @@ def reading_error(read: Array, truth: Array, problems: Sequence[str] | Array) ->
     found: dict[str, Any] = {"numbers": len(truth), "problems": len(names)}
     found |= {"r2": None, "r2_low": None, "r2_high": None}
     if np.ptp(truth) > 0:
-        r2_low, r2_high = np.nanquantile(_r2(sums @ _resamples(len(names)).T), (0.025, 0.975))
+        r2_low, r2_high = bootstrap_interval(lambda rows: _r2(sums @ times_drawn(rows).T), len(names))
         found |= {"r2": float(_r2(sums.sum(axis=1))), "r2_low": float(r2_low), "r2_high": float(r2_high)}
     return {**found, "error": float(missed.mean()), "error_low": low, "error_high": high}
 
@@ -116,15 +117,9 @@ def _r2(sums: Array) -> Array:
     return np.asarray(1 - np.divide(squared, spread, out=np.full_like(spread, np.nan), where=is_spread))
 
 
-def _resamples(size: int) -> Array:
-    """How often each of ``size`` things is in each bootstrap sample, ``(resample, thing)``."""
-    return np.asarray(np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), size=_RESAMPLES))
-
-
 def ratio_interval(parts: Array, wholes: Array) -> tuple[float, float]:
     """The 95 % interval of ``Σ parts / Σ wholes``: percentiles over resampled pairs, such as one a problem."""
-    drawn = _resamples(len(parts))
-    low, high = np.quantile((drawn @ parts) / (drawn @ wholes), (0.025, 0.975))
+    low, high = bootstrap_interval(lambda rows: parts[rows].sum(axis=1) / wholes[rows].sum(axis=1), len(parts))
     return float(low), float(high)
 
 
@@ -188,12 +183,15 @@ def breaking_interval(alphas: Array, is_wrong: Array, is_wrong_unpushed: Array) 
         is_wrong_unpushed: ``(sum,)``.
     """
     total = len(is_wrong_unpushed)
-    drawn = _resamples(total)
-    counts, unpushed = drawn @ is_wrong.T, drawn @ is_wrong_unpushed
-    points = [breaking_point(alphas, row, base, total) for row, base in zip(counts, unpushed, strict=True)]
-    ordered = sorted(math.inf if point is None else point for point in points)
-    low, high = (ordered[round(share * (_RESAMPLES - 1))] for share in (0.025, 0.975))
-    return None if math.isinf(low) else low, None if math.isinf(high) else high
+
+    def points(rows: Array) -> Array:
+        times = times_drawn(rows)
+        counts = zip(times @ is_wrong.T, times @ is_wrong_unpushed, strict=True)
+        found = (breaking_point(alphas, wrong, unpushed, total) for wrong, unpushed in counts)
+        return np.array([math.inf if point is None else point for point in found])
+
+    low, high = bootstrap_interval(points, total)
+    return None if np.isinf(low) else float(low), None if np.isinf(high) else float(high)
 
 
 def is_beyond(projections: Array, negative: float | None, positive: float | None) -> Array:

@@ -17,6 +17,7 @@ from reft_math.decoding.gate import Gate
 from reft_math.decoding.pairs import Handoff
 from reft_math.probes.teacher_forcing import Text, text_logits
 from reft_math.recording import Record, record_rows
+from reft_math.scoring.statistics import bootstrap_interval, times_drawn
 
 SCORERS = ("base", "always_on", "prefix")
 FATES = ("right/right", "right/wrong", "wrong/right", "wrong/wrong")
@@ -80,7 +81,7 @@ def _of_tokens(logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
 
 
 def mean_intervals(values: npt.NDArray[np.float64]) -> list[tuple[float, float | None, float | None]]:
-    """Mean of each column over texts, with the 95 % percentile bootstrap: 1,000 draws of as many texts, seed 0.
+    """Mean of each column over texts, with its 95 % interval, bootstrapped over texts.
 
     Log-likelihoods have a long tail on one side and an end at 0 on the other, which an interval of the form ``m ± ts``
     would overstep.
@@ -93,10 +94,13 @@ def mean_intervals(values: npt.NDArray[np.float64]) -> list[tuple[float, float |
     """
     has_value = ~np.isnan(values)
     filled = np.where(has_value, values, 0)
-    weights = np.random.default_rng(0).multinomial(len(values), [1 / len(values)] * len(values), size=1000)
-    sums, counts = weights @ filled, weights @ has_value
-    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-    low, high = np.nanquantile(means, (0.025, 0.975), axis=0)
+
+    def means(texts: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+        times = times_drawn(texts)
+        sums, counts = filled.T @ times.T, has_value.T @ times.T
+        return np.asarray(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
+
+    low, high = bootstrap_interval(means, len(values))
     rows = zip(filled.sum(axis=0) / has_value.sum(axis=0), low, high, has_value.sum(axis=0), strict=True)
     return [
         (float(mean), *((float(start), float(end)) if count > 1 else (None, None))) for mean, start, end, count in rows

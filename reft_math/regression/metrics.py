@@ -6,19 +6,19 @@ that is not finite.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import pearsonr, rankdata
 
 from reft_math.errors import UserError
+from reft_math.scoring.statistics import bootstrap_interval
 
 Numbers = Sequence[float] | NDArray[np.floating]
 Vector = NDArray[np.float64]
-
-RESAMPLES = 2000
 
 
 class Estimate(TypedDict):
@@ -30,17 +30,17 @@ class Estimate(TypedDict):
 
 def rmse(predictions: Numbers, targets: Numbers) -> float:
     """``√((1/n) Σ_i (ŷ_i − y*_i)²)``, in the targets' unit."""
-    return _rmse(*_pair(predictions, targets))
+    return float(_rmse(*_pair(predictions, targets)))
 
 
 def pearson(predictions: Numbers, targets: Numbers) -> float | None:
     """``Σ (ŷ − mean ŷ)(y* − mean y*) / √(Σ (ŷ − mean ŷ)² · Σ (y* − mean y*)²)``; None where either does not vary."""
-    return _pearson(*_pair(predictions, targets))
+    return _value(_pearson(*_pair(predictions, targets)))
 
 
 def spearman(predictions: Numbers, targets: Numbers) -> float | None:
     """`pearson` of the ranks, equals sharing their mean rank; None where either does not vary."""
-    return _spearman(*_pair(predictions, targets))
+    return _value(_spearman(*_pair(predictions, targets)))
 
 
 def regression_metrics(predictions: Numbers, targets: Numbers, seed: int = 0) -> dict[str, Estimate]:
@@ -54,17 +54,9 @@ def regression_metrics(predictions: Numbers, targets: Numbers, seed: int = 0) ->
         predictions: ŷ.
         targets: y*, in the same order.
         seed: Draws the resamples.
-
-    Source: Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979).
     """
     first, second = _pair(predictions, targets)
-    rng = np.random.default_rng(seed)
-    resampled: dict[str, list[float | None]] = {name: [] for name in METRICS}
-    for _ in range(RESAMPLES):
-        rows = rng.integers(len(first), size=len(first))
-        for name, metric in METRICS.items():
-            resampled[name].append(metric(first[rows], second[rows]))
-    return {name: _estimate(metric(first, second), resampled[name]) for name, metric in METRICS.items()}
+    return {name: _estimate(metric, first, second, seed) for name, metric in METRICS.items()}
 
 
 def rmse_difference(predictions: Numbers, others: Numbers, targets: Numbers, seed: int = 0) -> Estimate:
@@ -73,48 +65,58 @@ def rmse_difference(predictions: Numbers, others: Numbers, targets: Numbers, see
     Rows are drawn with both predictions: what makes a row hard for both moves the difference little.
     """
     (first, wanted), (second, _) = _pair(predictions, targets), _pair(others, targets)
-    rng = np.random.default_rng(seed)
-    drawn = (rng.integers(len(wanted), size=len(wanted)) for _ in range(RESAMPLES))
-    resampled = [_rmse(first[rows], wanted[rows]) - _rmse(second[rows], wanted[rows]) for rows in drawn]
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return {"value": _rmse(first, wanted) - _rmse(second, wanted), "interval_95": [float(low), float(high)]}
+
+    def difference(rows: Any) -> Vector:
+        return _rmse(first[rows], wanted[rows]) - _rmse(second[rows], wanted[rows])
+
+    low, high = bootstrap_interval(difference, len(wanted), seed)
+    return {"value": float(difference(slice(None))), "interval_95": [float(low), float(high)]}
 
 
-def _rmse(predictions: Vector, targets: Vector) -> float:
-    return float(np.sqrt(np.mean((predictions - targets) ** 2)))
+# The metrics of rows along the last axis; NaN where one is undefined.
 
 
-def _pearson(predictions: Vector, targets: Vector) -> float | None:
-    if not (_varies(predictions) and _varies(targets)):
-        return None
-    return float(pearsonr(predictions, targets).statistic)
+def _rmse(predictions: Vector, targets: Vector) -> Vector:
+    return np.asarray(np.sqrt(np.mean((predictions - targets) ** 2, axis=-1)))
 
 
-def _spearman(predictions: Vector, targets: Vector) -> float | None:
-    if not (_varies(predictions) and _varies(targets)):
-        return None
-    return float(spearmanr(predictions, targets).statistic)
+def _pearson(predictions: Vector, targets: Vector) -> Vector:
+    varies = _varies(predictions) & _varies(targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant input, which `varies` leaves out
+        return np.where(varies, pearsonr(predictions, targets, axis=-1).statistic, np.nan)
 
 
-METRICS: dict[str, Callable[[Vector, Vector], float | None]] = {
-    "rmse": _rmse,
-    "pearson": _pearson,
-    "spearman": _spearman,
-}
+def _spearman(predictions: Vector, targets: Vector) -> Vector:
+    varies = _varies(predictions) & _varies(targets)
+    return np.where(varies, _pearson(rankdata(predictions, axis=-1), rankdata(targets, axis=-1)), np.nan)
 
 
-def _varies(values: Vector) -> bool:
-    """Whether a vector varies by more than the rounding of its own mean (below that, scipy warns)."""
-    mean = float(values.mean())
-    return float(np.ptp(values)) > 0 and float(np.linalg.norm(values - mean)) >= 1e-13 * abs(mean)
+METRICS: dict[str, Callable[[Vector, Vector], Vector]] = {"rmse": _rmse, "pearson": _pearson, "spearman": _spearman}
 
 
-def _estimate(value: float | None, resampled: Sequence[float | None]) -> Estimate:
+def _varies(values: Vector) -> NDArray[np.bool_]:
+    """Whether rows vary by more than the rounding of their own mean (below that, scipy warns)."""
+    mean = values.mean(axis=-1, keepdims=True)
+    spread = np.linalg.norm(values - mean, axis=-1)
+    return np.asarray((np.ptp(values, axis=-1) > 0) & (spread >= 1e-13 * np.abs(mean[..., 0])))
+
+
+def _estimate(metric: Callable[[Vector, Vector], Vector], first: Vector, second: Vector, seed: int) -> Estimate:
+    value = _value(metric(first, second))
     if value is None:
         return {"value": None, "interval_95": None}
-    low = np.percentile([-1.0 if other is None else other for other in resampled], 2.5)
-    high = np.percentile([1.0 if other is None else other for other in resampled], 97.5)
-    return {"value": value, "interval_95": [float(low), float(high)]}
+
+    def at_worst_and_best(rows: NDArray[np.intp]) -> Vector:
+        drawn = metric(first[rows], second[rows])
+        return np.stack([np.nan_to_num(drawn, nan=-1.0), np.nan_to_num(drawn, nan=1.0)])
+
+    low, high = bootstrap_interval(at_worst_and_best, len(first), seed)
+    return {"value": value, "interval_95": [float(low[0]), float(high[1])]}
+
+
+def _value(metric: Vector) -> float | None:
+    return None if np.isnan(metric) else float(metric)
 
 
 def _pair(predictions: Numbers, targets: Numbers) -> tuple[Vector, Vector]:

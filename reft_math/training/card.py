@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from reft_math.card import NO_NOTES, TrainingNotes, digest, facts
-from reft_math.command import FORM_ERRORS, RESULTS_NAME, bad_form
+from reft_math.command import RESULTS_NAME
 from reft_math.data.registry import SOURCES, evaluation_split
 from reft_math.errors import UserError
 from reft_math.json_text import read_object
@@ -31,12 +31,9 @@ def notes_beside(folder: Path) -> TrainingNotes:
         raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
     if "parameters" in results and results["parameters"] != digest(folder):
         return NO_NOTES
-    try:
-        if "bias_norm" in results:
-            return adapter_notes(results)
-        return regressor_notes(results) if "regressor" in results and "training" in results else NO_NOTES
-    except FORM_ERRORS as error:
-        raise bad_form(path.parent, error) from None
+    if "bias_norm" in results:
+        return adapter_notes(results)
+    return regressor_notes(results) if "regressor" in results and "training" in results else NO_NOTES
 
 
 def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:

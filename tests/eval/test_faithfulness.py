@@ -143,7 +143,6 @@ def test_tables_are_what_the_records_say_and_the_records_what_the_model_says(
     results = json.loads((folder / "results.json").read_text())
     assert results["reft"]["k"] == 20
     assert [row["head"] for row in results["probes"]] == ["residual"] * 4
-    assert (folder / "faithfulness.md").read_text().count("| always on |") == 4
     for name in ("heads", "positions"):
         for ending in ("png", "svg"):
             assert (folder / f"{name}.{ending}").stat().st_size > 1000

@@ -64,7 +64,6 @@ def test_a_profile_writes_tables_figure_and_records(
     assert gates["tokens:2"]["never_closed"] == "0"
     summary = json.loads((folder / "results.json").read_text())["gates"]["kl:1"]
     assert [float(gates["kl:1"][name]) for name in ("low", "high")] == summary["interval_95"]
-    assert "| tokens:2 |" in (folder / "kl_profile.md").read_text()
     for ending in ("png", "svg"):
         assert (folder / f"kl_profile.{ending}").stat().st_size > 1000
 

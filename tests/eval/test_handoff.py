@@ -116,7 +116,6 @@ def test_tables_and_figure_are_what_the_records_say(
     assert [[str(value) for value in row.values()] for row in results["handoff"]] == expected
     assert results["evaluation"]["always_on"]["total"] == 14
     assert "commit" in results
-    assert (folder / "handoff.md").read_text().count("\n| 128 |") == 3
     for ending in ("png", "svg"):
         assert (folder / f"handoff.{ending}").stat().st_size > 1000
 

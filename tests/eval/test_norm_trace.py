@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from reft_math.comparison import Run
-from reft_math.errors import UserError
 from reft_math.figures.norm_trace import norm_trace, trace_rows
 
 
@@ -63,24 +62,3 @@ def test_a_run_without_a_trace_is_refused(
         call(f"eval/norm_trace.py --runs {run_folder} --output-dir {tmp_path}/run")
     assert capsys.readouterr().err.startswith(f"error: {run_folder} held no bias norm")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    "norm",
-    [
-        [1],
-        {"target": 0.5, "trace": [1]},
-        {"target": 0.0, "trace": {"step": [1], "norm": [1], "scale_norm": [1]}},
-        {"target": 0.5, "trace": {"norm": [1]}},
-        {"target": "0.5", "trace": {"step": [1], "norm": [1], "scale_norm": [1]}},
-        {"target": 0.5, "trace": {"step": [1], "norm": ["1"], "scale_norm": [1]}},
-        {"target": 0.5, "trace": {"step": [1], "norm": [10**400], "scale_norm": [1]}},
-        {"target": 0.5, "trace": {"step": [1, 2], "norm": [1], "scale_norm": [1]}},
-    ],
-)
-def test_a_trace_of_another_form_is_one_line(run_folder: Path, norm: object) -> None:
-    (run_folder / "results.json").write_text(json.dumps({"bias_norm": norm}))
-    runs = [Run.read(str(run_folder))]
-    for read in (trace_rows, norm_trace):
-        with pytest.raises(UserError, match="has not the form that its command writes"):
-            read(runs)

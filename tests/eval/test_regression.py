@@ -14,15 +14,8 @@ import torch
 from interventions.regression import load_base, load_regressor, make_regressor
 from reft_math.data.regression import drawn, load_regression
 from reft_math.models import load_model, load_tokenizer
-from reft_math.regression import metrics
 from reft_math.regressor.config import RegressorConfig
 from reft_math.regressor.model import Regressor
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals are tested elsewhere, and take longer than all else here."""
-    monkeypatch.setattr(metrics, "RESAMPLES", 20)
 
 
 def results(folder: Path) -> dict[str, Any]:

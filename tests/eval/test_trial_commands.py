@@ -30,7 +30,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".csv", ".md")}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".csv"}
 
 
 def solved(folder: Path, decoder: str) -> list[bool]:
@@ -75,7 +75,6 @@ def test_a_sweep_trains_each_norm_and_seed_on_both_curves(swept: Path) -> None:
     assert {path.name for path in swept.iterdir()} >= {
         "norm_sweep.png",
         "norm_sweep.svg",
-        "norm_sweep.md",
         "shares.csv",
     }
     assert json.loads((swept / "results.json").read_text())["evaluation"]["base"]["total"] == 6
@@ -147,7 +146,7 @@ def test_an_ablation_has_eight_combinations(call: Callable[[str], None], tmp_pat
         outcomes = solved(folder, "gated" if gated else "always_on")
         assert float(row["accuracy"]) == pytest.approx(np.mean(outcomes))
     assert len(table(tmp_path / "run" / "effects.csv")) == 6
-    assert {path.suffix for path in (tmp_path / "run").glob("ablation.*")} == {".md", ".png", ".svg"}
+    assert {path.suffix for path in (tmp_path / "run").glob("ablation.*")} == {".png", ".svg"}
 
 
 @pytest.mark.parametrize(

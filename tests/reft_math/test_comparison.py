@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from reft_math.comparison import TRAINING_COLUMNS, Entry, Run, by_problem
-from reft_math.errors import UserError
 from reft_math.scoring.records import RecordFile
 
 TRAINED = {
@@ -61,44 +60,3 @@ def test_a_question_that_a_data_set_asks_twice_is_two_problems_whatever_the_orde
     records = [{"id": name, "question": question} for name, question in (("f/9", "q"), ("f/10", " q\n"), ("c", "r  s"))]
     keyed = by_problem(records[::-1])
     assert {key: record["id"] for key, record in keyed.items()} == {("r s", 1): "c", ("q", 1): "f/9", ("q", 2): "f/10"}
-
-
-@pytest.mark.parametrize(
-    ("decoder", "change", "message"),
-    [
-        *(
-            (name, {}, "must call decoders by plain names")
-            for name in ("../../secret", "=1+1", "a\x1b[2J", "[/b]", "a|b", "<b>", "..", "")
-        ),
-        ("prefix", {"train_rows": [64]}, "has not the form that its command writes"),
-        ("prefix", {"train_rows": 64, "config": {**TRAINED["config"], "k": {}}}, "not the form"),
-        ("prefix", {"adapter": 3}, "has not the form that its command writes"),
-        ("prefix", {"trainable_parameters": "many"}, "has not the form that its command writes"),
-    ],
-)
-def test_results_that_were_edited_are_one_line(
-    tmp_path: Path, decoder: str, change: dict[str, Any], message: str
-) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    results = change if "adapter" in change else {**TRAINED, **change}
-    with pytest.raises(UserError, match=message):
-        entry(tmp_path / "a" / "b", decoder, results)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [*(("question", 3), ("gold", 1), ("completion", 1)), *(("correct", "false"), ("correct", 1), ("strict", "no"))],
-)
-def test_a_score_is_true_or_false_and_never_a_text(tmp_path: Path, name: str, value: object) -> None:
-    """To Python, the text "false" is true."""
-    record = {"id": "p", "question": "q", "gold": "1", "correct": True, "strict": True, name: value}
-    RecordFile(tmp_path / "records" / "base.jsonl").append([record])
-    (tmp_path / "results.json").write_text('{"evaluation": {"base": {}}}')
-    with pytest.raises(UserError, match=rf"base\.jsonl: a record's {name} must be (str|bool); was the file edited"):
-        Run.read(str(tmp_path)).entries("name")
-
-
-def test_a_decoder_that_no_file_can_be_named_after_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text(json.dumps({"evaluation": {"a" * 5000: {}}}))
-    with pytest.raises(UserError, match="cannot be read"):
-        Run.read(str(tmp_path)).entries("name")

@@ -12,18 +12,11 @@ import pytest
 
 from interventions.regression import load_base, load_regressor
 from reft_math.data.regression import drawn, load_regression
-from reft_math.regression import metrics
 from reft_math.regressor import evaluation
 from reft_math.regressor.model import Regressor
 from reft_math.training.regression import RegressionTrainer
 
 SMALL = "--train-size 64 --validation-size 8 --test-size 10 --epochs 1 --eval-steps 2"
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals are tested elsewhere, and take longer than all else here."""
-    monkeypatch.setattr(metrics, "RESAMPLES", 20)
 
 
 @pytest.fixture

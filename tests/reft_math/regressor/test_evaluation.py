@@ -209,13 +209,6 @@ RECORDS = [
 ]
 
 
-@pytest.fixture
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals are the metrics' business."""
-    monkeypatch.setattr("reft_math.regression.metrics.RESAMPLES", 20)
-
-
-@pytest.mark.usefixtures("few_resamples")
 def test_a_summary_by_numpy() -> None:
     summary = summarise(RECORDS)
     assert summary["total"] == 4
@@ -233,22 +226,19 @@ def test_a_summary_by_numpy() -> None:
     assert summary["entropy"] == entropy
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_the_share_without_a_number_is_of_the_answers_that_were_read() -> None:
     shares = {name: found["no_number"] for name, found in summarise(RECORDS)["predictors"].items()}
     assert shares == {"rail": None, "decoded": 0.5, "rail_sampled": 0.5}
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_heads_have_no_entropy_and_the_seed_is_the_resamples() -> None:
-    records = [{**one, "entropy": None, "predictions": {"head": one["predictions"]["rail"]}} for one in RECORDS]
+    records = [record(row, (0, 0), None, head=row + float(np.sin(row))) for row in range(30)]
     first, again, other = (summarise(records, seed) for seed in (0, 0, 1))
     assert first["entropy"] is None
     assert list(first["predictors"]) == ["head"]
     assert first == again != other
 
 
-@pytest.mark.usefixtures("few_resamples")
 def test_a_summary_is_written_as_json_is(writer: Regressor, tmp_path: Path) -> None:
     records = evaluate_regressor(writer, ROWS, tmp_path / "r.jsonl", "test", 5, Writing(samples=2))
     summary = summarise(records)

@@ -7,7 +7,15 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from reft_math.scoring.statistics import McNemar, crossed_interval, mcnemar, mean_interval, wilson_interval
+from reft_math.scoring.statistics import (
+    McNemar,
+    bootstrap_interval,
+    crossed_interval,
+    mcnemar,
+    mean_interval,
+    times_drawn,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
@@ -85,3 +93,23 @@ def test_the_interval_of_a_mean_is_that_of_all_ways_to_draw_the_values_again(val
 
 def test_the_interval_of_equal_values_has_no_width_and_is_none() -> None:
     assert mean_interval([7.0, 7.0]) is None
+
+
+def test_a_bootstrap_is_a_function_of_its_seed_whatever_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=50)
+
+    def means(rows: np.ndarray) -> np.ndarray:
+        return np.stack([values[rows].mean(axis=1), times_drawn(rows) @ values / 50])
+
+    low, high = bootstrap_interval(means, 50)
+    assert low == pytest.approx(np.full(2, low[0]))
+    assert (high - low) / 2 == pytest.approx(np.full(2, 1.96 * values.std() / np.sqrt(50)), rel=0.1)
+    assert (bootstrap_interval(means, 50, seed=1)[0] != low).all()
+    monkeypatch.setattr("reft_math.scoring.statistics._BATCH", 1000)
+    assert np.array_equal(bootstrap_interval(means, 50), (low, high))
+
+
+def test_one_row_is_its_own_interval_and_resamples_without_a_value_are_left_out() -> None:
+    assert np.array_equal(bootstrap_interval(lambda rows: np.array([7.0, 3.0])[:, None] + rows[:, 0], 1), [[7, 3]] * 2)
+    assert bootstrap_interval(lambda rows: np.where(rows[:, 0] > 0, 5.0, np.nan), 4) == (5, 5)
+    assert bootstrap_interval(lambda rows: np.where(rows[:, 0] > 0, np.inf, 0.0), 4) == (0, np.inf)

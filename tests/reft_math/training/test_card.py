@@ -112,15 +112,6 @@ def test_a_run_that_was_not_evaluated_claims_no_results() -> None:
     assert notes.metadata == {"datasets": ["openai/gsm8k"]}
 
 
-@pytest.mark.parametrize(
-    "results", [{"bias_norm": 1}, {"bias_norm": {}, "config": {"k": 1}}, {"regressor": {}, "training": {}, "rows": 3}]
-)
-def test_results_of_another_form_are_one_line(tmp_path: Path, results: dict[str, Any]) -> None:
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(UserError, match=r"results\.json has not the form that its command writes"):
-        notes_beside(tmp_path / "adapter")
-
-
 def test_results_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"results\.json cannot be read \(Expecting .*; mend or delete it"):
