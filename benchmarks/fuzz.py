@@ -49,10 +49,6 @@ class FuzzOptions:
         require(self, "seconds", lambda value: value > 0, "more than 0")
 
 
-def _pipes(folder: str, names: list[str]) -> list[str]:
-    return [name for name in names if (Path(folder) / name).is_fifo()]
-
-
 class Hang(BaseException):
     """So that no reader takes it for what is wrong with a file."""
 
@@ -127,7 +123,7 @@ class Trial:
                 if (origin := where(error)) not in finds:
                     finds[origin] = f"{self.name}: {error}"[:200]
                     kept = keep / f"{len(finds)}-{self.reader.folder}"
-                    shutil.copytree(sound, kept, ignore=_pipes, symlinks=True, dirs_exist_ok=True)
+                    shutil.copytree(sound, kept, symlinks=True, dirs_exist_ok=True)
 
 
 def main(options: FuzzOptions) -> None:

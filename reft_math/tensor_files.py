@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from reft_math.files import check_regular
 from reft_math.finite import not_finite
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -27,7 +26,6 @@ def read_parameters(path: Path) -> dict[str, torch.Tensor]:
         OSError: The file cannot be read.
         ValueError: It holds something else; the reason in one line.
     """
-    check_regular(path)
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except SafetensorError as error:
@@ -48,12 +46,9 @@ def bounded(folder: Path) -> Iterator[None]:
     folder without weights, and one that is not there, bound nothing: that is for the reader to say.
 
     Raises:
-        OSError: What has the name of a file of weights is none.
         ValueError: A module is made beyond that.
     """
     weights = [path for path in folder.glob("*") if path.suffix in _WEIGHTS]
-    for path in weights:
-        check_regular(path)
     sizes = [path.stat().st_size for path in weights]
     if not sizes:
         yield

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -87,13 +86,3 @@ def test_modules_are_made_for_as_many_parameters_as_files_can_hold(tmp_path: Pat
     nn.Linear(100, 100)  # as anybody may, afterwards
     with bounded(tmp_path / "none"):
         nn.Linear(100, 100)
-
-
-@pytest.mark.parametrize("name", ["a.safetensors", "a.bin"])
-def test_a_pipe_in_place_of_weights_is_not_waited_for(tmp_path: Path, name: str) -> None:
-    """Once it is opened, nothing but a writer ends the wait."""
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(OSError, match="Not a regular file"), bounded(tmp_path):
-        pass
-    with pytest.raises(OSError, match="Not a regular file"):
-        read_parameters(tmp_path / name)
