@@ -20,7 +20,6 @@ from interventions.config import CONFIG_NAME, InterventionName
 from interventions.sites import SITES, site_at
 from interventions.subspace import orthonormal
 from reft_math.errors import UserError
-from reft_math.files import check_regular
 from reft_math.json_text import read_object
 from reft_math.training.options import ELEMENTWISE
 
@@ -326,7 +325,6 @@ def read_brep(file: Path) -> Foreign:
 def _load(file: Path) -> Tensors:
     """In float32."""
     try:
-        check_regular(file)
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(

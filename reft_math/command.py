@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from reft_math.errors import UserError, printable
-from reft_math.files import is_used, make_folder, obstacle, read_bytes, remove_folder, storage_fault, write_json
+from reft_math.files import is_used, make_folder, obstacle, remove_folder, storage_fault, write_json
 from reft_math.help_groups import Formatter, arrange
 from reft_math.holding import hold, release
 from reft_math.json_text import read_object
@@ -154,8 +154,8 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
     import yaml
 
     try:
-        values = yaml.safe_load(read_bytes(Path(path)).decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        values = yaml.safe_load(Path(path).read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"--config must be a readable YAML file; {path}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"--config must map setting names to values; {path} holds {type(values).__name__}")

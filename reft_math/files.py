@@ -11,9 +11,7 @@ import errno
 import io
 import json
 import os
-import re
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,26 +25,7 @@ _FAULTS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),  # full, or broken
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),  # not to be written
 )
-# What says so in words only: safetensors' errors, sqlite's, and those of torch.save, which does not say why.
-_RUST = re.compile(rf"\(os error ({'|'.join(map(str, _FAULTS))})\)")
-_WORDS = re.compile(r"database or disk is full|disk I/O error|readonly database")
-_TORCH_SAVE = re.compile(r"inline_container\.cc|PytorchStreamWriter")
-
-
-def read_bytes(path: Path) -> bytes:
-    """What a file holds.
-
-    Raises:
-        OSError: As `check_regular`, or it cannot be read.
-    """
-    check_regular(path)
-    return path.read_bytes()
-
-
-def check_regular(path: Path) -> None:
-    """Raises `OSError` where there is no regular file: a pipe would keep its reader waiting, a device has no end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+_FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 @contextmanager
@@ -174,14 +153,7 @@ def storage_fault(error: Exception) -> str | None:
     """What the disk had against a write, where that is what an error is about; else None."""
     if isinstance(error, OSError) and error.errno in _FAULTS:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    text = str(error)
-    if found := _RUST.search(text):
-        return os.strerror(int(found[1]))
-    if _WORDS.search(text):
-        return text
-    if _TORCH_SAVE.search(text):
-        return "torch.save could not write a file; is the disk full?"
-    return None
+    return next((fault for fault in _FULL if fault in str(error)), None)  # safetensors raises a class of its own
 
 
 def _aside(path: Path) -> Path:

@@ -10,10 +10,10 @@ def markdown(tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
     parts = []
     for title, (header, *body) in tables.items():
         lines = [header, ["---"] * len(header), *body]
-        parts.append(f"{title}\n\n" + "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines))
+        parts.append(f"{title}\n\n" + "".join(f"| {' | '.join(map(_escaped, line))} |\n" for line in lines))
     return "\n".join(parts)
 
 
-def _cell(text: str) -> str:
+def _escaped(text: str) -> str:
     """A cell that ends where it ends."""
     return " ".join(text.replace("|", "\\|").split())

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 from reft_math.command import CONFIG_NAME, RESULTS_NAME
 from reft_math.errors import UserError
-from reft_math.files import read_bytes
 from reft_math.json_text import read_object
 
 _JSON, _TABLE, _FIGURES = (CONFIG_NAME, RESULTS_NAME), ".csv", (".png", ".svg")
@@ -90,6 +89,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_table(path: Path) -> list[list[str]]:
     try:
-        return list(csv.reader(io.StringIO(read_bytes(path).decode("utf-8"), newline="")))
+        return list(csv.reader(io.StringIO(path.read_bytes().decode("utf-8"), newline="")))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}); mend it, or take it out of --results") from None

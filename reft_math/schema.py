@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from reft_math.errors import UserError
-from reft_math.json_text import is_whole
 
 T = TypeVar("T")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # in no setting: they break a card's lines and steer terminals
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -49,8 +46,6 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and len(value) == len(hints) and all(map(_fits, value, hints))
     if isinstance(value, bool):
         return hint is bool
-    if hint is str:
-        return isinstance(value, str) and is_whole(value) and not _CONTROL.search(value)
     if hint is float:
         return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # false for NaN, too
     return isinstance(value, hint)

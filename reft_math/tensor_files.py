@@ -8,7 +8,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from reft_math.files import check_regular
 from reft_math.finite import not_finite
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -21,7 +20,6 @@ def read_parameters(path: Path) -> dict[str, torch.Tensor]:
         OSError: The file cannot be read.
         ValueError: It holds something else; the reason in one line.
     """
-    check_regular(path)
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except SafetensorError as error:

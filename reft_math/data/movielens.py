@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 from reft_math.data.rows import Prompt, Split, check_unpacked
 from reft_math.errors import UserError
-from reft_math.files import read_bytes
 
 NAME = "movielens"
 URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
@@ -155,7 +154,7 @@ def _records(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
 def _decoded(path: Path) -> str:
     """The file's text: Latin-1, as published, unless a copy was saved as UTF-8, which Latin-1 would garble."""
     try:
-        content = read_bytes(path)
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; it is one of the files in {URL}") from error
     check_unpacked(path, content)

@@ -14,7 +14,6 @@ from pathlib import Path
 from reft_math.data import amazon, movielens, original1, stsb
 from reft_math.data.rows import Prompt, Row, Split, bad_byte, check_unpacked, file_rows, hub_rows, unique_keys
 from reft_math.errors import UserError
-from reft_math.files import read_bytes
 
 NAMES = (stsb.NAME, stsb.PAPER, original1.NAME, *amazon.FILES, movielens.NAME)
 VALIDATION_SIZE = 500  # rows of one's own file, at most a fifth of them
@@ -269,7 +268,7 @@ def _csv_records(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _text(path: Path) -> str:
     try:
-        content = read_bytes(path)
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the data folder or the file's path") from error
     check_unpacked(path, content)

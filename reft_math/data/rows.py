@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar
 
 from reft_math.data.problem import Problem
 from reft_math.errors import UserError
-from reft_math.files import read_bytes
 from reft_math.json_text import is_whole, parse_json
 
 Split = Literal["train", "validation", "test"]
@@ -187,7 +186,7 @@ def file_rows(path: Path) -> list[Row]:
         UserError: If the file cannot be read, holds no rows, or is not UTF-8 JSON of that form.
     """
     try:
-        content = read_bytes(path)
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check --data-dir or the path in --dataset") from error
     check_unpacked(path, content)

@@ -23,7 +23,7 @@ class RecordFile:
         path: The file; it need not exist.
 
     Raises:
-        UserError: If it is no file, a whole line is not such an object, or two lines share an id.
+        UserError: If a whole line is not such an object, or two lines share an id.
 
     Attributes:
         done: The finished records by id, in their order.
@@ -31,8 +31,6 @@ class RecordFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_file():
-            raise UserError(f"{self.path} must be a file of records; it is no regular file")
         content = self.path.read_bytes() if self.path.exists() else b""
         *lines, rest = content.split(b"\n")
         self.done: dict[str, dict[str, Any]] = self._read(lines)

@@ -13,7 +13,6 @@ import pytest
 
 from benchmarks.fuzzing.damage import damaged
 from reft_math.errors import UserError
-from reft_math.files import read_bytes
 
 SOUND = json.dumps({"a": [1, {"b": "c"}], "d": None}).encode()
 
@@ -40,7 +39,7 @@ def test_what_is_neither_read_nor_refused_is_found_and_kept(
 
     def read(path: Path) -> None:
         try:
-            text = read_bytes(path / "a.json")
+            text = (path / "a.json").read_bytes()
         except OSError as error:
             raise UserError("no file") from error
         if text.startswith(b"{") and text != SOUND:

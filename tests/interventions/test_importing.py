@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -25,7 +24,6 @@ from interventions import (
     import_checkpoint,
     read_checkpoint,
 )
-from interventions.foreign_files import read_brep
 from reft_math.errors import UserError
 
 TOKENS = torch.arange(3, 11)[None]
@@ -600,10 +598,3 @@ def test_breps_number_of_prefix_tokens_is_a_gate_of_one_more_that_keeps_the_cach
     expected = model.generate(TOKENS, **settings)
     assert torch.equal(output, expected)
     assert not torch.equal(output, always)
-
-
-def test_a_pipe_in_place_of_parameters_is_not_waited_for(tmp_path: Path) -> None:
-    """Once it is opened, nothing but a writer ends the wait."""
-    os.mkfifo(tmp_path / "delta_vector.pth")
-    with pytest.raises(UserError, match=r"delta_vector\.pth must hold tensors .*cannot be read so \(OSError\)"):
-        read_brep(tmp_path / "delta_vector.pth")

@@ -132,12 +132,6 @@ def test_a_malformed_yaml_file_is_a_one_line_error(settings: Path, content: str,
     assert "\n" not in str(caught.value)
 
 
-def test_settings_that_are_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "settings.yaml")
-    with pytest.raises(UserError, match="Not a regular file"):
-        parsed("--config", str(tmp_path / "settings.yaml"))
-
-
 def test_a_missing_yaml_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"readable YAML file; .*missing\.yaml"):
         parsed("--config", str(tmp_path / "missing.yaml"))

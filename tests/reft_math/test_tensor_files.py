@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -70,10 +69,3 @@ def test_what_is_wrong_with_a_tensor_is_said(tmp_path: Path) -> None:
         save_file({"bias": bad}, path)
         with pytest.raises(ValueError, match="bias is NaN or infinite"):
             read_parameters(path)
-
-
-def test_a_pipe_in_place_of_weights_is_not_waited_for(tmp_path: Path) -> None:
-    """Once it is opened, nothing but a writer ends the wait."""
-    os.mkfifo(tmp_path / "a.safetensors")
-    with pytest.raises(OSError, match="Not a regular file"):
-        read_parameters(tmp_path / "a.safetensors")

@@ -55,8 +55,6 @@ def test_a_lists_rows_keep_their_index(tmp_path: Path) -> None:
         ("a.json", b'[{"q": 1},\n{"q": "\xff"}]', "a.json, line 2: must be UTF-8 text, got byte 0xff"),
         ("a.jsonl", b'\xef\xbb\xbf{"q": 1}\n{"q": "\xfe"}\n', "a.jsonl, line 2: must be UTF-8 text, got byte 0xfe"),
         ("a.json", b'\xef\xbb\xbf[{"q": 1},\n{"q": "\xfe"}]', "a.json, line 2: must be UTF-8 text, got byte 0xfe"),
-        ("a.jsonl", '{"q": 1}\n{"q": 1, "q": 2}\n', "a.jsonl, line 2: must be plain JSON, got: 'q' stands twice"),
-        ("a.json", '[{"q": 1},\n{"q": 1, "q": 2}]', "a.json: must be plain JSON, got: 'q' stands twice"),
         ("a.json", '{"q": 1}', "must hold a JSON list of rows, got {'q': 1} (dict)"),
         ("a.json", '{"q": 1}\n{"q": 2}', "a.json, line 2: must be JSON, got: Extra data (column 1)"),
         ("a.json", '[{"q": 1}, 2]', "a.json, row 1: must be a JSON object with named fields, got 2 (int)"),
@@ -71,7 +69,7 @@ def test_a_malformed_file_is_named_with_the_place(
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert message_of(tmp_path / "none.jsonl").startswith(f"cannot read {tmp_path}/none.jsonl: No such file")
     (tmp_path / "folder.json").mkdir()
-    assert "Not a regular file" in message_of(tmp_path / "folder.json")
+    assert "Is a directory" in message_of(tmp_path / "folder.json")
 
 
 def test_fields_are_taken_by_type() -> None:

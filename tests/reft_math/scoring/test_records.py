@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +208,3 @@ def test_a_gathering_stopped_anywhere_is_completed_by_the_next(tmp_path: Path, k
     path.write_bytes(whole[:kept])
     gather_shards(path)
     assert list(RecordFile(path).done.values()) == [*shards[0], *shards[1]]
-
-
-@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_what_stands_in_place_of_records_is_one_line(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    make(tmp_path / "a.jsonl")
-    with pytest.raises(UserError, match=r"a\.jsonl must be a file of records; it is no regular file"):
-        RecordFile(tmp_path / "a.jsonl")
