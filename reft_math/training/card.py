@@ -31,6 +31,8 @@ def notes_beside(folder: Path) -> TrainingNotes:
         raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
     if "parameters" in results and results["parameters"] != digest(folder):
         return NO_NOTES
+    if results.get("evaluation") and "score_tables" not in results:
+        return NO_NOTES  # a version before results kept their tables
     if "bias_norm" in results:
         return adapter_notes(results)
     return regressor_notes(results) if "regressor" in results and "training" in results else NO_NOTES
