@@ -28,27 +28,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reft_math.benchmarking import (
-    SHAPES,
-    Dtype,
-    Shape,
-    matrix_peak,
-    random_llama,
-    read_peak,
-    sharing,
-    spread,
-    timed,
-    wait,
-)
-from reft_math.command import run
+from benchmarks.common import SHAPES, Dtype, Shape, matrix_peak, random_llama, read_peak, sharing, spread, timed, wait
+from reft_math.commands.run import run
 from reft_math.errors import require
-from reft_math.files import write_json
+from reft_math.files.atomic import write_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from reft_math.decoding.gate import KLGate
+    from interventions.gates import KLGate
 
 END_OF_OPEN = 16  # the gate is closed by this token
 RATIOS = {
@@ -132,7 +121,7 @@ class Contenders:
 
     def _gate(self) -> KLGate:
         """A threshold that half of the rows pass at the middle of the open tokens."""
-        from reft_math.decoding.gate import KLGate
+        from interventions.gates import KLGate
 
         output = self.ours.generate(
             **self.prompt, gate="kl:inf", max_new_tokens=END_OF_OPEN, return_dict_in_generate=True
@@ -192,8 +181,8 @@ class Contenders:
         """Both sequences from their start at every step, as a first draft of the method would."""
         import torch
 
-        from reft_math.data.positions import intervention_mask
-        from reft_math.decoding.gate import kl_divergence
+        from interventions.gates import kl_divergence
+        from interventions.positions import intervention_mask
 
         ids: torch.Tensor = self.prompt["input_ids"]
         attention: torch.Tensor = self.prompt["attention_mask"]
@@ -248,8 +237,9 @@ def ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]
 
 
 def main(options: DecodeOptions) -> None:
-    from reft_math.command import print_table, provenance
-    from reft_math.progress import progress
+    from reft_math.commands.progress import progress
+    from reft_math.commands.provenance import provenance
+    from reft_math.files.tables import print_table
 
     contenders = Contenders(options)
     contenders.round()  # warms up

@@ -34,9 +34,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import UserError, require
-from reft_math.suite import Experiment
+from reft_math.experiments.quick import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "--train-size 48 --eval-size 8 --epochs 2 --batch-size 8 --save-steps 2 --max-new-tokens 24 --eval-batch-size 2"
@@ -106,8 +106,10 @@ class FaultOptions:
 def main(options: FaultOptions) -> None:
     import torch
 
-    from reft_math.command import claim_output_dir, print_table, provenance
-    from reft_math.files import write_json
+    from reft_math.commands.output_folder import claim_output_dir
+    from reft_math.commands.provenance import provenance
+    from reft_math.files.atomic import write_json
+    from reft_math.files.tables import print_table
 
     _import_all()
     torch.set_num_threads(1)
@@ -253,14 +255,14 @@ def _import_all() -> None:
     """In the forks the suite is short."""
     import peft  # noqa: F401
 
-    import interventions.faithfulness
-    import interventions.number_probe
-    import interventions.trial_commands  # noqa: F401
-    import reft_math.generations
-    import reft_math.suite
-    import reft_math.training.regression
+    import reft_math.experiments.faithfulness
+    import reft_math.experiments.number_probe
+    import reft_math.experiments.quick
+    import reft_math.experiments.sweeps
+    import reft_math.regression.trainer
+    import reft_math.scoring.elsewhere
 
-    reft_math.suite.EXPERIMENTS = EXPERIMENTS
+    reft_math.experiments.quick.EXPERIMENTS = EXPERIMENTS
 
 
 def _give(folder: Path) -> None:
@@ -268,7 +270,7 @@ def _give(folder: Path) -> None:
     import torch
     from transformers import AutoConfig
 
-    from reft_math.models import EMBEDDED_FOLDER
+    from reft_math.data.arithmetic import EMBEDDED_FOLDER
 
     folder.mkdir(exist_ok=True)
     config = AutoConfig.from_pretrained(EMBEDDED_FOLDER)

@@ -27,9 +27,10 @@ from unittest import mock
 
 from benchmarks.fuzzing.damage import damage
 from benchmarks.fuzzing.readers import Reader, make_readers
-from reft_math.command import print_table, run
+from reft_math.commands.run import run
 from reft_math.errors import UserError, require
-from reft_math.files import write_json
+from reft_math.files.atomic import write_json
+from reft_math.files.tables import print_table
 
 ROOT = Path(__file__).resolve().parents[1]
 HANG = 20  # seconds

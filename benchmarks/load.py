@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reft_math.benchmarking import spread, timed
-from reft_math.command import run
+from benchmarks.common import spread, timed
+from reft_math.commands.run import run
 from reft_math.errors import require
-from reft_math.files import write_json
+from reft_math.files.atomic import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {"vs_python": "python", "vs_pyreft": "import pyreft"}
-IMPORTS = ("reft_math", "interventions", "reft_math.models", "transformers", "peft", "pyreft")
+IMPORTS = ("reft_math", "interventions", "reft_math.models.base", "transformers", "peft", "pyreft")
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ def ratios(rounds: Sequence[Mapping[str, float]], peer: str) -> dict[str, dict[s
 
 
 def main(options: LoadOptions) -> None:
-    from reft_math.command import print_table, provenance
-    from reft_math.progress import progress
+    from reft_math.commands.progress import progress
+    from reft_math.commands.provenance import provenance
+    from reft_math.files.tables import print_table
 
     lines = contenders(options)
     rounds = [

@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reft_math.benchmarking import peak_bytes, spread, timed
-from reft_math.command import run
+from benchmarks.common import peak_bytes, spread, timed
+from reft_math.commands.run import run
 from reft_math.errors import require
-from reft_math.files import write_json
+from reft_math.files.atomic import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -217,8 +217,9 @@ def time_ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, fl
 def main(options: NumericOptions) -> None:
     import torch
 
-    from reft_math.command import print_table, provenance
-    from reft_math.progress import progress
+    from reft_math.commands.progress import progress
+    from reft_math.commands.provenance import provenance
+    from reft_math.files.tables import print_table
 
     contenders = Contenders(options)
     by_name = contenders.all()

@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from reft_math.benchmarking import (
+from benchmarks.common import (
     SHAPES,
     Dtype,
     Shape,
@@ -37,9 +37,9 @@ from reft_math.benchmarking import (
     step_clock,
     training_arguments,
 )
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import require
-from reft_math.files import write_json
+from reft_math.files.atomic import write_json
 
 LADDERS: dict[str, tuple[int, ...]] = {
     "k": (5, 10, 20, 40),
@@ -181,7 +181,7 @@ def slope(values: Sequence[float], costs: Sequence[float]) -> float:
 
 def main(options: ScaleOptions) -> None:
     if "RANK" in os.environ:
-        from reft_math.processes import part_ways
+        from reft_math.commands.processes import part_ways
 
         seconds = setting_of(options).seconds(options.steps)
         part_ways()
@@ -192,8 +192,9 @@ def main(options: ScaleOptions) -> None:
 
 def measure(options: ScaleOptions) -> None:
     """Prints the table and writes the figures."""
-    from reft_math.command import print_table, provenance
-    from reft_math.progress import progress
+    from reft_math.commands.progress import progress
+    from reft_math.commands.provenance import provenance
+    from reft_math.files.tables import print_table
 
     rounds: dict[str, list[list[float]]] = {ladder: [] for ladder in options.ladders}
     for ladder in progress(options.ladders * options.rounds, name="measuring", unit="ladder"):

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from reft_math.benchmarking import (
+from benchmarks.common import (
     SHAPES,
     Dtype,
     Shape,
@@ -40,9 +40,9 @@ from reft_math.benchmarking import (
     timed,
     training_arguments,
 )
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import require
-from reft_math.files import write_json
+from reft_math.files.atomic import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -237,8 +237,9 @@ def speed_ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, f
 
 
 def main(options: TrainBenchmarkOptions) -> None:
-    from reft_math.command import print_table, provenance
-    from reft_math.progress import progress
+    from reft_math.commands.progress import progress
+    from reft_math.commands.provenance import provenance
+    from reft_math.files.tables import print_table
 
     contenders, names = Contenders(options), ("ours", *PEERS)
     for name in names:

@@ -15,9 +15,9 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from reft_math.command import run
+from reft_math.commands.options.prefix import PrefixOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError, require
-from reft_math.training.prefix_options import PrefixOptions
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class AblationOptions(PrefixOptions):
 
 
 def main(options: AblationOptions) -> None:
-    from interventions.trial_commands import run_ablation
+    from reft_math.experiments.sweeps import run_ablation
 
     run_ablation(options, options.target_norm, options.seeds)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reft_math.command import run
-from reft_math.evaluation_options import EvaluationOptions
+from reft_math.commands.options.evaluation import EvaluationOptions
+from reft_math.commands.run import run
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class ArithmeticOptions(EvaluationOptions):
 
 
 def main(options: ArithmeticOptions) -> None:
-    from interventions.evaluate import run_evaluation
-    from reft_math.arithmetic.problems import OPENERS
+    from reft_math.data.arithmetic.problems import OPENERS
+    from reft_math.experiments.evaluation import run_evaluation
 
     opener = "" if options.opener == "none" else OPENERS[options.opener]
     run_evaluation(options, "arithmetic", opener)

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from reft_math.command import run
+from reft_math.commands.options.evaluation import RunOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError
-from reft_math.evaluation_options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CalibrationOptions(RunOptions):
 def main(options: CalibrationOptions) -> None:
     if options.gate is not None:
         raise UserError("--gates names the candidates; leave --gate out")
-    from interventions.evaluate import run_calibration
+    from reft_math.experiments.calibration import run_calibration
 
     run_calibration(options, options.dataset, options.gates, options.save)
 

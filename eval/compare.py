@@ -26,7 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import require, require_different, require_one_process
 
 
@@ -72,8 +72,14 @@ class CompareOptions:
 
 
 def main(options: CompareOptions) -> None:
-    from reft_math import command
-    from reft_math.comparison import (
+    from reft_math.commands.output_folder import RESULTS_NAME, claim_output_dir
+    from reft_math.commands.provenance import provenance
+    from reft_math.data.fingerprint import digest
+    from reft_math.experiments.figures.comparison import comparison_figure
+    from reft_math.files.atomic import write_csv, write_json, write_text
+    from reft_math.files.plots import write_figure
+    from reft_math.files.tables import print_table
+    from reft_math.scoring.comparison import (
         COLUMNS,
         COST_COLUMNS,
         SCORE_COLUMNS,
@@ -82,12 +88,9 @@ def main(options: CompareOptions) -> None:
         comparison_rows,
         outcomes,
     )
-    from reft_math.data.fingerprint import digest
-    from reft_math.figures.comparison import comparison_figure
-    from reft_math.files import write_csv, write_figure, write_json, write_text
-    from reft_math.generations import ELSEWHERE, numeric_scoring, read_entries, rescored, turn_notes, with_turns
-    from reft_math.pairing import check_templates, not_known, paired, reference_of, scored_otherwise
+    from reft_math.scoring.elsewhere import ELSEWHERE, numeric_scoring, read_entries, rescored, turn_notes, with_turns
     from reft_math.scoring.lengths import LENGTH_TITLE
+    from reft_math.scoring.pairing import check_templates, not_known, paired, reference_of, scored_otherwise
 
     entries = read_entries(options.runs)
     against = reference_of(entries, options.against).name
@@ -95,7 +98,7 @@ def main(options: CompareOptions) -> None:
     entries = paired(entries, options.shared_only)
     is_numeric = numeric_scoring(entries, options.scoring)
     entries, turns = with_turns(entries, options.first_turn)
-    folder = command.claim_output_dir(options)
+    folder = claim_output_dir(options)
     before, entries = entries, rescored(entries, is_numeric)
     rows = comparison_rows(entries, against)
 
@@ -118,7 +121,7 @@ def main(options: CompareOptions) -> None:
         "turns": turns,
         "comparison": rows,
     }
-    write_json(folder / command.RESULTS_NAME, {**command.provenance(options), **results})
+    write_json(folder / RESULTS_NAME, {**provenance(options), **results})
     figure = comparison_figure(rows, against)
     write_figure(folder, "comparison", figure)
 
@@ -126,7 +129,7 @@ def main(options: CompareOptions) -> None:
     start = 2
     for name, columns in (("trained on", TRAINING_COLUMNS), (title, SCORE_COLUMNS), (LENGTH_TITLE, COST_COLUMNS)):
         end = start + len(columns)
-        command.print_table(name, COLUMNS[:2] + columns, [line[:2] + line[start:end] for line in lines])
+        print_table(name, COLUMNS[:2] + columns, [line[:2] + line[start:end] for line in lines])
         start = end
     notes = (*not_known(entries), *turn_notes(turns, options.first_turn), *scored_otherwise(before, entries))
     for note in notes:

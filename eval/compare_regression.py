@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import require, require_one_process
 
 
@@ -33,12 +33,12 @@ class CompareRegressionOptions:
 
 
 def main(options: CompareRegressionOptions) -> None:
-    from reft_math.command import RESULTS_NAME, claim_output_dir, print_table, provenance
-    from reft_math.comparison import Run
-    from reft_math.figures.convergence import convergence_figure, training_rows_figure
-    from reft_math.figures.distributions import distributions_figure
-    from reft_math.files import write_csv, write_figure, write_json
-    from reft_math.regression_comparison import (
+    from reft_math.commands.output_folder import RESULTS_NAME, claim_output_dir
+    from reft_math.commands.provenance import provenance
+    from reft_math.files.atomic import write_csv, write_json
+    from reft_math.files.plots import write_figure
+    from reft_math.files.tables import print_table
+    from reft_math.regression.comparison import (
         COLUMNS,
         SEED_COLUMNS,
         cells,
@@ -47,6 +47,9 @@ def main(options: CompareRegressionOptions) -> None:
         over_seeds,
         seed_cells,
     )
+    from reft_math.regression.convergence import convergence_figure, training_rows_figure
+    from reft_math.regression.distributions import distributions_figure
+    from reft_math.scoring.comparison import Run
 
     runs = [Run.read(folder) for folder in options.runs]
     rows = comparison_rows(runs, options.any_template)

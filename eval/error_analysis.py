@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import require, require_different, require_one_process
 
 
@@ -42,7 +42,7 @@ class ErrorAnalysisOptions:
 
 
 def main(options: ErrorAnalysisOptions) -> None:
-    from reft_math.error_analysis import run_error_analysis
+    from reft_math.experiments.error_analysis import run_error_analysis
 
     run_error_analysis(options, options.runs)
 

@@ -23,9 +23,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reft_math.command import run
+from reft_math.commands.options.evaluation import RunOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError, require_seed
-from reft_math.evaluation_options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class FaithfulnessOptions(RunOptions):
 
 
 def main(options: FaithfulnessOptions) -> None:
-    from interventions.faithfulness import run_faithfulness
+    from reft_math.experiments.faithfulness import run_faithfulness
 
     run_faithfulness(options, options.dataset, options.statements, options.seed, options.reft)
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reft_math.command import run
+from reft_math.commands.options.evaluation import RunOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError
-from reft_math.evaluation_options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,18 @@ def main(options: HandoffOptions) -> None:
     from dataclasses import asdict
     from functools import partial
 
-    from interventions.evaluate import load_beside, load_setting
-    from reft_math.command import RESULTS_NAME, print_table
+    from reft_math.commands.output_folder import RESULTS_NAME
+    from reft_math.commands.processes import part_ways
     from reft_math.data.fingerprint import about_problems
     from reft_math.data.registry import problems_to_report_on
-    from reft_math.evaluation import Scorer, is_numeric, print_evaluation, score_tables, summarise
-    from reft_math.figures.handoff import handoff_figure
-    from reft_math.files import write_csv, write_figure, write_json
+    from reft_math.experiments.figures.handoff import handoff_figure
+    from reft_math.files.atomic import write_csv, write_json
+    from reft_math.files.plots import write_figure
+    from reft_math.files.tables import print_table
     from reft_math.probes.answers import answer_all
     from reft_math.probes.handoff import hand_over, handoff_lines, handoff_table, problem_sets
-    from reft_math.processes import part_ways
+    from reft_math.scoring.context import load_beside, load_setting
+    from reft_math.scoring.evaluate import Scorer, is_numeric, print_evaluation, score_tables, summarise
 
     problems = problems_to_report_on(options.dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, options.dataset)

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from reft_math.command import run
+from reft_math.commands.options.evaluation import DecoderOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError
-from reft_math.evaluation_options import DecoderOptions
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ def main(options: HarnessOptions) -> None:
     import json
     import sys
 
-    from reft_math.command import make_parser
-    from reft_math.processes import part_ways
+    from reft_math.commands.parser import make_parser
+    from reft_math.commands.processes import part_ways
 
     try:
         from lm_eval.__main__ import cli_evaluate
 
-        import interventions.harness  # noqa: F401  (registers the model)
+        import reft_math.scoring.lm_eval  # noqa: F401  (registers the model)
     except ModuleNotFoundError as error:
         raise UserError(f"lm-eval is needed, and {error.name} is not installed: uv sync --extra harness") from None
     _, theirs = make_parser(HarnessOptions, None).parse_known_args(sys.argv[1:])

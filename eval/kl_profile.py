@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reft_math.command import run
+from reft_math.commands.options.evaluation import RunOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError
-from reft_math.evaluation_options import RunOptions
 
 NATS = ("0.5", "1", "1.4", "1.7", "2", "2.8", "4", "5.6", "8", "11", "16", "32")
 GATES = [
@@ -39,7 +39,7 @@ class KLProfileOptions(RunOptions):
 def main(options: KLProfileOptions) -> None:
     if options.gate is not None:
         raise UserError("--gates names the gates to try; leave --gate out")
-    from interventions.evaluate import run_kl_profile
+    from reft_math.experiments.kl_profile import run_kl_profile
 
     run_kl_profile(options, options.dataset, options.gates)
 

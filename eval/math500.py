@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reft_math.command import run
-from reft_math.evaluation_options import EvaluationOptions
+from reft_math.commands.options.evaluation import EvaluationOptions
+from reft_math.commands.run import run
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Math500Options(EvaluationOptions):
 
 
 def main(options: Math500Options) -> None:
-    from interventions.evaluate import run_evaluation
+    from reft_math.experiments.evaluation import run_evaluation
 
     run_evaluation(options, "math500")
 

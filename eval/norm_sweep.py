@@ -18,9 +18,9 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from reft_math.command import run
+from reft_math.commands.options.prefix import PrefixOptions, check_number_direction
+from reft_math.commands.run import run
 from reft_math.errors import UserError, require
-from reft_math.training.prefix_options import PrefixOptions, check_number_direction
 
 NORMS = (0.14, 0.27, 0.54, 1.08, 2.16, 4.32)
 
@@ -57,7 +57,7 @@ class NormSweepOptions(PrefixOptions):
 
 
 def main(options: NormSweepOptions) -> None:
-    from interventions.trial_commands import run_norm_sweep
+    from reft_math.experiments.sweeps import run_norm_sweep
 
     run_norm_sweep(options, options.target_norms, options.seeds, options.project_number_direction, options.bias_alone)
 

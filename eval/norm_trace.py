@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import require, require_different, require_one_process
 
 
@@ -28,10 +28,12 @@ class NormTraceOptions:
 
 
 def main(options: NormTraceOptions) -> None:
-    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance
-    from reft_math.comparison import Run
-    from reft_math.figures.norm_trace import bias_norm, norm_trace, trace_rows
-    from reft_math.files import write_csv, write_figure, write_json
+    from reft_math.commands.output_folder import RESULTS_NAME, claim_output_dir
+    from reft_math.commands.provenance import provenance
+    from reft_math.experiments.figures.norm_trace import bias_norm, norm_trace, trace_rows
+    from reft_math.files.atomic import write_csv, write_json
+    from reft_math.files.plots import write_figure
+    from reft_math.scoring.comparison import Run
 
     runs = [Run.read(folder) for folder in options.runs]
     rows, figure = trace_rows(runs), norm_trace(runs)

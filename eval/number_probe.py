@@ -19,9 +19,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from reft_math.command import run
+from reft_math.commands.options.evaluation import RunOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError, require, require_seed
-from reft_math.evaluation_options import RunOptions
 
 ALPHAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
@@ -64,7 +64,7 @@ class NumberProbeOptions(RunOptions):
 
 
 def main(options: NumberProbeOptions) -> None:
-    from interventions.number_probe import Plan, run_number_probe
+    from reft_math.experiments.number_probe import Plan, run_number_probe
 
     plan = Plan(options.digits, options.sums, options.alphas, options.layer, options.seed)
     run_number_probe(options, options.dataset, plan, options.reft)

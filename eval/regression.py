@@ -13,9 +13,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reft_math.command import run
+from reft_math.commands.options.loading import LoadingOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError, require, require_temperature
-from reft_math.loading import LoadingOptions
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,17 @@ class RegressionEvaluationOptions(LoadingOptions):
 def main(options: RegressionEvaluationOptions) -> None:
     import dataclasses
 
-    from interventions.regression import load_base, load_regressor
-    from reft_math.command import RESULTS_NAME, print_table, provenance
+    from reft_math.commands.output_folder import RESULTS_NAME
+    from reft_math.commands.processes import claim, part_ways
+    from reft_math.commands.provenance import provenance
     from reft_math.data.fingerprint import regression_fingerprint
-    from reft_math.data.regression import check_split, drawn, load_split
-    from reft_math.files import write_json
-    from reft_math.processes import claim, part_ways
-    from reft_math.regressor.config import RegressorConfig
-    from reft_math.regressor.evaluation import COLUMNS, Writing, evaluate_regressor, summarise, table_rows
-    from reft_math.training.regression_job import default_grid
+    from reft_math.data.regression_rows import check_split, drawn, load_split
+    from reft_math.files.atomic import write_json
+    from reft_math.files.tables import print_table
+    from reft_math.regression.build import load_base, load_regressor
+    from reft_math.regression.config import RegressorConfig
+    from reft_math.regression.evaluation import COLUMNS, Writing, evaluate_regressor, summarise, table_rows
+    from reft_math.regression.job import default_grid
 
     if options.data is not None:
         check_split(options.data, "train")

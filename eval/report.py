@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reft_math.command import check_output_file, run
+from reft_math.commands.output_folder import check_output_file
+from reft_math.commands.run import run
 from reft_math.errors import require_one_process
-from reft_math.files import write_text
+from reft_math.files.atomic import write_text
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class ReportOptions:
 def main(options: ReportOptions) -> None:
     check_output_file(options.page)
 
-    from reft_math.command import provenance
-    from reft_math.figures.report import report_page
-    from reft_math.result_folders import find_result_folders
-    from reft_math.suite import EXPERIMENTS, run_suite
+    from reft_math.commands.provenance import provenance
+    from reft_math.experiments.quick import EXPERIMENTS, run_suite
+    from reft_math.experiments.report import report_page
+    from reft_math.experiments.result_folders import find_result_folders
 
     if options.quick:
         run_suite(EXPERIMENTS, Path(__file__).resolve().parents[1], options.folder)

@@ -14,17 +14,18 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reft_math.command import check_output_file, run
+from reft_math.commands.options.evaluation import ModelOptions
+from reft_math.commands.output_folder import check_output_file
+from reft_math.commands.run import run
 from reft_math.errors import require, require_one_process
-from reft_math.evaluation_options import ModelOptions
-from reft_math.files import write_text
+from reft_math.files.atomic import write_text
 
 if TYPE_CHECKING:
-    from interventions.evaluate import Setting
+    from interventions.gates import Direction, Gate
     from reft_math.data.problem import Problem
-    from reft_math.decoding.gate import Direction, Gate
-    from reft_math.evaluation import Score
-    from reft_math.figures.token_view import Answer
+    from reft_math.experiments.figures.token_view import Answer
+    from reft_math.scoring.context import Setting
+    from reft_math.scoring.evaluate import Score
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ def main(options: TokenViewOptions) -> None:
     path = Path(options.output)
     check_output_file(path)
 
-    from interventions.evaluate import load_setting
+    from interventions.gates import KLGate, parse_gate
+    from reft_math.commands.progress import progress
     from reft_math.data.registry import problems_to_report_on
-    from reft_math.decoding.gate import KLGate, parse_gate
-    from reft_math.evaluation import Scorer, is_numeric
-    from reft_math.figures.token_view import AnsweredProblem, token_view
-    from reft_math.progress import progress
+    from reft_math.experiments.figures.token_view import AnsweredProblem, token_view
+    from reft_math.scoring.context import load_setting
+    from reft_math.scoring.evaluate import Scorer, is_numeric
 
     problems = problems_to_report_on(options.dataset, options.data_dir)
     setting = load_setting(options, options.dataset)
@@ -84,7 +85,7 @@ def _decoders(gate: Gate, direction: Direction) -> dict[str, Gate]:
 
     An infinite threshold draws the tokens of ``always`` and measures the divergence at each.
     """
-    from reft_math.decoding.gate import AlwaysOn, KLGate, TokenGate
+    from interventions.gates import AlwaysOn, KLGate, TokenGate
 
     base, always_on = TokenGate(0), KLGate(math.inf, direction)
     gated = {} if gate in (base, always_on, AlwaysOn()) else {"gated": gate}
@@ -95,9 +96,9 @@ def _answer(setting: Setting, problem: Problem, decoder: str, gate: Gate, score:
     """One row a call: rows that wait for others would be padded, and the page is for a few problems."""
     import torch
 
-    from reft_math.decoding.gate import KLGate
-    from reft_math.decoding.generation import GatedOutput
-    from reft_math.figures.token_view import Answer, Token, token_texts
+    from interventions.gates import KLGate
+    from interventions.generation import GatedOutput
+    from reft_math.experiments.figures.token_view import Answer, Token, token_texts
 
     decoding, tokenizer = setting.decoding, setting.decoding.tokenizer
     prompt = decoding.prompts([problem.question])[0][None].to(setting.model.device)

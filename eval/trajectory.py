@@ -14,17 +14,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from reft_math.command import run
+from reft_math.commands.options.evaluation import RunOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError
-from reft_math.evaluation_options import RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from reft_math.completion import Decoding
+    from reft_math.commands.resumable import Record
     from reft_math.data.problem import Problem
-    from reft_math.probes.teacher_forcing import Text
-    from reft_math.recording import Record
+    from reft_math.decoding.completions import Decoding
+    from reft_math.decoding.teacher_forcing import Text
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,15 @@ class TrajectoryOptions(RunOptions):
 
 
 def main(options: TrajectoryOptions) -> None:
-    from interventions.evaluate import load_setting
-    from reft_math.command import RESULTS_NAME, print_table
+    from interventions.gates import PromptOnly, parse_gate
+    from reft_math.commands.output_folder import RESULTS_NAME
+    from reft_math.commands.processes import part_ways
     from reft_math.data.fingerprint import about_problems
     from reft_math.data.registry import problems_to_report_on
-    from reft_math.decoding.gate import PromptOnly, parse_gate
-    from reft_math.evaluation import Scorer, is_numeric, score_tables, summarise
-    from reft_math.figures.trajectory import trajectory_figure
-    from reft_math.files import write_csv, write_figure, write_json
+    from reft_math.experiments.figures.trajectory import trajectory_figure
+    from reft_math.files.atomic import write_csv, write_json
+    from reft_math.files.plots import write_figure
+    from reft_math.files.tables import print_table
     from reft_math.probes.answers import answer_all
     from reft_math.probes.trajectory import (
         fate_lines,
@@ -58,7 +59,8 @@ def main(options: TrajectoryOptions) -> None:
         total_lines,
         total_table,
     )
-    from reft_math.processes import part_ways
+    from reft_math.scoring.context import load_setting
+    from reft_math.scoring.evaluate import Scorer, is_numeric, score_tables, summarise
 
     problems = problems_to_report_on(options.dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, options.dataset)
@@ -114,7 +116,7 @@ def _texts(
 ) -> dict[str, list[Text]]:
     """What to score: the reference solutions, where there are any, and each decoder's answers."""
     from reft_math.data.templates import encode_target
-    from reft_math.probes.teacher_forcing import Text
+    from reft_math.decoding.teacher_forcing import Text
 
     prompts = decoding.prompts([problem.question for problem in problems])
     texts = {

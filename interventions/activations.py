@@ -7,13 +7,15 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from interventions.hooked import HookedReftModel
 from interventions.sites import num_layers, site_module
-from reft_math.probes.number import Array
+from reft_math.errors import UserError
 
 
 @torch.no_grad()
@@ -106,3 +108,63 @@ def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tens
 def _hidden(output: Any) -> torch.Tensor:
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
+
+
+Array = npt.NDArray[Any]
+
+
+def check_states(states: np.ndarray[Any, Any], names: Sequence[str]) -> None:
+    """Raises `UserError` where hidden states are NaN or infinite: no probe can read them.
+
+    Args:
+        states: ``(row, …)``.
+        names: What each row is of.
+    """
+    is_finite = np.isfinite(states).reshape(len(states), -1).all(axis=1)
+    if not is_finite.all():
+        name = names[int(is_finite.argmin())]
+        raise UserError(
+            f"hidden states must be finite; those for {name!r} are NaN or infinite: check the weights, or try"
+            " --dtype float32"
+        )
+
+
+@torch.no_grad()
+def read_states(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    reft_model: HookedReftModel | None = None,
+    acts: torch.Tensor | None = None,
+) -> tuple[Array, Array]:
+    """Hidden states at the last token of each text.
+
+    Args:
+        model: The base.
+        rows: Token ids of a batch of texts.
+        reft_model: What intervenes; None for nothing.
+        acts: Boolean ``(text, position)``, where it does.
+
+    Returns:
+        The residual stream behind each layer, ``(text, layer, hidden size)``, and the heads' outputs as they enter the
+        attention's output projection, ``(text, layer, head, head size)``; float32.
+    """
+    places = list(range(len(rows))), [len(row) - 1 for row in rows]
+    stream: list[torch.Tensor] = []
+    mixed: list[torch.Tensor] = []
+
+    def pick_output(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        stream.append(hidden[places].float().cpu())
+
+    def pick_input(module: nn.Module, args: Any) -> None:
+        mixed.append(args[0][places].float().cpu())
+
+    with ExitStack() as stack:
+        if reft_model is not None:
+            stack.enter_context(reft_model.intervening(acts))  # before the hooks, which then see what it changed
+        for layer in range(num_layers(model)):
+            stack.callback(site_module(model, "block", layer).register_forward_hook(pick_output).remove)
+            stack.callback(site_module(model, "attn_o", layer).register_forward_pre_hook(pick_input).remove)
+        model(pad_right(rows, model.device), use_cache=False, logits_to_keep=1)
+    heads = torch.stack(mixed, dim=1).unflatten(-1, (model.config.get_text_config().num_attention_heads, -1))
+    return torch.stack(stream, dim=1).numpy(), heads.numpy()

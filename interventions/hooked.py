@@ -15,11 +15,11 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from interventions.gates import Gate, parse_gate
+from interventions.generation import Handoff, generate_with_gate
+from interventions.positions import Positions, intervention_mask
 from interventions.red import RedIntervention
 from interventions.sites import site_device, site_module
-from reft_math.data.positions import Positions, intervention_mask
-from reft_math.decoding.gate import Gate, parse_gate
-from reft_math.decoding.generation import Handoff, generate_with_gate
 from reft_math.errors import UserError
 
 _EVERYWHERE = torch.ones((), dtype=torch.bool)  # a mask known to be true without a look at it
@@ -178,7 +178,7 @@ class HookedReftModel(pyreft.ReftModel):
             if self.positions != "all":
                 raise UserError(
                     f"the adapter acts on {self.positions} positions; forward needs an intervention_mask"
-                    " to know them (reft_math.data.positions.intervention_mask)"
+                    " to know them (interventions.positions.intervention_mask)"
                 )
             intervention_mask = _EVERYWHERE
         with self.intervening(intervention_mask):

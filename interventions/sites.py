@@ -35,7 +35,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from reft_math.errors import UserError
-from reft_math.models import running_device
 
 LAYER = "{layer}"  # stands for a layer's number in the path of a module
 _LLAMA = {
@@ -219,3 +218,13 @@ def _parse_layer_text(text: str, total: int) -> list[int]:
     except ValueError:
         raise UserError(f"layers must be 'all' or numbers and ranges such as 0,2,8-11; got {text!r}") from None
     return numbers
+
+
+def running_device(module: nn.Module) -> torch.device:
+    """Where the module calculates. Weights that are offloaded lie on no device between its calls."""
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)  # accelerate's, alone or in a sequence
+        for each in getattr(hook, "hooks", [hook]):
+            if getattr(each, "execution_device", None) is not None:
+                return torch.device(each.execution_device)
+    return next(module.parameters()).device

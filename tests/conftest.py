@@ -17,8 +17,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-import reft_math.command
-from reft_math.arithmetic.tokenizer import build_tokenizer
+import reft_math.commands.run
+from reft_math.data.arithmetic.tokenizer import build_tokenizer
 
 # Tests run two at once: with two threads each they would wait for one another most of the time.
 torch.set_num_threads(1)
@@ -133,7 +133,7 @@ def call(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) 
         module = command(path)
         options = get_type_hints(module.main)["options"]
         monkeypatch.setattr(sys, "argv", [path, *arguments])
-        reft_math.command.run(module.main, options, module.__doc__)
+        reft_math.commands.run.run(module.main, options, module.__doc__)
 
     return run_line
 

@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 import interventions
-from reft_math.command import parse
+from reft_math.commands.parser import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("train", "eval", "benchmarks")

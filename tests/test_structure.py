@@ -14,21 +14,20 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [path for folder in ("train", "eval", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
 
-# A package may import itself, those named, and nothing else of the project.
-ALLOWED = {
-    "reft_math/data": {"reft_math.arithmetic", "reft_math.errors", "reft_math.files", "reft_math.json_text"},
-    "reft_math/arithmetic": {"reft_math.data"},
-    "reft_math/scoring": {"reft_math.errors", "reft_math.files", "reft_math.json_text"},
-    "reft_math/decoding": {"reft_math.data", "reft_math.errors", "reft_math.finite"},
-    "reft_math/regression": {"reft_math.errors", "reft_math.scoring"},
-    "reft_math/figures": {"reft_math"},
-    "reft_math": {"reft_math"},
-    "interventions": {"interventions", "reft_math"},
-    "train": {"interventions", "reft_math"},
-    "eval": {"interventions", "reft_math"},
-    "benchmarks": {"interventions", "reft_math"},
-}
+# Rooms by floor. `interventions` is the ground: it imports `reft_math.errors` and nothing else of the project.
+FLOORS = (
+    "interventions files",
+    "commands data",
+    "models decoding",
+    "scoring",
+    "training probes",
+    "regression experiments",
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 OWN = ("reft_math", "interventions", "train", "eval", "benchmarks")
+MODULES = [path for top in ("interventions", "reft_math") for path in sorted((ROOT / top).rglob("*.py"))]
+# Names that users and saved files import from the ground, fetched from the upper floors once asked for.
+FETCHES = {"interventions/__init__.py", "interventions/regression.py"}
 
 
 def imports_of(path: Path) -> Iterator[str]:
@@ -40,33 +39,43 @@ def imports_of(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def is_within(module: str, packages: set[str]) -> bool:
-    return any(module == package or module.startswith(f"{package}.") for package in packages)
+def room_of(module: str) -> str:
+    """``interventions``, or the room of ``reft_math.room.file.name``."""
+    names = module.split(".")
+    return names[0] if names[0] == "interventions" else names[1]
 
 
-@pytest.mark.parametrize("package", ALLOWED)
-def test_imports_run_one_way(package: str) -> None:
-    files = list((ROOT / package).rglob("*.py"))
-    assert files
-    allowed = ALLOWED[package] | {package.replace("/", ".")}
-    for path in files:
-        own = [module for module in imports_of(path) if is_within(module, set(OWN))]
-        assert [module for module in own if not is_within(module, allowed)] == [], path
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_its_own_room_and_lower_floors(path: Path) -> None:
+    place = path.relative_to(ROOT)
+    own = [module for module in imports_of(path) if module.split(".")[0] in OWN]
+    if str(place) in FETCHES:
+        return
+    if place.parent.name == "reft_math":
+        assert place.name in ("__init__.py", "errors.py"), "a module belongs into a room"
+        assert own == []
+        return
+    room = room_of(".".join(place.with_suffix("").parts))
+    for module in own:
+        if not module.startswith("reft_math.errors."):
+            other = room_of(module)
+            assert other == room or FLOOR[other] < FLOOR[room], f"{place} imports {module}"
 
 
-@pytest.mark.parametrize(
-    "package", ["data", "arithmetic", "scoring", "decoding", "regression", "regressor", "training", "probes"]
-)
-def test_figures_come_last(package: str) -> None:
-    """What computes does not know what draws or compares."""
-    for path in (ROOT / "reft_math" / package).rglob("*.py"):
-        later = {"reft_math.figures", "reft_math.comparison", "interventions"}
-        assert [module for module in imports_of(path) if is_within(module, later)] == [], path
+def test_pyvene_and_pyreft_are_known_to_interventions_and_adapters_only() -> None:
+    known = {path for path in MODULES if {"pyvene", "pyreft"} & {name.split(".")[0] for name in imports_of(path)}}
+    assert {str(path.relative_to(ROOT).parent) for path in known} <= {"interventions", "reft_math/models"}
 
 
-def test_only_interventions_knows_pyvene_and_pyreft() -> None:
-    for path in (ROOT / "reft_math").rglob("*.py"):
-        assert [module for module in imports_of(path) if is_within(module, {"pyvene", "pyreft"})] == [], path
+def test_files_and_functions_are_short() -> None:
+    for path in MODULES:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+                assert lines <= 60, f"{path}: {node.name}"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -83,8 +92,7 @@ def test_script_folders_are_no_packages(folder: str) -> None:
 
 def test_options_are_light_to_import() -> None:
     """``--help`` must not wait for torch or for model code."""
-    options = "reft_math.training.options, reft_math.training.regression_options, reft_math.evaluation_options"
-    modules = f"{options}, reft_math.command"
-    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    options = [f"reft_math.commands.options.{name}" for name in ("training", "prefix", "regression", "evaluation")]
+    code = f"import sys, {', '.join(options)}, reft_math.commands.run; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

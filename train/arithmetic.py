@@ -2,8 +2,9 @@
 
     uv run train/arithmetic.py --seed 0 --output-dir results/arithmetic-model
 
-The folder is an ordinary transformers checkpoint with its tokenizer; ``reft_math/arithmetic/model`` is one of these. At
-the end its up-projections are scaled by 1/64 and its down-projections by 64, which leaves every logit as it was.
+The folder is an ordinary transformers checkpoint with its tokenizer; ``reft_math/data/arithmetic/model`` is one of
+these. At the end its up-projections are scaled by 1/64 and its down-projections by 64, which leaves every logit as it
+was.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import require, require_one_process, require_seed
 
 
@@ -39,17 +40,18 @@ def main(options: PretrainingOptions) -> None:
 
     from transformers import Trainer, TrainingArguments
 
-    from reft_math.arithmetic.pretraining import (
+    from reft_math.commands.output_folder import RESULTS_NAME, claim_output_dir
+    from reft_math.commands.provenance import provenance
+    from reft_math.data.arithmetic.pretraining import (
         UP_PROJECTION_SCALE,
         PretrainingDataset,
         build_model,
         pad_right,
         rescale_up_projections,
     )
-    from reft_math.arithmetic.tokenizer import build_tokenizer
-    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance
-    from reft_math.files import write_files, write_json
-    from reft_math.finite import check_finite
+    from reft_math.data.arithmetic.tokenizer import build_tokenizer
+    from reft_math.files.atomic import write_files, write_json
+    from reft_math.files.tensors import check_finite
     from reft_math.training.checkpoints import Checksums, last_checkpoint
     from reft_math.training.progress import show_progress
 

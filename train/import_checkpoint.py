@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import printable, require, require_one_process
 
 
@@ -59,10 +59,12 @@ def main(options: ImportOptions) -> None:
     import dataclasses
 
     from interventions import read_checkpoint
-    from interventions.train_config import base_beside
-    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance, versions
-    from reft_math.files import write_json
-    from reft_math.models import lasting_name, load_model
+    from reft_math.commands.output_folder import RESULTS_NAME, claim_output_dir
+    from reft_math.commands.provenance import provenance, versions
+    from reft_math.files.atomic import write_json
+    from reft_math.models import load_model
+    from reft_math.models.base import lasting_name
+    from reft_math.models.train_config import base_beside
 
     assert options.source is not None  # checked
     base = options.model or base_beside(options.source)

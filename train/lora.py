@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from reft_math.command import run
+from reft_math.commands.options.training import TrainingOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError, require
-from reft_math.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,12 +60,12 @@ def main(options: LoraOptions) -> None:
 
     from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
-    from interventions.checkpoint import count_parameters
-    from reft_math.command import check_claim
+    from reft_math.commands.output_folder import check_claim
+    from reft_math.commands.processes import claim, part_ways
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
-    from reft_math.files import write_folder
-    from reft_math.models import check_no_adapter, lasting_name
-    from reft_math.processes import claim, part_ways
+    from reft_math.files.atomic import write_folder
+    from reft_math.models.adapter_files import count_parameters
+    from reft_math.models.base import check_no_adapter, lasting_name
     from reft_math.training import dry_run
     from reft_math.training import job as jobs
     from reft_math.training.matching import match_parameters

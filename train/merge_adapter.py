@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import require, require_one_process
 
 
@@ -38,14 +38,16 @@ def main(options: MergeOptions) -> None:
     import dataclasses
 
     from interventions import PrefixReftConfig, PrefixReftModel, merge
-    from interventions.card import write_merged_card
-    from interventions.config import CONFIG_NAME
-    from interventions.merging import check_mergeable
-    from reft_math.command import RESULTS_NAME, claim_output_dir, provenance
-    from reft_math.files import write_files, write_json
-    from reft_math.hub import fetch
-    from reft_math.loading import LoadingOptions
-    from reft_math.models import lasting_name, load_model, load_tokenizer
+    from reft_math.commands.options.loading import LoadingOptions
+    from reft_math.commands.output_folder import RESULTS_NAME, claim_output_dir
+    from reft_math.commands.provenance import provenance
+    from reft_math.files.atomic import write_files, write_json
+    from reft_math.models import load_model, load_tokenizer
+    from reft_math.models.adapter_card import write_merged_card
+    from reft_math.models.base import lasting_name
+    from reft_math.models.config import CONFIG_NAME
+    from reft_math.models.hub import fetch
+    from reft_math.models.merging import check_mergeable
 
     assert options.adapter is not None  # checked
     source = fetch(options.adapter, CONFIG_NAME)

@@ -19,25 +19,25 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from reft_math.command import run
-from reft_math.training.prefix_options import PrefixReftOptions
+from reft_math.commands.options.prefix import PrefixReftOptions
+from reft_math.commands.run import run
 
 
 def main(options: PrefixReftOptions) -> None:
-    from interventions import prefix_training
-    from interventions.card import write_adapter_card
-    from interventions.dry_run import show_prefix
-    from interventions.number_directions import number_directions
-    from interventions.relative_size import size_line
-    from interventions.rounding import acting_line
-    from reft_math.calibration import GATE_COLUMNS, gate_rows, noise_line
-    from reft_math.card import CARD_NAME, digest
-    from reft_math.command import print_table
-    from reft_math.decoding.gate import AlwaysOn, parse_gate
-    from reft_math.processes import claim, part_ways
-    from reft_math.sharding import is_asked_for
+    from interventions.gates import AlwaysOn, parse_gate
+    from reft_math.commands.processes import claim, part_ways
+    from reft_math.experiments.number_directions import number_directions
+    from reft_math.files.tables import print_table
+    from reft_math.models.adapter_card import write_adapter_card
+    from reft_math.models.card import CARD_NAME, digest
+    from reft_math.models.sharding import is_asked_for
+    from reft_math.scoring.gate_choice import GATE_COLUMNS, gate_rows, noise_line
+    from reft_math.scoring.rounding import acting_line
     from reft_math.training import job as jobs
+    from reft_math.training import prefix_training
     from reft_math.training.card import notes_beside
+    from reft_math.training.prefix_training import show_prefix
+    from reft_math.training.relative_size import size_line
 
     prefix = prefix_training.prepare(
         options, directions=number_directions, shards=is_asked_for() and not options.dry_run

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reft_math.command import run
+from reft_math.commands.run import run
 from reft_math.errors import UserError, require, require_one_process
 
 
@@ -39,15 +39,15 @@ class PushOptions:
 def main(options: PushOptions) -> None:
     import shutil
 
-    from interventions.card import write_adapter_card
-    from interventions.config import CONFIG_NAME, PrefixReftConfig
-    from reft_math.card import base_name
-    from reft_math.command import CONFIG_NAME as RUN_NAME
-    from reft_math.command import RESULTS_NAME
-    from reft_math.hub import fetch, push
-    from reft_math.regressor.card import write_regressor_card
-    from reft_math.regressor.config import CONFIG_NAME as REGRESSOR_NAME
-    from reft_math.regressor.config import RegressorConfig
+    from reft_math.commands.output_folder import CONFIG_NAME as RUN_NAME
+    from reft_math.commands.output_folder import RESULTS_NAME
+    from reft_math.models.adapter_card import write_adapter_card
+    from reft_math.models.card import base_name
+    from reft_math.models.config import CONFIG_NAME, PrefixReftConfig
+    from reft_math.models.hub import fetch, push
+    from reft_math.regression.card import write_regressor_card
+    from reft_math.regression.config import CONFIG_NAME as REGRESSOR_NAME
+    from reft_math.regression.config import RegressorConfig
     from reft_math.training.card import notes_beside
 
     assert options.adapter is not None  # checked

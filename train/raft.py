@@ -11,14 +11,14 @@ On a real model and data set:
 Losses: raft, mbr, ce (cross-entropy of the written number), log (of one token's probability), and the squared error of
 a head: head:logit, head:mean, head:min, head:max, head:mlp, head:probabilities, head:relish, head:raft-grid,
 head:raft-all. The step with the lowest RMSE on validation rows is kept. The output folder holds ``regressor/`` (for
-`interventions.regression.load_regressor`), ``records/`` (every prediction, before and after), ``checkpoints/`` and
+`reft_math.regression.build.load_regressor`), ``records/`` (every prediction, before and after), ``checkpoints/`` and
 ``results.json``.
 """
 
 from __future__ import annotations
 
-from reft_math.command import run
-from reft_math.training.regression_options import RegressionOptions
+from reft_math.commands.options.regression import RegressionOptions
+from reft_math.commands.run import run
 
 
 def main(options: RegressionOptions) -> None:
@@ -27,18 +27,19 @@ def main(options: RegressionOptions) -> None:
 
     from transformers import set_seed
 
-    from interventions.dry_run import show_regression
-    from interventions.regression import load_regressor, make_regressor
-    from reft_math.card import CARD_NAME
-    from reft_math.data.regression import load_splits
-    from reft_math.files import write_folder
-    from reft_math.models import check_no_adapter, load_model, load_skeleton, load_tokenizer
-    from reft_math.processes import claim, part_ways
-    from reft_math.regressor.card import write_regressor_card
-    from reft_math.regressor.evaluation import Writing, evaluate_regressor, summarise
-    from reft_math.training import regression_job as jobs
+    from reft_math.commands.processes import claim, part_ways
+    from reft_math.data.regression_rows import load_splits
+    from reft_math.files.atomic import write_folder
+    from reft_math.models import load_model, load_tokenizer
+    from reft_math.models.base import check_no_adapter, load_skeleton
+    from reft_math.models.card import CARD_NAME
+    from reft_math.regression import job as jobs
+    from reft_math.regression.build import load_regressor, make_regressor
+    from reft_math.regression.card import write_regressor_card
+    from reft_math.regression.evaluation import Writing, evaluate_regressor, summarise
+    from reft_math.regression.job import show_regression
+    from reft_math.regression.trainer import fit
     from reft_math.training.card import notes_beside
-    from reft_math.training.regression import fit
 
     options = jobs.resolve(options)
     config = jobs.regressor_config(options)

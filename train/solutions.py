@@ -14,9 +14,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reft_math.command import run
+from reft_math.commands.options.evaluation import EvaluationOptions
+from reft_math.commands.run import run
 from reft_math.errors import UserError
-from reft_math.evaluation_options import EvaluationOptions
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,15 @@ class SolutionsOptions(EvaluationOptions):
 
 
 def main(options: SolutionsOptions) -> None:
-    from interventions.evaluate import batch_completer, load_setting
-    from reft_math.command import RESULTS_NAME, print_table
+    from reft_math.commands.output_folder import RESULTS_NAME
+    from reft_math.commands.processes import part_ways
     from reft_math.data.fingerprint import about_problems
     from reft_math.data.own_solutions import right_solutions, solution_yield
     from reft_math.data.registry import load_problems
-    from reft_math.evaluation import Scorer, evaluate, is_numeric
-    from reft_math.files import write_json, write_text
-    from reft_math.processes import part_ways
+    from reft_math.files.atomic import write_json, write_text
+    from reft_math.files.tables import print_table
+    from reft_math.scoring.context import batch_completer, load_setting
+    from reft_math.scoring.evaluate import Scorer, evaluate, is_numeric
 
     problems = load_problems(options.dataset, "train", data_dir=options.data_dir, limit=options.limit)
     setting = load_setting(options, options.dataset)

@@ -36,8 +36,8 @@ def _data_readers() -> dict[str, Reader]:
     """The data sets that are files at hand, and one's own."""
     from reft_math.data import amazon, movielens
     from reft_math.data.registry import load_problems
-    from reft_math.data.regression import load_regression, load_splits
-    from reft_math.generations import read_entries
+    from reft_math.data.regression_rows import load_regression, load_splits
+    from reft_math.scoring.elsewhere import read_entries
 
     def problems(name: str, split: Any, path: Path) -> None:
         load_problems(name, split, data_dir=str(path))
@@ -68,10 +68,10 @@ def _data_readers() -> dict[str, Reader]:
 def _adapter_readers(model: Any) -> dict[str, Reader]:
     """Adapters and regressors, ours and others', and what is written about them."""
     from interventions import PrefixReftModel, import_checkpoint
-    from interventions.checkpoint import count_parameters
-    from interventions.regression import load_regressor
-    from reft_math.card import read_card, update_card
     from reft_math.models import load_model
+    from reft_math.models.adapter_files import count_parameters
+    from reft_math.models.card import read_card, update_card
+    from reft_math.regression.build import load_regressor
 
     def adapter(path: Path) -> None:
         count_parameters(path)
@@ -118,12 +118,13 @@ def _base_readers() -> dict[str, Reader]:
 
 def _run_readers() -> dict[str, Reader]:
     """What a run goes on from."""
-    from reft_math.command import check_claim, parse
+    from reft_math.commands.options.prefix import PrefixReftOptions
+    from reft_math.commands.output_folder import check_claim
+    from reft_math.commands.parser import parse
+    from reft_math.experiments.quick import run_suite
+    from reft_math.files.records import RecordFile
     from reft_math.probes.files import load_probes
-    from reft_math.scoring.records import RecordFile
-    from reft_math.suite import run_suite
     from reft_math.training.checkpoints import flaw, newest_whole
-    from reft_math.training.prefix_options import PrefixReftOptions
 
     def config(path: Path) -> None:
         parse(PrefixReftOptions, None, ["--config", str(path / "setting.yaml")])
@@ -154,8 +155,8 @@ def _run_readers() -> dict[str, Reader]:
 
 def _result_readers() -> dict[str, Reader]:
     """What runs have left, on one page. Commands that compare runs take results as other commands wrote them."""
-    from reft_math.figures.report import report_page
-    from reft_math.result_folders import find_result_folders
+    from reft_math.experiments.report import report_page
+    from reft_math.experiments.result_folders import find_result_folders
 
     def reported(path: Path) -> None:
         report_page(find_result_folders(path), "", {"command": ""})

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reft_math.command import claim_output_dir
-from reft_math.files import write_json
-from reft_math.training.prefix_options import PrefixReftOptions
+from reft_math.commands.options.prefix import PrefixReftOptions
+from reft_math.commands.output_folder import claim_output_dir
+from reft_math.files.atomic import write_json
 
 
 def make_models(folder: Path) -> Any:
@@ -22,10 +22,10 @@ def make_models(folder: Path) -> Any:
     import transformers
 
     from interventions import PrefixReftConfig, get_prefix_reft_model
-    from interventions.regression import make_regressor
-    from reft_math.arithmetic.tokenizer import build_tokenizer
+    from reft_math.data.arithmetic.tokenizer import build_tokenizer
     from reft_math.models import load_model, load_tokenizer
-    from reft_math.regressor.config import RegressorConfig
+    from reft_math.regression.build import make_regressor
+    from reft_math.regression.config import RegressorConfig
 
     torch.manual_seed(0)
     tokenizer, base = build_tokenizer(), str(folder / "base")
@@ -140,7 +140,7 @@ def put(path: Path, text: str) -> None:
 
 
 def make_results(folder: Path) -> None:
-    from reft_math.evaluation import score_tables
+    from reft_math.scoring.evaluate import score_tables
 
     summary = {"correct": 3, "total": 6, "accuracy": 0.5, "interval_95": [0.2, 0.8], "strict": 3, "mean_tokens": 4.0}
     trained = {"learning_rate": 0.1, "epochs": 3.0, "k": 10, "full_fraction": 0.0, "model": "arithmetic"}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from reft_math.data.problem import Problem
-from reft_math.data.regression import RegressionRow
+from reft_math.data.regression_rows import RegressionRow
 
 
 def digest(rows: Iterable[Sequence[str | float]]) -> str:

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from reft_math.data.positions import Positions, intervention_mask
+from interventions.positions import Positions, intervention_mask
 from reft_math.data.problem import Problem
 from reft_math.data.templates import PromptTemplate, encode_prompt, encode_target
 from reft_math.errors import UserError

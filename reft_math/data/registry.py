@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from reft_math.arithmetic.problems import arithmetic_problems
 from reft_math.data import gsm8k, math10k, math500, mawps, svamp
+from reft_math.data.arithmetic.problems import arithmetic_problems
 from reft_math.data.problem import Problem
 from reft_math.data.rows import Split
 from reft_math.errors import UserError

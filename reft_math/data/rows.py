@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from reft_math.data.problem import Problem
 from reft_math.errors import UserError
-from reft_math.json_text import is_whole, parse_json
+from reft_math.files.strict import is_whole, parse_json
 
 Split = Literal["train", "validation", "test"]
 Prompt = Literal["ours", "paper"]  # of rows with a number: the RAFT paper's wording (its table 6) or our own

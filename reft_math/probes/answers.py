@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from reft_math.completion import Decoding, Generate, complete
+from reft_math.commands.resumable import Record
 from reft_math.data.problem import Problem
-from reft_math.evaluation import Score, evaluate
-from reft_math.recording import Record
+from reft_math.decoding.completions import Decoding, Generate, complete
+from reft_math.scoring.evaluate import Score, evaluate
 
 
 def answer_all(

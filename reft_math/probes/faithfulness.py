@@ -16,9 +16,10 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from reft_math.probes.number import Array, Probe
+from interventions.activations import Array
+from reft_math.commands.resumable import Record
+from reft_math.probes.number import Probe
 from reft_math.probes.trajectory import mean_intervals
-from reft_math.recording import Record
 
 Row = dict[str, Any]
 

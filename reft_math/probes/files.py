@@ -9,9 +9,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from reft_math.errors import UserError
-from reft_math.files import written
+from reft_math.files.atomic import written
+from reft_math.files.tensors import read_parameters
 from reft_math.probes.number import Probe
-from reft_math.tensor_files import read_parameters
 
 Probes = dict[tuple[str, str], Probe]
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from reft_math.completion import Decoding
+from reft_math.commands.resumable import Record, record_rows
 from reft_math.data.prefix import pad_left
 from reft_math.data.problem import Problem
-from reft_math.evaluation import Score
-from reft_math.recording import Record, record_rows
+from reft_math.decoding.completions import Decoding
+from reft_math.scoring.evaluate import Score
 from reft_math.scoring.statistics import wilson_interval
 
 LENGTHS = (0, 1, 4, 8, 16, 32, 64, 128)

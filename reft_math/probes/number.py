@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GroupShuffleSplit
 
+from interventions.activations import Array
 from reft_math.scoring.statistics import bootstrap_interval, times_drawn
 
-Array = npt.NDArray[Any]
 Direction = Literal["probe", "random", "orthogonal"]
 
 TARGETS: dict[str, Callable[[Array], Array]] = {"identity": np.asarray, "log2": np.log2}

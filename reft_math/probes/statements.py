@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
-from reft_math.completion import Decoding
 from reft_math.data.problem import Problem
 from reft_math.data.templates import encode_start
+from reft_math.decoding.completions import Decoding
 
 _SEPARATOR = re.compile(r"\n+|(?<=[.?!])\s+|\Z")
 _NUMBER = re.compile(r"(?<!\w)(?<!\d[.,])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?!\w|[.,]\d)")

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from interventions.gates import Gate
 from interventions.hooked import HookedReftModel
-from reft_math.decoding.gate import Gate
-from reft_math.decoding.pairs import Handoff
-from reft_math.probes.teacher_forcing import Text, text_logits
-from reft_math.recording import Record, record_rows
+from interventions.pairs import Handoff
+from reft_math.commands.resumable import Record, record_rows
+from reft_math.decoding.teacher_forcing import Text, text_logits
 from reft_math.scoring.statistics import bootstrap_interval, times_drawn
 
 SCORERS = ("base", "always_on", "prefix")

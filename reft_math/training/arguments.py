@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from reft_math.commands.options.training import FittingOptions
 from reft_math.errors import UserError
-from reft_math.training.options import FittingOptions
 
 
 def check_precision(options: FittingOptions) -> None:

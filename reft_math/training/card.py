@@ -8,12 +8,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from reft_math.card import NO_NOTES, TrainingNotes, digest, facts
-from reft_math.command import RESULTS_NAME
+from reft_math.commands.output_folder import RESULTS_NAME
 from reft_math.data.registry import SOURCES, evaluation_split
 from reft_math.errors import UserError
-from reft_math.json_text import read_object
-from reft_math.markdown import markdown
+from reft_math.files.strict import read_object
+from reft_math.files.tables import markdown
+from reft_math.models.card import NO_NOTES, TrainingNotes, digest, facts
 from reft_math.scoring.lengths import LENGTH_TITLE
 
 _HEADING = "## Training and results"

@@ -11,9 +11,9 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from reft_math.files import SUFFIX, remove_folder, sync, write_json
-from reft_math.json_text import read_object
-from reft_math.processes import process_state
+from reft_math.commands.processes import process_state
+from reft_math.files.atomic import SUFFIX, remove_folder, sync, write_json
+from reft_math.files.strict import read_object
 
 CHECKSUMS_NAME = "checksums.json"
 _KEPT = 2

@@ -13,10 +13,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from reft_math.command import print_table
+from interventions.sites import num_layers
+from reft_math.commands.options.training import FittingOptions, TrainingOptions
+from reft_math.commands.processes import process_state
 from reft_math.data.prefix import PrefixDataset
-from reft_math.files import is_used
-from reft_math.processes import process_state
+from reft_math.files.atomic import is_used
+from reft_math.files.tables import print_table
+from reft_math.models.adapter import PrefixReftModel
 from reft_math.training.checkpoints import newest_whole
 from reft_math.training.job import Job
 from reft_math.training.memory import (
@@ -30,7 +33,6 @@ from reft_math.training.memory import (
     parameter_count,
     working_bytes,
 )
-from reft_math.training.options import FittingOptions, TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -232,3 +234,13 @@ def folder_text(options: FittingOptions, finished: str) -> str:
         return "a trained run that would be evaluated"
     checkpoint = newest_whole(folder / "checkpoints")
     return f"a run that would go on from {'its start' if checkpoint is None else checkpoint.name}"
+
+
+def interventions_of(model: PrefixReftModel, decoded: int = 1) -> Trained:
+    config, base = model.prefix_config, model.model
+    layers = [layer for layer, _ in model.by_layer()]
+    # RED keeps what it acts on as it is, a bias nothing, the others in float32.
+    element = {"red": base.dtype.itemsize, "bias": 0}.get(config.intervention, 4)
+    assert config.width is not None  # get_prefix_reft_model
+    kept = len(layers) * config.width * element
+    return Trained(base, model, num_layers(base) - 1 - min(layers), kept, config.site == "block", decoded)

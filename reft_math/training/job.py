@@ -12,16 +12,20 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from reft_math.arithmetic.problems import OPENERS
-from reft_math.calibration import KL_GATES, evaluate_gates, gate_table
-from reft_math.command import RESULTS_NAME, provenance
-from reft_math.completion import Complete, Decoding, Generate, complete
+from reft_math.commands.options.training import TrainingOptions
+from reft_math.commands.output_folder import RESULTS_NAME
+from reft_math.commands.provenance import provenance
+from reft_math.data.arithmetic.problems import OPENERS
 from reft_math.data.fingerprint import about_problems
 from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
 from reft_math.data.registry import VALIDATION_SIZE, held_out_problems, load_problems
 from reft_math.data.templates import PromptTemplate, check_thoughts, get_template
-from reft_math.evaluation import (
+from reft_math.decoding.completions import Complete, Decoding, Generate, complete
+from reft_math.files.atomic import write_json
+from reft_math.models import load_model, load_tokenizer
+from reft_math.models.base import check_vocabulary, end_token_ids, load_skeleton
+from reft_math.scoring.evaluate import (
     Scorer,
     default_batch_size,
     default_max_new_tokens,
@@ -31,12 +35,10 @@ from reft_math.evaluation import (
     score_tables,
     summarise,
 )
-from reft_math.files import write_json
-from reft_math.models import check_vocabulary, end_token_ids, load_model, load_skeleton, load_tokenizer
+from reft_math.scoring.gate_choice import KL_GATES, evaluate_gates, gate_table
 from reft_math.training.arguments import check_precision, training_arguments
 from reft_math.training.checkpoints import Checksums, last_checkpoint
 from reft_math.training.number_loss import NumberLoss
-from reft_math.training.options import TrainingOptions
 from reft_math.training.progress import show_progress
 from reft_math.training.trainer import NormControl, PrefixTrainer
 

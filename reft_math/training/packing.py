@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from reft_math.models import running_device
+from interventions.sites import running_device
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 
-from reft_math.progress import progress
+from reft_math.commands.progress import progress
 from reft_math.training.trainer import NormControl
 
 # What is shown of a log, and as what; all of it goes where ``--report-to`` says.

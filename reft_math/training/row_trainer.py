@@ -12,8 +12,9 @@ from accelerate.utils import gather_object, reduce
 from torch import nn
 from transformers import Trainer
 
+from interventions.logits import watching
 from reft_math.errors import UserError
-from reft_math.finite import not_finite, watching
+from reft_math.files.tensors import not_finite
 from reft_math.training.checkpoints import newest_whole
 
 

@@ -12,15 +12,16 @@ from accelerate.utils import reduce
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from reft_math.files import write_json
+from interventions.norms import mean_norm, project_mean_norm, remove_directions
+from reft_math.files.atomic import write_json
 from reft_math.training.loss import sequence_cross_entropy
-from reft_math.training.norm_control import NormController, mean_norm, project_mean_norm, remove_directions
+from reft_math.training.norm_control import NormController
 from reft_math.training.number_loss import NumberLoss, number_loss
 from reft_math.training.packing import logits_at
 from reft_math.training.row_trainer import RowTrainer
 
 if TYPE_CHECKING:
-    from interventions.model import PrefixReftModel
+    from reft_math.models.adapter import PrefixReftModel
 
 NORM_CONTROL_NAME = "norm_control.json"
 

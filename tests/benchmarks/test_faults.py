@@ -11,8 +11,8 @@ import pytest
 
 SCRIPT = """
 import os, pathlib, sys, time
-from reft_math.files import write_json
-from reft_math.scoring.records import RecordFile
+from reft_math.files.atomic import write_json
+from reft_math.files.records import RecordFile
 
 folder = pathlib.Path(sys.argv[sys.argv.index("--output-dir") + 1])
 path = folder / "records" / "base.jsonl"

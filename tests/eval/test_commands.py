@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
+from reft_math.files.records import RecordFile
 from reft_math.models import load_model
-from reft_math.scoring.records import RecordFile
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
     summary = results(tmp_path / "model")["evaluation"]["base"]
     assert (summary["total"], summary["correct"]) == (6, 0)
 
-    from interventions import evaluate as commands
     from reft_math.data.registry import load_problems
+    from reft_math.scoring import context as commands
 
     problems = load_problems(Path(script).stem, "test", data_dir=str(shared_data))
     solutions = {problem.question: problem.solution for problem in problems}

@@ -11,8 +11,8 @@ import pytest
 
 from reft_math.data.fingerprint import digest
 from reft_math.data.problem import Problem
-from reft_math.evaluation import Scorer, evaluate
-from reft_math.scoring.records import RecordFile
+from reft_math.files.records import RecordFile
+from reft_math.scoring.evaluate import Scorer, evaluate
 
 TRAINING = {
     "config": {"learning_rate": 0.005, "epochs": 3.0, "k": 10, "full_fraction": 0.0},

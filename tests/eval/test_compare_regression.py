@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reft_math.comparison import Run
-from reft_math.figures.distributions import distributions_figure
-from reft_math.regression_comparison import changes
-from reft_math.scoring.records import RecordFile
+from reft_math.files.records import RecordFile
+from reft_math.regression.comparison import changes
+from reft_math.regression.distributions import distributions_figure
+from reft_math.scoring.comparison import Run
 
 TARGETS = [1.0, 2.0, 4.0, 5.0]
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from interventions import PrefixReftConfig, get_prefix_reft_model
-from reft_math.models import EMBEDDED_FOLDER, load_model
-from reft_math.scoring.records import RecordFile
+from reft_math.data.arithmetic import EMBEDDED_FOLDER
+from reft_math.files.records import RecordFile
+from reft_math.models import load_model
 
 for package in ("openai", "fastapi", "uvicorn"):
     pytest.importorskip(package, reason="transformers' server needs it")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_engine import DROP, GOOD, FakeEngine, Reply
 
-from reft_math.scoring.records import RecordFile
+from reft_math.files.records import RecordFile
 
 KEY = "sk-our-secret-0123"
 

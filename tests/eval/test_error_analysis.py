@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from reft_math.evaluation import Scorer
-from reft_math.figures.error_analysis import error_figure
-from reft_math.scoring.records import RecordFile
+from reft_math.experiments.figures.error_analysis import error_figure
+from reft_math.files.records import RecordFile
+from reft_math.scoring.evaluate import Scorer
 
 QUESTION = "Anna has 47 books. She finds 38 books. Then the number of books doubles. How many has she?"
 COMPLETIONS = {

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-import interventions.faithfulness as module
+import reft_math.experiments.faithfulness as module
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
+from reft_math.files.records import RecordFile
 from reft_math.models import load_model, load_tokenizer
 from reft_math.probes.faithfulness import fit_truth_probe
-from reft_math.scoring.records import RecordFile
 
 SETTINGS = "--statements results --limit 24 --batch-size 30"
 
@@ -54,7 +54,7 @@ def test_a_base_whose_states_are_nan_is_not_probed(
 ) -> None:
     model = load_model("arithmetic")
     model.model.layers[1].mlp.down_proj.weight.data[0] = torch.nan
-    monkeypatch.setattr("interventions.evaluate.load_model", lambda *_, **__: model)
+    monkeypatch.setattr("reft_math.scoring.context.load_model", lambda *_, **__: model)
     with pytest.raises(SystemExit) as stopped:
         call(f"eval/faithfulness.py --limit 12 --output-dir {tmp_path}/run")
     assert stopped.value.code == 2
@@ -168,8 +168,8 @@ def test_an_adapter_of_zeros_changes_nothing_and_a_stopped_run_goes_on(
     path = folder / "records" / "scores-gated.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:5]) + b'{"id": "torn')
-    monkeypatch.setattr("interventions.truth.fit_truth_probe", stop)
-    monkeypatch.setattr("interventions.truth.save_probes", stop)
+    monkeypatch.setattr("reft_math.probes.truth.fit_truth_probe", stop)
+    monkeypatch.setattr("reft_math.probes.truth.save_probes", stop)
     call(f"{line} {folder} --resume")
     for name in ("probes.csv", "scores.csv", "records/scores-gated.jsonl", "records/scores-base.jsonl"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
@@ -192,7 +192,7 @@ def test_a_base_alone_has_probes_and_states_answers_where_there_are_no_solutions
         fitted.update(questions)
         return fit_truth_probe(hidden, is_true, questions)
 
-    monkeypatch.setattr("interventions.truth.fit_truth_probe", remember)
+    monkeypatch.setattr("reft_math.probes.truth.fit_truth_probe", remember)
     call(f"eval/faithfulness.py --statements results --dataset mawps --data-dir {data} --output-dir {folder}")
     assert "0 of 30 problems left out" in capfd.readouterr().out
     first, *_ = records(folder, "probe_set").values()

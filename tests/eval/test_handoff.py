@@ -13,9 +13,9 @@ import torch
 from matplotlib.figure import Figure
 
 from interventions import PrefixReftConfig, get_prefix_reft_model
+from reft_math.files.records import RecordFile
 from reft_math.models import load_model, load_tokenizer
 from reft_math.probes.handoff import LENGTHS
-from reft_math.scoring.records import RecordFile
 from reft_math.scoring.statistics import wilson_interval
 
 SOURCES = ("base", "always_on", "prefix")
@@ -52,7 +52,7 @@ def test_tables_and_figure_are_what_the_records_say(
     call: Callable[[str], None], tmp_path: Path, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything recomputed from the records: the continuations by plain generation, the table, the figure's lines."""
-    import reft_math.figures.handoff as module
+    import reft_math.experiments.figures.handoff as module
 
     figures: list[Figure] = []
     draw = module.handoff_figure

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from interventions import PrefixReftConfig, get_prefix_reft_model
-from interventions.harness import ReftMathLM
+from reft_math.data.arithmetic import EMBEDDED_FOLDER
 from reft_math.data.registry import held_out_problems
-from reft_math.models import EMBEDDED_FOLDER, load_model
-from reft_math.scoring.records import RecordFile
+from reft_math.files.records import RecordFile
+from reft_math.models import load_model
+from reft_math.scoring.lm_eval import ReftMathLM
 
 WRITTEN = """
 task: sums

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from reft_math.comparison import Run
-from reft_math.figures.norm_trace import norm_trace, trace_rows
+from reft_math.experiments.figures.norm_trace import norm_trace, trace_rows
+from reft_math.scoring.comparison import Run
 
 
 @pytest.fixture

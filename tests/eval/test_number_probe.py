@@ -14,11 +14,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-import interventions.number_probe as module
+import reft_math.experiments.number_probe as module
 from interventions import PrefixReftConfig, get_prefix_reft_model
+from reft_math.files.records import RecordFile
 from reft_math.models import load_model
-from reft_math.probes.texts import draw_sums
-from reft_math.scoring.records import RecordFile
+from reft_math.probes.number_texts import draw_sums
 from reft_math.scoring.statistics import wilson_interval
 
 PROBE_SUMS, SUMS = 60, 30
@@ -155,7 +155,7 @@ def test_adapters_of_zeros_change_nothing_and_a_stopped_run_goes_on(
         call(line)
     before = {path: path.read_bytes() for path in (folder / "probes").iterdir()}
     monkeypatch.setattr(module, "solve_pushed", solve_pushed)
-    monkeypatch.setattr("interventions.probing.read_activations", stop)
+    monkeypatch.setattr("reft_math.probes.number_measures.read_activations", stop)
     call(f"{line} --resume")
     assert {path: path.read_bytes() for path in (folder / "probes").iterdir()} == before
     assert set(column(table(folder, "shares"), "beyond")) == set(column(table(folder, "shares"), "size")) == {0.0}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from interventions.regression import load_base, load_regressor, make_regressor
-from reft_math.data.regression import drawn, load_regression
+from reft_math.data.regression_rows import drawn, load_regression
 from reft_math.models import load_model, load_tokenizer
-from reft_math.regressor.config import RegressorConfig
-from reft_math.regressor.model import Regressor
+from reft_math.regression.build import load_base, load_regressor, make_regressor
+from reft_math.regression.config import RegressorConfig
+from reft_math.regression.regressor import Regressor
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_a_base_on_its_own_is_zero_shot_and_may_be_sampled(
     call: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it writes by fiat: digits and a word, read as numbers with the default for the word."""
-    from reft_math.regressor import evaluation
+    from reft_math.regression import evaluation
 
     def write(*args: Any, samples: int = 1, **kwargs: Any) -> list[list[str]]:
         return [["4", "8", "Tom"][:samples] for _ in args[2]]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import reft_math.suite
-from reft_math.suite import Experiment
+import reft_math.experiments.quick
+from reft_math.experiments.quick import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +44,7 @@ def test_quick_runs_the_experiments_and_makes_their_page(
     trace = {"step": [1, 2], "norm": [0.1, 0.5], "scale_norm": [0.0, 0.2]}
     (runs / "results.json").write_text(json.dumps({"bias_norm": {"target": 0.54, "trace": trace}}))
     command = f"eval/norm_trace.py --runs {runs} --output-dir {{results}}/norm_trace"
-    monkeypatch.setattr(reft_math.suite, "EXPERIMENTS", [Experiment("norm_trace", command)])
+    monkeypatch.setattr(reft_math.experiments.quick, "EXPERIMENTS", [Experiment("norm_trace", command)])
     monkeypatch.chdir(tmp_path)
     call("eval/report.py --quick")
     page = (tmp_path / "results" / "quick" / "report.html").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ import lm_eval.tasks
 import psutil
 import pytest
 
-from reft_math.arithmetic.problems import arithmetic_problems
-from reft_math.scoring.records import RecordFile
+from reft_math.data.arithmetic.problems import arithmetic_problems
+from reft_math.files.records import RecordFile
 
 ROOT = Path(__file__).resolve().parents[2]
 LINE = "eval/arithmetic.py --limit 30 --batch-size 2 --samples 2 --temperature 0.8 --seed 5"

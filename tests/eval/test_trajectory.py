@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
-from reft_math.arithmetic.problems import arithmetic_problems
+from reft_math.data.arithmetic.problems import arithmetic_problems
+from reft_math.files.records import RecordFile
 from reft_math.models import load_model, load_tokenizer
-from reft_math.scoring.records import RecordFile
 
 SETTINGS = "--limit 12 --batch-size 5"
 SOURCES = ("base", "always_on", "prefix")

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from interventions import PrefixReftModel, prefix_training
-from interventions.number_directions import number_directions
-from interventions.trials import options_of
+from interventions import PrefixReftModel
+from reft_math.commands.options.prefix import PrefixOptions
+from reft_math.experiments.number_directions import number_directions
+from reft_math.experiments.trial_runs import options_of
+from reft_math.files.records import RecordFile
 from reft_math.models import load_model
-from reft_math.scoring.records import RecordFile
-from reft_math.training.prefix_options import PrefixOptions
+from reft_math.training import prefix_training
 
 SMALL = "--train-size 32 --batch-size 8 --epochs 1 --eval-size 6 --calibration-size 3 --max-new-tokens 12"
 SWEEP = "eval/norm_sweep.py --target-norms 0.2 0.1 --seeds 2 --project-number-direction"

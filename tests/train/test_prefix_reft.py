@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from interventions import PrefixReftModel
-from reft_math import calibration, models, sharding
-from reft_math.arithmetic.tokenizer import build_tokenizer
-from reft_math.models import load_model
+from interventions.norms import mean_norm
+from reft_math.data.arithmetic.tokenizer import build_tokenizer
+from reft_math.models import base, load_model, sharding
+from reft_math.scoring import gate_choice
 from reft_math.training import job
 from reft_math.training.checkpoints import newest_whole
-from reft_math.training.norm_control import mean_norm
 
 SMALL = "--train-size 64 --eval-size 8 --epochs 2 --save-steps 3 --calibration-size 4"
 
@@ -111,16 +111,16 @@ def test_the_default_gate_is_the_last_of_the_most_accurate_on_validation_problem
 ) -> None:
     """Scores by fiat: right from 1 to 4 nats, wrong elsewhere."""
     asked: list[tuple[str, list[str]]] = []
-    evaluate = calibration.evaluate
+    evaluate = gate_choice.evaluate
 
     def scored(problems: Any, complete: Any, score: Any, path: Path, name: str, **kwargs: Any) -> Any:
         asked.append((name, [problem.id for problem in problems]))
         nats = float(name.removeprefix("gate kl:").partition(",")[0])
         return [{**row, "correct": 1 <= nats <= 4} for row in evaluate(problems, complete, score, path, name, **kwargs)]
 
-    monkeypatch.setattr(calibration, "evaluate", scored)
+    monkeypatch.setattr(gate_choice, "evaluate", scored)
     call(f"train/prefix_reft.py --model {tiny_base} {SMALL} --output-dir {tmp_path}/run")
-    assert [name for name, _ in asked] == [f"gate {gate}" for gate in calibration.KL_GATES]
+    assert [name for name, _ in asked] == [f"gate {gate}" for gate in gate_choice.KL_GATES]
     assert {problem.split("/")[1] for _, problems in asked for problem in problems} == {"validation"}
     assert read(tmp_path / "run" / "adapter" / "reft_config.json")["gate"] == "kl:4,min=1"
     found = read(tmp_path / "run" / "results.json")["calibration"]
@@ -388,7 +388,7 @@ def test_what_needs_a_whole_base_does_not_run_under_fsdp(
     message: str,
 ) -> None:
     monkeypatch.setattr(sharding, "is_asked_for", lambda: True)
-    monkeypatch.setattr(models, "is_asked_for", lambda: True)
+    monkeypatch.setattr(base, "is_asked_for", lambda: True)
     with pytest.raises(SystemExit) as stopped:
         call(f"{line} --output-dir {tmp_path}/run")
     assert stopped.value.code == 2

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from interventions.regression import load_base, load_regressor
-from reft_math.data.regression import drawn, load_regression
-from reft_math.regressor import evaluation
-from reft_math.regressor.model import Regressor
-from reft_math.training.regression import RegressionTrainer
+from reft_math.data.regression_rows import drawn, load_regression
+from reft_math.regression import evaluation
+from reft_math.regression.build import load_base, load_regressor
+from reft_math.regression.regressor import Regressor
+from reft_math.regression.trainer import RegressionTrainer
 
 SMALL = "--train-size 64 --validation-size 8 --test-size 10 --epochs 1 --eval-steps 2"
 

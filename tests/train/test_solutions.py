@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reft_math.data.registry import load_problems
-from reft_math.scoring.records import RecordFile
+from reft_math.files.records import RecordFile
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

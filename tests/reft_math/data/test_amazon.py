@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reft_math.data import amazon
-from reft_math.data.regression import load_regression
+from reft_math.data.regression_rows import load_regression
 from reft_math.data.rows import Split
 from reft_math.errors import UserError
 

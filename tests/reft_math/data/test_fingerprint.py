@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from reft_math.data.fingerprint import about_problems, digest, fingerprint, regression_fingerprint
 from reft_math.data.problem import Problem
-from reft_math.data.regression import RegressionRow
+from reft_math.data.regression_rows import RegressionRow
 
 PROBLEMS = [Problem("a", "How many?", "3", "1+2=3"), Problem("b", "Wie viele, Jörg?", "4", "2+2=4")]
 

@@ -15,9 +15,9 @@ import pytest
 
 from reft_math.data import amazon
 from reft_math.data.registry import load_problems
-from reft_math.data.regression import load_regression
+from reft_math.data.regression_rows import load_regression
 from reft_math.errors import UserError
-from reft_math.generations import read_generations
+from reft_math.scoring.elsewhere import read_generations
 
 Fields = dict[str, Any]
 

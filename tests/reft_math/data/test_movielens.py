@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from reft_math.data import movielens
-from reft_math.data.regression import RegressionRow, load_regression
+from reft_math.data.regression_rows import RegressionRow, load_regression
 from reft_math.data.rows import Split
 from reft_math.errors import UserError
 

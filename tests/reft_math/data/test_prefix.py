@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from reft_math.arithmetic.problems import arithmetic_problems
-from reft_math.arithmetic.tokenizer import build_tokenizer
-from reft_math.data.positions import Positions
+from interventions.positions import Positions
+from reft_math.data.arithmetic.problems import arithmetic_problems
+from reft_math.data.arithmetic.tokenizer import build_tokenizer
 from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator, PrefixDataset, pack_lines, pad_left
 from reft_math.data.problem import Problem
 from reft_math.data.templates import TEMPLATES

@@ -16,7 +16,7 @@ from reft_math.data.registry import (
     problems_to_choose_by,
     problems_to_report_on,
 )
-from reft_math.data.regression import load_split
+from reft_math.data.regression_rows import load_split
 from reft_math.data.rows import Split
 from reft_math.errors import UserError
 

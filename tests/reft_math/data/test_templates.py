@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from reft_math.arithmetic.problems import STYLES, Style, arithmetic_problems
-from reft_math.arithmetic.tokenizer import build_tokenizer
+from reft_math.data.arithmetic.problems import STYLES, Style, arithmetic_problems
+from reft_math.data.arithmetic.tokenizer import build_tokenizer
 from reft_math.data.templates import (
     TEMPLATES,
     PromptTemplate,

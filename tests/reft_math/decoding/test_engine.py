@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fake_engine import DROP, GOOD, HANG, FakeEngine, Reply, completion
 
-from reft_math.arithmetic.tokenizer import build_tokenizer
+from reft_math.data.arithmetic.tokenizer import build_tokenizer
 from reft_math.decoding.engine import Continuation, Engine
 from reft_math.errors import Unfinished, UserError
 

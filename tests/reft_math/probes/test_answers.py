@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import torch
 
-from reft_math.arithmetic.problems import arithmetic_problems
-from reft_math.completion import Decoding, complete
+from reft_math.data.arithmetic.problems import arithmetic_problems
 from reft_math.data.templates import TEMPLATES
+from reft_math.decoding.completions import Decoding, complete
 from reft_math.models import load_model, load_tokenizer
 from reft_math.probes.answers import complete_with_tokens
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from interventions.activations import Array
 from reft_math.probes.faithfulness import fit_truth_probe, is_beyond_0, probe_rows, score_rows
-from reft_math.probes.number import Array
 from reft_math.probes.trajectory import mean_intervals
 from reft_math.scoring.statistics import wilson_interval
 

@@ -8,18 +8,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from reft_math.arithmetic.tokenizer import build_tokenizer
-from reft_math.completion import Decoding
+from reft_math.data.arithmetic.tokenizer import build_tokenizer
 from reft_math.data.problem import Problem
 from reft_math.data.templates import TEMPLATES
-from reft_math.probes.handoff import (
-    LENGTHS,
-    continuations,
-    hand_over,
-    handoff_lines,
-    handoff_table,
-    problem_sets,
-)
+from reft_math.decoding.completions import Decoding
+from reft_math.probes.handoff import LENGTHS, continuations, hand_over, handoff_lines, handoff_table, problem_sets
 
 END = 2
 PROMPTS = [torch.tensor(row) for row in ([1, 9, 8, 7], [1, 5], [1, 11, 12, 13, 14, 15, 16, 17], [1])]

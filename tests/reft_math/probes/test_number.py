@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import mean_absolute_error, r2_score
 
+from interventions.activations import Array
 from reft_math.probes.number import (
     TARGETS,
-    Array,
     breaking_interval,
     breaking_point,
     directions,

@@ -10,10 +10,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from reft_math.completion import Decoding
 from reft_math.data.problem import Problem
 from reft_math.data.registry import held_out_problems
 from reft_math.data.templates import get_template
+from reft_math.decoding.completions import Decoding
 from reft_math.models import load_tokenizer
 from reft_math.probes.faithfulness import fit_truth_probe, probe_rows
 from reft_math.probes.statements import ProbeRow, encode_pairs, givens, near_misses, probe_set, results

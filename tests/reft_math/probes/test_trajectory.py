@@ -10,10 +10,10 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
-from reft_math.data.positions import Positions, intervention_mask
-from reft_math.decoding.gate import parse_gate
-from reft_math.decoding.generation import Handoff
-from reft_math.probes.teacher_forcing import Text, closing
+from interventions.gates import parse_gate
+from interventions.generation import Handoff
+from interventions.positions import Positions, intervention_mask
+from reft_math.decoding.teacher_forcing import Text, closing
 from reft_math.probes.trajectory import (
     FATES,
     fate_lines,

@@ -8,16 +8,9 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from reft_math.arithmetic.tokenizer import build_tokenizer
+from reft_math.data.arithmetic.tokenizer import build_tokenizer
 from reft_math.errors import UserError
-from reft_math.regression.grid import (
-    Grid,
-    Number,
-    evenly_spaced,
-    make_grid,
-    number_texts,
-    parse_numbers,
-)
+from reft_math.regression.grid import Grid, Number, evenly_spaced, make_grid, number_texts, parse_numbers
 
 TokenizerOfKind = Callable[[str], PreTrainedTokenizerBase]
 KINDS = (

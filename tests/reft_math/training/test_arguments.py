@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from reft_math.commands.options.training import FittingOptions
 from reft_math.errors import UserError
 from reft_math.training.arguments import check_precision
-from reft_math.training.options import FittingOptions
 
 
 def test_float16_autocast_is_refused_where_accelerate_would_leave_it_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from reft_math.card import NO_NOTES, digest, make_card
 from reft_math.errors import UserError
-from reft_math.evaluation import score_tables
+from reft_math.models.card import NO_NOTES, digest, make_card
+from reft_math.scoring.evaluate import score_tables
 from reft_math.training.card import adapter_notes, notes_beside
 
 

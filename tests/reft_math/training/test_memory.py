@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from reft_math.commands.options.training import FittingOptions
 from reft_math.training.dry_run import optimiser_steps, size_text
 from reft_math.training.memory import (
     Batch,
@@ -18,7 +19,6 @@ from reft_math.training.memory import (
     logit_bytes,
     working_bytes,
 )
-from reft_math.training.options import FittingOptions
 
 LLAMA_3_8B = LlamaConfig(
     vocab_size=128_256,

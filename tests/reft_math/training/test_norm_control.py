@@ -6,14 +6,8 @@ import math
 import pytest
 import torch
 
-from reft_math.training.norm_control import (
-    CONTROLLERS,
-    Pid,
-    make_controller,
-    mean_norm,
-    project_mean_norm,
-    remove_directions,
-)
+from interventions.norms import mean_norm, project_mean_norm, remove_directions
+from reft_math.training.norm_control import CONTROLLERS, Pid, make_controller
 from reft_math.training.tracking import tracking
 
 

@@ -18,7 +18,7 @@ from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_mod
 from reft_math.data.prefix import IGNORE_INDEX, PrefixCollator
 from reft_math.errors import UserError
 from reft_math.models import load_model
-from reft_math.sharding import shard
+from reft_math.models.sharding import shard
 from reft_math.training.loss import sequence_cross_entropy
 from reft_math.training.norm_control import CONTROLLERS, make_controller
 from reft_math.training.number_loss import NumberCounts, NumberLoss, NumberTokens, number_loss
@@ -393,8 +393,8 @@ TWO_PROCESSES = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from reft_math.processes import part_ways, process_state
-from reft_math.sharding import is_asked_for
+from reft_math.commands.processes import part_ways, process_state
+from reft_math.models.sharding import is_asked_for
 from test_trainer import finish, stop
 assert is_asked_for()
 folder = Path({folder!r})

@@ -1,0 +1,249 @@
+"""Generation under a gate: both models in one batch while it is open, stock generation after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.streamers import BaseStreamer
+
+from interventions.gates import AlwaysOn, Gate, PromptOnly, TokenGate, parse_gate
+from interventions.logits import FiniteLogits
+from interventions.pairs import GatedOutput, Handoff, Pairs
+from interventions.positions import Positions
+from reft_math.errors import UserError
+
+if TYPE_CHECKING:
+    from interventions.hooked import HookedReftModel
+
+__all__ = ["GatedOutput", "Handoff", "acting_positions", "gated_generate", "generate_with_gate"]
+
+
+def generate_with_gate(
+    model: PreTrainedModel,
+    inputs: torch.Tensor,
+    interventions: HookedReftModel,
+    gate: Gate,
+    handoff: Handoff = "base",
+    until_closed: bool = False,
+    streamer: BaseStreamer | None = None,
+    **kwargs: Any,
+) -> Any:
+    """``model.generate`` under a gate, with all that ``generate`` takes but beams and assistants.
+
+    Args:
+        model: The base, interventions hooked in.
+        inputs: Prompts, ``(batch, position)``, padded on the left.
+        interventions: What the gate opens.
+        gate: When they act. Under ``off``, ``always`` and ``prompt`` this is stock ``generate``, beams and all.
+        handoff, until_closed: See `gated_generate`.
+        streamer, **kwargs: As for ``model.generate``.
+
+    Returns:
+        What ``model.generate`` returns; with ``return_dict_in_generate`` a `GatedOutput` under all other gates.
+
+    Raises:
+        UserError: An option that a gate cannot go with, or logits that are NaN or infinite.
+    """
+    _check_handoff(handoff)
+    if until_closed and (gate == TokenGate(0) or isinstance(gate, AlwaysOn | PromptOnly)):
+        raise UserError(f"until_closed needs a gate that closes while tokens are drawn; got {gate}")
+    kwargs["logits_processor"] = _guarded(kwargs.get("logits_processor"))
+    if gate == TokenGate(0):
+        return model.generate(inputs, streamer=streamer, **kwargs)
+    if isinstance(gate, AlwaysOn | PromptOnly):
+        with interventions.decoding(inputs.shape[1], acting_positions(gate, interventions)):
+            return model.generate(inputs, streamer=streamer, **kwargs)
+    for name in ("assistant_model", "custom_generate"):
+        if kwargs.pop(name, None) is not None:
+            raise UserError(f"a gate {gate} cannot be combined with {name}; use gate='always' or 'off'")
+    loop = partial(
+        gated_generate,
+        interventions=interventions,
+        gate=gate,
+        handoff=handoff,
+        until_closed=until_closed,
+        streamer=streamer,  # stock generate hands neither this nor the tokenizer on to a custom loop
+    )
+    _make_stop_strings_a_criterion(model, kwargs)
+    return model.generate(inputs, custom_generate=loop, **kwargs)
+
+
+def _guarded(processors: Sequence[LogitsProcessor] | None) -> LogitsProcessorList:
+    """Before a caller's own processors, which may exclude every token, one that stops at logits that are not finite."""
+    is_guarded = any(isinstance(processor, FiniteLogits) for processor in processors or ())
+    return LogitsProcessorList([*([] if is_guarded else [FiniteLogits()]), *(processors or ())])
+
+
+def _make_stop_strings_a_criterion(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
+    """Moves ``stop_strings`` from ``kwargs``, or the configuration they fall back on, to ``stopping_criteria``."""
+    tokenizer = kwargs.pop("tokenizer", None)
+    config: GenerationConfig = kwargs.get("generation_config") or model.generation_config
+    strings = kwargs.get("stop_strings", config.stop_strings or model.generation_config.stop_strings)
+    if strings is None:
+        return
+    if tokenizer is None:
+        raise UserError("stop_strings are found in text: pass the tokenizer too, generate(…, tokenizer=tokenizer)")
+    criterion = StopStringCriteria(stop_strings=strings, tokenizer=tokenizer)
+    kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or []), criterion])
+    kwargs["stop_strings"] = None  # wins over both configurations
+
+
+@torch.no_grad()
+def gated_generate(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    *,
+    interventions: HookedReftModel,
+    gate: Gate | str | None = None,
+    handoff: Handoff = "base",
+    until_closed: bool = False,
+    streamer: BaseStreamer | None = None,
+    **model_kwargs: Any,
+) -> Any:
+    """A decoding loop for ``model.generate(custom_generate=gated_generate, interventions=…, gate=…)``.
+
+    While any gate is open, one forward pass a step runs a batch of B *survivors* and one *companion* for each open row,
+    on one KV cache. Survivors are the rows that go on after the gate has closed: the base's with ``handoff="base"``,
+    the intervened ones with ``"keep"``; companions are the other half of the pair, and leave when the row's gate
+    closes. Once all have left, stock sampling goes on from the survivors' cache.
+
+    ``D_t`` is measured on raw logits; logits processors act on those of the model that draws the token. A gate that
+    counts tokens closes before a step's forward pass, one that measures divergence after it: then the base draws that
+    step's token in either case, and ``keep`` goes on without interventions from the next.
+
+    Args:
+        model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs: As stock ``generate``
+            hands them to its own loops.
+        interventions: What the gate opens.
+        gate: A gate or its text; the interventions' own by default.
+        handoff: ``base`` goes on as the base that has read prompt and prefix itself; ``keep`` from the cache that the
+            interventions have changed, without them.
+        until_closed: Stop when all gates are closed or their rows ended; what comes after is another's to write.
+        streamer: Gets tokens as from stock ``generate``, which does not forward its own ``streamer`` to a custom loop:
+            bind it, ``partial(gated_generate, streamer=streamer)``.
+
+    Returns:
+        Sequences ``(rows, position)``, or a `GatedOutput` with ``return_dict_in_generate``.
+
+    Raises:
+        UserError: An option that a gate cannot go with, or logits that are NaN or infinite.
+    """
+    if not isinstance(gate, Gate):
+        gate = parse_gate(interventions.gate if gate is None else gate)
+    if getattr(interventions, "model", model) is not model:
+        raise UserError("interventions act on the model they were put on; got another one's")
+    _check_handoff(handoff)
+    # The base's own habit, which nobody has asked for in the call.
+    if not generation_config.use_cache and model.generation_config.use_cache is False:
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        generation_config.use_cache = True
+        model_kwargs |= {"use_cache": True, "past_key_values": cache}
+    _check(generation_config, model_kwargs)
+    logits_processor = _guarded(logits_processor)
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
+
+    def go_on(input_ids: torch.Tensor, processor: Any, criteria: Any, **model_kwargs: Any) -> Any:
+        return model._sample(
+            input_ids,
+            logits_processor=processor,
+            stopping_criteria=criteria,
+            generation_config=generation_config,
+            streamer=streamer,
+            **model_kwargs,
+        )
+
+    if isinstance(gate, AlwaysOn | PromptOnly):
+        if until_closed:
+            raise UserError(f"until_closed needs a gate that closes; got {gate}")
+        with interventions.decoding(input_ids.shape[1], acting_positions(gate, interventions)):
+            return go_on(input_ids, logits_processor, stopping_criteria, **model_kwargs)
+    # As in stock sampling, rows that ended are padded where there is an end token at all.
+    pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+    pad_token = generation_config._pad_token_tensor if pads else None
+    pairs = Pairs(model, interventions, gate, handoff, input_ids, generation_config, pad_token, model_kwargs)
+    pairs.run(logits_processor, stopping_criteria, streamer)
+    if pairs.ended.all() or until_closed:
+        if streamer is not None:
+            streamer.end()
+        return pairs.output(None)
+    processor = LogitsProcessorList([*logits_processor, _PadEnded(pairs.ended, pairs.pad_token)])
+    criteria = StoppingCriteriaList([*stopping_criteria, _StayEnded(pairs.ended)])
+    # Where there is no mask stock generate reads from here that input_ids hold what is in the cache, too.
+    generation_config._mask_length = pairs.input_ids.shape[1]
+    generation_config.prefill_chunk_size = None  # the prompt is in the cache; transformers 5.17 would read it again
+    return pairs.output(go_on(pairs.input_ids, processor, criteria, **pairs.model_kwargs))
+
+
+def acting_positions(gate: Gate, interventions: HookedReftModel) -> Positions:
+    """Where the interventions act while the gate is open."""
+    if not isinstance(gate, PromptOnly):
+        return interventions.positions
+    if interventions.positions == "generated":
+        raise UserError("gate 'prompt' is for adapters that act on the prompt; this one acts on generated tokens only")
+    return "prompt"
+
+
+def _check_handoff(handoff: str) -> None:
+    if handoff not in get_args(Handoff):
+        raise UserError(f"handoff is 'base' or 'keep'; got {handoff!r}")
+
+
+def _check(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise UserError(
+            f"a gate goes with greedy decoding and sampling; got {mode.value.replace('_', ' ')}."
+            " PrefixReftModel.generate takes other modes with gate='always' or 'off'"
+        )
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(config, name):
+            raise UserError(f"a gate cannot be combined with {name}: the rows of two models would mix; leave it out")
+    if model_kwargs.get("inputs_embeds") is not None:
+        raise UserError("a gate needs prompts as tokens; got inputs_embeds")
+    cache = model_kwargs.get("past_key_values")
+    if not config.use_cache or cache is None:
+        raise UserError("a gate needs the KV cache; leave use_cache=False out")
+    if cache.get_seq_length() > 0:
+        raise UserError("a gate starts from the prompt; leave past_key_values out")
+
+
+class _StayEnded(StoppingCriteria):  # type: ignore[misc]
+    """Rows that ended in pairs stay ended: stock sampling starts by taking all rows for unfinished."""
+
+    def __init__(self, ended: torch.Tensor) -> None:
+        self.ended = ended
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return self.ended
+
+
+class _PadEnded(LogitsProcessor):  # type: ignore[misc]
+    """Makes the padding token the only choice of rows that have ended."""
+
+    def __init__(self, ended: torch.Tensor, pad_token: torch.Tensor | None) -> None:
+        self.ended, self.pad_token = ended, pad_token
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.pad_token is None or not self.ended.any():
+            return scores
+        only_pad = torch.full_like(scores, -torch.inf)
+        only_pad[:, self.pad_token] = 0
+        return torch.where(self.ended[:, None], only_pad, scores)

@@ -1,0 +1,151 @@
+"""Settings that every evaluation command has. Light to import: ``--help`` waits for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+from urllib.parse import urlsplit
+
+from reft_math.commands.options.loading import LoadingOptions
+from reft_math.errors import UserError, require, require_temperature
+
+
+@dataclass(frozen=True)
+class DecoderOptions(LoadingOptions):
+    """Model and how it is loaded, adapter and gate.
+
+    None stands for what the help text says in brackets; results hold the resolved value.
+    """
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Base: hub id, folder, .gguf file, or 'arithmetic' (the adapter's base; arithmetic)."},
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
+    adapter: str | None = field(
+        default=None, metadata={"help": "Adapter: folder or hub id (none: the base on its own)."}
+    )
+    gate: str | None = field(
+        default=None, metadata={"help": "kl:NATS[,min=N][,max=N], tokens:N, always, prompt or off (the adapter's own)."}
+    )
+    handoff: Literal["base", "keep"] = field(
+        default="base",
+        metadata={"help": "What goes on once the gate has closed: the base, or the cache that the adapter changed."},
+    )
+
+
+@dataclass(frozen=True)
+class ModelOptions(DecoderOptions):
+    """What `DecoderOptions` has, prompts, data and the length of completions."""
+
+    template: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prompt: auto, chat, plain, either with -step-by-step or -boxed, chat… also with -thinking"
+            " (the adapter's; auto)."
+        },
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
+    )
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest completion (512; arithmetic 80, math500 1024)."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "max_new_tokens", lambda value: value is None or value >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class RunOptions(ModelOptions):
+    """What `ModelOptions` has, problems in batches, and a folder of records."""
+
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    limit: int | None = field(default=None, metadata={"help": "First problems only (all; arithmetic 500)."})
+    batch_size: int = field(default=16, metadata={"help": "Completions a batch."})
+    output_dir: str = field(default="results/evaluation", metadata={"help": "Records and results go here."})
+    resume: bool = field(default=False, metadata={"help": "Go on where a stopped run left off."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("limit", "batch_size"):
+            require(self, name, lambda value: value is None or value >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(RunOptions):
+    """What `RunOptions` has, sampling, and the engine."""
+
+    samples: int = field(
+        default=1, metadata={"help": "Completions a problem; from 2 on pass@k and the majority's vote are reported."}
+    )
+    temperature: float | None = field(default=None, metadata={"help": "Samples at this temperature (greedy)."})
+    top_p: float | None = field(default=None, metadata={"help": "Samples from the likeliest tokens of this mass (1)."})
+    top_k: int | None = field(default=None, metadata={"help": "Samples from this many tokens (all)."})
+    min_p: float | None = field(
+        default=None, metadata={"help": "Samples from tokens at least this share as likely as the likeliest (0)."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the samples."})
+    engine: str | None = field(
+        default=None,
+        metadata={"help": "Server with the base (http://host:port/v1) that writes what follows the gate's closing."},
+    )
+    engine_model: str | None = field(default=None, metadata={"help": "The base's name there (its only model)."})
+    engine_concurrency: int = field(default=32, metadata={"help": "Requests at once."})
+    engine_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds of the server's silence before it is asked again."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("samples", "engine_concurrency", "top_k"):
+            require(self, name, lambda value: value is None or value >= 1, "at least 1")
+        require_temperature(self)
+        require(self, "top_p", lambda value: value is None or 0 < value <= 1, "in (0, 1]")
+        require(self, "min_p", lambda value: value is None or 0 <= value <= 1, "in [0, 1]")
+        needs = [name for name in ("top_p", "top_k", "min_p") if getattr(self, name) is not None]
+        needs += ["samples"] if self.samples > 1 else []
+        if needs and self.temperature is None:
+            raise UserError(f"--{needs[0].replace('_', '-')} is for sampling; pass --temperature too, such as 0.7")
+        if self.engine is None and self.engine_model is not None:
+            raise UserError("--engine-model names the base on an engine; pass --engine too, or leave it out")
+        require(self, "engine_timeout", lambda value: 0 < value < math.inf, "positive and finite")
+        if self.engine is not None:
+            _check_address(self.engine)
+        if self.engine is not None and self.handoff != "base":
+            raise UserError("--engine goes on as the base would; leave --handoff keep out, or --engine")
+
+    @property
+    def FREE_ON_RESUME(self) -> frozenset[str]:  # type: ignore[override]
+        """Samples depend on who draws them in which batches; greedy completions do not, but for rounding."""
+        free = frozenset({"engine_concurrency", "engine_timeout"})
+        return free if self.sampling else free | {"batch_size", "engine", "engine_model"}
+
+    @property
+    def sampling(self) -> dict[str, float | int]:
+        """Settings of ``generate``; empty is greedy. Nothing is cut off unless asked for."""
+        if self.temperature is None:
+            return {}
+        return {
+            "temperature": self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "top_k": self.top_k or 0,
+            **({} if self.min_p is None else {"min_p": self.min_p}),
+        }
+
+
+def _check_address(engine: str) -> None:
+    """An address that says nothing secret, for it is recorded with the results. What it says is not repeated."""
+    if any(mark in engine for mark in "@?#"):
+        raise UserError("--engine is recorded with the results; put the key in OPENAI_API_KEY, not in the address")
+    try:
+        parts = urlsplit(engine)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise UserError("--engine must be the address of a server, such as http://localhost:8000/v1; it is none")

@@ -1,0 +1,116 @@
+"""Settings of prefix training. Light to import: ``--help`` waits for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reft_math.commands.options.training import ELEMENTWISE, TrainingOptions, check_site_path
+from reft_math.errors import UserError, require
+
+
+@dataclass(frozen=True)
+class PrefixOptions(TrainingOptions):
+    """Options of prefix training but for the norm, after those that every training command has."""
+
+    k: int = field(default=10, metadata={"help": "Solution tokens to train on."})
+    full_fraction: float = field(
+        default=0.0, metadata={"help": "Share of the rows that keep the whole solution; 1 is ordinary ReFT."}
+    )
+    norm_control: Literal["pid", "note", "projection", "penalty", "step-size", "none", "loss-weight"] = field(
+        default="pid",
+        metadata={"help": "How the norm is held: pid acts on the biases; note (loss-weight) is the authors' PID."},
+    )
+    target_scale_norm: float | None = field(
+        default=None, metadata={"help": "Hold the mean over layers of ‖s − 1‖₂ at or under this (RED)."}
+    )
+    numeric_weight: float = field(
+        default=0.0,
+        metadata={"help": "λ of L = w·(CE + λ·N), N a loss on numbers by which near misses cost less than far ones."},
+    )
+    numeric_objective: Literal["ntl", "raft"] = field(
+        default="ntl",
+        metadata={"help": "N: squared error of the expected value of each number token, or of each whole number."},
+    )
+    intervention: Literal["red", "bias", "loreft", "direft"] = field(
+        default="red", metadata={"help": "Kind of intervention."}
+    )
+    site: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block (ffn_up; LoReFT, DiReFT: block)."
+        },
+    )
+    site_path: str | None = field(
+        default=None,
+        metadata={"help": "Where, by a module's path instead: model.layers.{layer}.mlp.up_proj; any decoder's."},
+    )
+    layers: str = field(default="all", metadata={"help": "all, or numbers and ranges such as 0,2,8-11."})
+    positions: Literal["all", "generated", "prompt"] = field(
+        default="all", metadata={"help": "Tokens the interventions act on: prompt and generated, or one of the two."}
+    )
+    rank: int | None = field(default=None, metadata={"help": "LoReFT's and DiReFT's rank (4)."})
+    gate: str | None = field(
+        default=None,
+        metadata={
+            "help": "The adapter's default gate: kl:NATS, tokens:N, always, prompt or off (calibrated; tokens:K where"
+            " it is not; always for ordinary ReFT)."
+        },
+    )
+    calibrate_gate: bool = field(
+        default=True,
+        metadata={
+            "help": "Choose the default gate, one of kl:0.25,min=1 to kl:16,min=1, by accuracy on the validation split."
+        },
+    )
+    calibration_size: int = field(default=200, metadata={"help": "Validation problems at most."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_site_path(self.site, self.site_path)
+        require(self, "k", lambda value: value >= 1, "at least 1")
+        require(self, "calibration_size", lambda value: value >= 1, "at least 1")
+        require(self, "full_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
+        require(self, "numeric_weight", lambda value: 0 <= value < math.inf, "0 or more")
+        require(self, "target_scale_norm", lambda value: value is None or 0 < value < math.inf, "positive")
+
+
+@dataclass(frozen=True)
+class PrefixReftOptions(PrefixOptions):
+    """One training run's."""
+
+    output_dir: str = field(default="results/prefix-reft", metadata={"help": "Adapter, records and results go here."})
+    target_norm: float | None = field(
+        default=None, metadata={"help": "Set point of the bias norm, mean over layers of ‖b‖₂ (0.54, Llama-3's)."}
+    )
+    relative_target_norm: float | None = field(
+        default=None,
+        metadata={
+            "help": "Set point in units of the site's own activations (mean ‖h‖ over training prompts), in which the"
+            " biases' learning rate counts, too."
+        },
+    )
+    project_number_direction: bool = field(
+        default=False,
+        metadata={"help": "Keep every bias off the direction that its layer encodes numbers along (RED, bias)."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("target_norm", "relative_target_norm"):
+            require(self, name, lambda value: value is None or 0 < value < math.inf, "positive")
+        if self.target_norm is not None and self.relative_target_norm is not None:
+            raise UserError(
+                "--target-norm and --relative-target-norm exclude each other;"
+                f" got {self.target_norm} and {self.relative_target_norm}"
+            )
+        check_number_direction(self, self.project_number_direction)
+
+
+def check_number_direction(options: PrefixOptions, project: bool) -> None:
+    """The others' b has the rank's width and comes back by a learnt R: no direction of the layer to keep it off."""
+    if project and options.intervention not in ELEMENTWISE:
+        raise UserError(
+            f"--project-number-direction is for red and bias, whose b is the layer's; got {options.intervention}"
+        )

@@ -1,0 +1,66 @@
+"""What every command shares: parsing, one-line errors, the output folder, results and tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from reft_math.commands.interrupt import end_with_parent, ends_on_interrupt
+from reft_math.commands.output_folder import check_output_dir
+from reft_math.commands.parser import parse
+from reft_math.errors import UserError
+from reft_math.files.atomic import storage_fault
+from reft_math.files.lock import release
+
+
+def run(main: Callable[[Any], object], config_class: type, description: str | None) -> None:
+    """Parses the command line into ``config_class`` and calls ``main`` with it.
+
+    ``--config file.yaml`` holds the same settings; the command line wins over it. A `UserError`, and a disk that is
+    full or read-only, become one line on standard error and exit code 2; Ctrl-C becomes one line and exit code 130, and
+    so does the end of ``torchrun``, for its workers.
+    """
+
+    def last_words() -> str:
+        return "" if _rank() else f"\nstopped; {_way_on(config_class)}\n"
+
+    end_with_parent(last_words)
+    with ends_on_interrupt(last_words):
+        try:
+            config = parse(config_class, description, sys.argv[1:])
+            is_claimed = hasattr(config, "output_dir") and not getattr(config, "dry_run", False)
+            if is_claimed and not _rank():
+                check_output_dir(config)  # again when it is claimed; here so that nobody waits for a model first
+            main(config)
+        except UserError as error:
+            _fail(str(error))
+        except Exception as error:
+            if (fault := storage_fault(error)) is None:
+                raise
+            _fail(f"{fault}; mend that; {_way_on(config_class)}")
+        finally:
+            release()
+
+
+def _way_on(config_class: type) -> str:
+    """What to type after a stop."""
+    resumes = "resume" in (field.name for field in dataclasses.fields(config_class)) and "--resume" not in sys.argv
+    way = " with --resume" if resumes else " again"
+    return f"to go on, run the same command{way}{' in place of --overwrite' if '--overwrite' in sys.argv else ''}"
+
+
+def _fail(message: str) -> NoReturn:
+    """A mistake shows in every process, a fault perhaps in one."""
+    if "tqdm" in sys.modules:
+        for bar in tuple(sys.modules["tqdm"].tqdm._instances):
+            bar.close()  # what an error left open has not ended its line
+    print(f"error in process {_rank()}: {message}" if _rank() else f"error: {message}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _rank() -> int:
+    """``torchrun``'s number of this process."""
+    return int(os.environ.get("RANK", "0"))

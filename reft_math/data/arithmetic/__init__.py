@@ -1,0 +1,10 @@
+"""The embedded world: problems, tokenizer, and a tiny Llama that has learnt to solve them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EMBEDDED_MODEL = "arithmetic"
+
+
+EMBEDDED_FOLDER = Path(__file__).parent / "arithmetic" / "model"

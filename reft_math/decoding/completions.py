@@ -1,0 +1,233 @@
+"""From questions to completions: prompts, decoding, and where the text of a completion ends."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
+
+from interventions.generation import GatedOutput
+from interventions.logits import FiniteLogits, NotFiniteLogits
+from reft_math.data.prefix import pad_left
+from reft_math.data.stops import StopTexts
+from reft_math.data.templates import PromptTemplate, encode_prompt
+from reft_math.decoding.engine import Continuation, Engine
+from reft_math.errors import Unfinished
+
+Generate = Callable[..., Any]
+Complete = Callable[[Sequence[str], int | None], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are made.
+
+    Attributes:
+        tokenizer, template: From question to prompt.
+        end_token_ids: Every token at which a completion stops; `stops` are texts at which it does.
+        max_new_tokens: Where it stops at the latest.
+        opener: Text every completion is made to start with; part of the completion.
+        sampling: Settings of ``generate`` such as ``temperature``; empty is greedy.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: PromptTemplate
+    end_token_ids: list[int]
+    max_new_tokens: int
+    opener: str = ""
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def stops(self) -> tuple[str, ...]:
+        """Texts at which a completion stops, too, and which are no part of it."""
+        return self.template.stops(self.tokenizer)[1]
+
+    def prompts(self, questions: Sequence[str]) -> list[torch.Tensor]:
+        """Token ids of each question's prompt and the opener."""
+        opener = list(self.tokenizer.encode(self.opener, add_special_tokens=False)) if self.opener else []
+        return [torch.tensor(encode_prompt(self.template, text, self.tokenizer) + opener) for text in questions]
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of one call of ``generate``."""
+        stop = StopTexts(self.stops, self.tokenizer) if self.stops else None
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "eos_token_id": self.end_token_ids,
+            "pad_token_id": self.tokenizer.pad_token_id,
+            "use_cache": True,  # whatever a checkpoint's configuration says: the text is the same
+            "return_dict_in_generate": True,
+            **({"stopping_criteria": StoppingCriteriaList([stop])} if stop else {}),
+            **({"do_sample": True, **self.sampling} if self.sampling else {}),
+        }
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+    def until_end(self, token_ids: Sequence[int]) -> int | None:
+        """The place of the first end token; None where there is none."""
+        return next((index for index, token in enumerate(token_ids) if token in self.end_token_ids), None)
+
+    def stop_in(self, text: str) -> re.Match[str] | None:
+        """The first of `stops` in a text."""
+        return re.search("|".join(map(re.escape, self.stops)), text) if self.stops else None
+
+    def read(self, token_ids: Sequence[int]) -> dict[str, Any]:
+        """``completion``, ``num_tokens`` and ``finished``, as in `complete`, of the tokens after a prompt."""
+        end = self.until_end(token_ids)
+        num_tokens = len(token_ids) if end is None else end + 1
+        text = self.text(token_ids[:end])
+        if stop := self.stop_in(text):
+            text = text[: stop.start()]
+            num_tokens = bisect_left(
+                range(num_tokens), True, key=lambda number: self.stop_in(self.text(token_ids[:number])) is not None
+            )
+        return {
+            "completion": self.opener + text,
+            "num_tokens": num_tokens,
+            "finished": end is not None or stop is not None,
+        }
+
+
+def complete(
+    questions: Sequence[str], seed: int | None, *, generate: Generate, decoding: Decoding, device: torch.device
+) -> list[dict[str, Any]]:
+    """One batch of completions.
+
+    Args:
+        questions: What to answer.
+        seed: Of the samples; None where decoding is greedy.
+        generate: ``generate(inputs, attention_mask=…, **settings)`` with ``sequences``, such as a model's ``generate``.
+        decoding: Prompts, stopping and sampling.
+        device: The model's.
+
+    Returns:
+        Per question ``completion`` (text, the opener included), ``num_tokens`` (drawn, the end token included) and
+        ``finished`` (false where ``max_new_tokens`` cut it off); where a gate was at work also ``kl`` (``D_t`` in nats
+        while it was open), ``cumulative_kl``, ``dead_band`` where there is one, and ``closing_position`` (None where it
+        never closed).
+    """
+    output, width = _generate(questions, seed, generate, decoding, device)
+    rows = [decoding.read(row) for row in output.sequences[:, width:].tolist()]
+    return [{**row, **gate} for row, gate in zip(rows, _gate_records(output), strict=True)]
+
+
+def complete_by_engine(
+    questions: Sequence[str],
+    seed: int | None,
+    *,
+    generate: Generate,
+    decoding: Decoding,
+    device: torch.device,
+    engine: Engine,
+) -> list[dict[str, Any]]:
+    """As `complete`, but ``generate`` draws until each row's gate has closed, and an engine writes the rest.
+
+    Args:
+        generate: As in `complete`, and it takes ``until_closed`` and returns a `GatedOutput`.
+        engine: Serves the base.
+
+    Raises:
+        Unfinished: The engine does not finish some rows; the others' dictionaries are in it, by their place.
+    """
+    output, width = _generate(questions, seed, generate, decoding, device, until_closed=True)
+    gates = _gate_records(output)
+    rows: dict[int, dict[str, Any]] = {}
+    prefixes: dict[int, list[int]] = {}
+    for index, drawn in enumerate(output.sequences[:, width:].tolist()):
+        closing = int(output.closing_positions[index])
+        if closing < 0:
+            rows[index] = {**decoding.read(drawn), **gates[index]}
+        else:
+            prefixes[index] = drawn[:closing]
+    prompts = [prompt.tolist() for prompt in decoding.prompts(questions)]
+
+    stop: Unfinished | None = None
+    try:
+        continuations = engine.complete(
+            [prompts[index] + prefix for index, prefix in prefixes.items()],
+            [decoding.max_new_tokens - len(prefix) for prefix in prefixes.values()],
+            decoding.end_token_ids,
+            decoding.sampling,
+            seed or 0,
+            decoding.stops,
+        )
+        written = dict(enumerate(continuations))
+    except Unfinished as error:
+        stop, written = error, dict(error.done)
+    for place, (index, prefix) in enumerate(prefixes.items()):
+        if place in written:
+            rows[index] = {**_joined(prefix, written[place], decoding), **gates[index]}
+    if stop is not None:
+        raise Unfinished(str(stop), rows)
+    return [rows[index] for index in range(len(rows))]
+
+
+def _generate(
+    questions: Sequence[str],
+    seed: int | None,
+    generate: Generate,
+    decoding: Decoding,
+    device: torch.device,
+    **options: Any,
+) -> tuple[Any, int]:
+    """``generate``'s output and the width of the prompts."""
+    prompts = decoding.prompts(questions)
+    inputs = pad_left(prompts, int(decoding.tokenizer.pad_token_id)).to(device)
+    attention_mask = pad_left([torch.ones_like(prompt) for prompt in prompts], 0).to(device)
+    if seed is not None:
+        torch.manual_seed(seed)
+    try:
+        output = generate(
+            inputs,
+            attention_mask=attention_mask,
+            logits_processor=LogitsProcessorList([FiniteLogits()]),
+            **decoding.settings(),
+            **options,
+        )
+    except NotFiniteLogits as error:
+        raise NotFiniteLogits(error.row, questions[error.row]) from None
+    return output, inputs.shape[1]
+
+
+def _joined(prefix: list[int], written: Continuation, decoding: Decoding) -> dict[str, Any]:
+    """As `Decoding.read`, of a prefix and what an engine wrote; some write their stops out, or go on behind them."""
+    start = decoding.text(prefix)
+    text, num_tokens, finished = start + written.text, written.num_tokens, written.finished
+    if stop := decoding.stop_in(text):
+        if stop.end() < len(text):
+            kept = text[len(start) : stop.end()]
+            num_tokens = len(decoding.tokenizer.encode(kept, add_special_tokens=False))
+        text, finished = text[: stop.start()], True
+    return {"completion": decoding.opener + text, "num_tokens": len(prefix) + num_tokens, "finished": finished}
+
+
+def _gate_records(output: Any) -> list[dict[str, Any]]:
+    """What a `GatedOutput` says of each row; nothing where there was no gate."""
+    if not isinstance(output, GatedOutput) or output.closing_positions is None:
+        return [{}] * len(output.sequences)
+    closings = output.closing_positions.tolist()
+    dead_band = output.dead_band or 0.0
+    if output.kl is None:
+        divergences: list[list[float]] = [[] for _ in closings]
+    else:
+        divergences = [row[~row.isnan()].tolist() for row in output.kl]
+    return [
+        {
+            "kl": [_rounded(value) for value in values],
+            "cumulative_kl": _rounded(sum(max(value - dead_band, 0.0) for value in values)),
+            **({"dead_band": dead_band} if dead_band else {}),
+            "closing_position": None if closing < 0 else closing,
+        }
+        for values, closing in zip(divergences, closings, strict=True)
+    ]
+
+
+def _rounded(nats: float) -> float:
+    """Six digits: float32 has no more, and a divergence, a sum of differences, has fewer still."""
+    return float(f"{nats:.6g}")

@@ -1,0 +1,128 @@
+"""The body of ``eval/error_analysis.py``: what wrong solutions get wrong first, and where equations are false."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from statistics import median
+from typing import Any, get_args
+
+from reft_math.commands.output_folder import RESULTS_NAME, claim_output_dir
+from reft_math.commands.provenance import provenance
+from reft_math.data.templates import without_thoughts
+from reft_math.experiments.figures.error_analysis import error_figure
+from reft_math.files.atomic import write_csv, write_json, write_text
+from reft_math.files.plots import write_figure
+from reft_math.files.tables import print_table
+from reft_math.probes.equations import equations
+from reft_math.probes.solution_errors import Kind, first_error
+from reft_math.scoring.comparison import Entry, Record
+from reft_math.scoring.elsewhere import numeric_scoring, read_entries, rescored
+from reft_math.scoring.statistics import wilson_interval
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_PARTS = 4  # of a solution
+
+Row = dict[str, Any]
+
+
+def run_error_analysis(options: Any, runs: Sequence[str]) -> None:
+    """Writes tables, figure and records of the runs' wrong solutions.
+
+    Args:
+        options: The command's settings.
+        runs: As for `read_entries`.
+    """
+    entries = read_entries(runs)
+    as_numbers = numeric_scoring(entries, "auto")
+    folder = claim_output_dir(options)
+    entries = rescored(entries, as_numbers)
+    wrong = [wrong_solutions(entry) for entry in entries]
+    errors = [row for entry, found in zip(entries, wrong, strict=True) for row in error_rows(entry, found)]
+    positions = [row for entry in entries for row in position_rows(entry)]
+
+    write_csv(folder / "errors.csv", errors)
+    write_csv(folder / "positions.csv", positions)
+    (folder / "records").mkdir(exist_ok=True)
+    lines = (json.dumps(row) + "\n" for found in wrong for row in found)
+    write_text(folder / "records" / "errors.jsonl", "".join(lines))
+    write_figure(folder, "errors", error_figure(errors, positions))
+    write_json(folder / RESULTS_NAME, {**provenance(options), "errors": errors, "positions": positions})
+    print_table("what wrong solutions get wrong first", _COLUMNS, _cells(errors))
+    print(f"tables, figure and records: {folder}")
+
+
+def wrong_solutions(entry: Entry) -> list[Row]:
+    """Each wrong solution's first error, its place in characters, as a share of the text, and, about, in tokens."""
+    rows = []
+    for record in entry.records.values():
+        if record["correct"]:
+            continue
+        text = without_thoughts(record["completion"])
+        error = first_error(record["question"], text, _has_answer(record))
+        place: Row = dict.fromkeys(("character", "share_of_text", "token"))
+        if error.start is not None:
+            share = error.start / len(text)
+            tokens = record.get("num_tokens")
+            place = {"character": error.start, "share_of_text": share, "token": tokens and round(share * tokens)}
+        about = {"id": record["id"], "run": entry.run, "decoder": entry.decoder}
+        rows.append({**about, "kind": error.kind, "text": error.text, **place})
+    return rows
+
+
+def _has_answer(record: Record) -> bool:
+    """Whether a solution came to its end, and to an answer that could be scored."""
+    return record.get("finished", True) and record.get("last_number", record.get("prediction", "")) is not None
+
+
+def error_rows(entry: Entry, wrong: Sequence[Row]) -> list[Row]:
+    """A row for each kind: its share of the wrong solutions with the 95 % Wilson interval, and its median place."""
+    rows = []
+    for kind in KINDS:
+        found = [row for row in wrong if row["kind"] == kind]
+        about = {"run": entry.run, "decoder": entry.decoder, "problems": len(entry.records), "wrong": len(wrong)}
+        medians = {name: _median([row[name] for row in found]) for name in ("character", "share_of_text", "token")}
+        rows.append({**about, "kind": kind, **_share(len(found), len(wrong)), **medians})
+    return rows
+
+
+def position_rows(entry: Entry) -> list[Row]:
+    """By part of a solution, right or wrong: its equations, and how many of them are false."""
+    counts = [[0, 0] for _ in range(_PARTS)]
+    for record in entry.records.values():
+        text = without_thoughts(record["completion"])
+        for equation in equations(text):
+            part = counts[equation.start * _PARTS // len(text)]
+            part[0] += 1
+            part[1] += not equation.is_true
+    return [
+        {
+            **{"run": entry.run, "decoder": entry.decoder, "from": part / _PARTS, "to": (part + 1) / _PARTS},
+            **{"equations": total, **_share(false, total)},
+        }
+        for part, (total, false) in enumerate(counts)
+    ]
+
+
+def _share(count: int, total: int) -> Row:
+    low, high = wilson_interval(count, total) if total else (None, None)
+    return {"count": count, "share": count / total if total else None, "low": low, "high": high}
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+_COLUMNS = ("", "problems", "wrong", *KINDS, "first false equation at")
+
+
+def _cells(errors: Sequence[Row]) -> list[list[str]]:
+    rows = []
+    for start in range(0, len(errors), len(KINDS)):
+        first, *_ = by_kind = errors[start : start + len(KINDS)]
+        shares = [str(row["count"]) + (f" ({row['share']:.0%})" if first["wrong"] else "") for row in by_kind]
+        token = "" if first["token"] is None else f", token {first['token']:.0f}"
+        place = "-" if first["share_of_text"] is None else f"{first['share_of_text']:.0%}{token}"
+        rows.append([f"{first['run']}:{first['decoder']}", str(first["problems"]), str(first["wrong"]), *shares, place])
+    return rows

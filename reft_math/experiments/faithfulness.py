@@ -1,0 +1,121 @@
+"""The body of ``eval/faithfulness.py``: what is measured in which order, and what is written of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+
+from interventions.gates import AlwaysOn, PromptOnly, TokenGate, parse_gate
+from interventions.sites import check_site
+from reft_math.commands.options.evaluation import RunOptions
+from reft_math.commands.output_folder import RESULTS_NAME
+from reft_math.commands.processes import part_ways
+from reft_math.commands.resumable import record_rows
+from reft_math.data.fingerprint import about_problems
+from reft_math.data.registry import problems_to_report_on
+from reft_math.errors import UserError
+from reft_math.experiments.figures.faithfulness import heads_figure, positions_figure
+from reft_math.files.atomic import write_csv, write_json
+from reft_math.files.plots import write_figure
+from reft_math.files.tables import lines, print_table
+from reft_math.probes.faithfulness import ALL, BASE, RESIDUAL, probe_rows, score_rows
+from reft_math.probes.number import held_out
+from reft_math.probes.number_measures import Source
+from reft_math.probes.statements import encode_pairs, givens, probe_set, results
+from reft_math.probes.truth import fit_layers, score_pairs
+from reft_math.scoring.context import Setting, load_beside, load_setting
+
+_FEWEST = 8  # of six of them two each go to a fold; two are held out
+_STATEMENTS = {"givens": givens, "results": results}
+
+
+def run_faithfulness(options: RunOptions, dataset: str, statements: str, seed: int, reft: str | None = None) -> None:
+    """Fits truth probes on the base and reads them under each source's interventions.
+
+    Args:
+        options: The command's settings.
+        dataset: A name `load_problems` knows.
+        statements: ``givens`` or ``results``, as in `reft_math.probes.statements`.
+        seed: Draws wrong numbers, and the problems that probes are held to.
+        reft: Another adapter, ordinary ReFT, to show beside the first: folder or hub id.
+    """
+    problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
+    usable = [problem for problem in problems if _STATEMENTS[statements](problem)]
+    _check_enough(len(usable), len(problems), dataset)
+    setting = load_setting(options, dataset)
+    check_site(setting.model, "attn_o")
+    sources = _sources(setting, reft)
+    about = about_problems(dataset, test=problems)
+    folder = setting.claim(about, reft)
+    records, batch_size = folder / "records", options.batch_size
+
+    tokenizer, decoding = setting.decoding.tokenizer, setting.decoding
+    rows = probe_set(
+        usable, _STATEMENTS[statements], lambda text: len(tokenizer.encode(text, add_special_tokens=False)), seed
+    )
+    record_rows(
+        rows, lambda _: 0, lambda _, missing: list(map(asdict, missing)), records / "probe_set.jsonl", "probe set", 100
+    )
+    pairs = encode_pairs(rows, decoding)
+    is_held_out = held_out([pair.problem for pair in pairs], seed)
+    to_fit, to_score = ([pairs[index] for index in np.flatnonzero(which)] for which in (~is_held_out, is_held_out))
+    probes = fit_layers(setting.model, to_fit, folder, batch_size)
+    scored = {}
+    for name, file, source in ((BASE, "base", None), *((source.name, source.file, source) for source in sources)):
+        path = records / f"scores-{file}.jsonl"
+        scored[name] = score_pairs(
+            setting.model, source, setting.options.handoff, to_score, probes, path, name, batch_size
+        )
+    part_ways()
+
+    tables = {"probes": probe_rows(scored[BASE]), "scores": score_rows(scored)}
+    for name, table in tables.items():
+        write_csv(folder / f"{name}.csv", table)
+    figures = {"heads": heads_figure(**tables), "positions": positions_figure(tables["scores"])}
+    for name, figure in figures.items():
+        write_figure(folder, name, figure)
+    short = {name: [row for row in table if row["head"] == RESIDUAL] for name, table in tables.items()}
+    short["scores"] = [row for row in short["scores"] if row["position"] == ALL]
+    titled = {
+        f"{dataset}, {statements}: truth probes of the residual stream on held-out questions": lines(short["probes"]),
+        f"{dataset}, {statements}: score of true less false statements in log-odds, residual stream": lines(
+            short["scores"]
+        ),
+    }
+    others = {source.file: asdict(source.reft_model.prefix_config) for source in sources if source.file == "reft"}
+    counts = {"problems": len(problems), "left_out": len(problems) - len(usable), "pairs": len(pairs)}
+    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, **others, **counts, **short})
+    for title, (header, *body) in titled.items():
+        print_table(title, header, body)
+    print(f"{counts['left_out']} of {len(problems)} problems left out: they state no number that could be changed")
+    if not any(row["reads"] for row in tables["probes"]):
+        print("no probe tells true from false better than chance: what moves their scores says nothing of truth")
+    print(f"tables, figures, probes and records: {folder}")
+
+
+def _check_enough(usable: int, problems: int, dataset: str) -> None:
+    if usable < _FEWEST:
+        raise UserError(
+            f"truth probes need at least {_FEWEST} problems that state a number; {dataset} has {usable} of {problems}:"
+            " take a larger --limit, another --dataset or other --statements"
+        )
+
+
+def _sources(setting: Setting, reft: str | None) -> list[Source]:
+    """The adapter always on, for the tokens it was trained on, and under its gate, unless two of these are the same."""
+    if setting.reft_model is None:
+        return []
+    assert setting.adapter is not None
+    gate = parse_gate(str(setting.options.gate))
+    if isinstance(gate, PromptOnly):
+        raise UserError("gate prompt draws no tokens with interventions; pass --gate kl:NATS or tokens:N")
+    sources = [Source("always on", "always-on", setting.reft_model, "always")]
+    prefix = None if setting.adapter.k is None else TokenGate(setting.adapter.k)
+    if prefix is not None:
+        sources.append(Source(f"prefix, {prefix}", "prefix", setting.reft_model, str(prefix)))
+    if gate not in (prefix, AlwaysOn(), TokenGate(0)):
+        sources.append(Source(f"gated, {gate}", "gated", setting.reft_model, str(gate)))
+    if reft is not None:
+        sources.append(Source("ReFT, always on", "reft", load_beside(setting, reft), "always"))
+    return sources

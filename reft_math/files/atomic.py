@@ -1,0 +1,163 @@
+"""Files that are whole or not there: written aside in the same folder, synced to the disk, then given their name.
+
+A process killed at any moment, and a disk that fills up, leave what was there before. What they leave aside ends in
+`SUFFIX`, is never read, and gives way to the next write.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+SUFFIX = ".tmp"
+_FAULTS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),  # full, or broken
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),  # not to be written
+)
+_FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``. What is written there is synced and renamed to ``path`` at the end, or
+    deleted where an exception was raised.
+
+    Raises:
+        OSError: Of any step, with a file's name; then ``path`` is as it was.
+    """
+    aside = _aside(path)
+    try:
+        with named(path):
+            yield aside
+            sync(aside)
+            os.replace(aside, path)
+            sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Gives an `OSError` that names no file, as of a write to a full disk, this one's name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and what is missing above it; returns when all of their names are on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    with written(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows under the names of the first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_files(folder: Path, save: Callable[[Path], object]) -> None:
+    """Puts the files that ``save`` writes, also in folders within, into a folder, each of them whole; others stay."""
+    make_folder(folder)
+    with _folder_aside(folder / "files") as aside:
+        save(aside)
+        for path in sorted(path for path in aside.rglob("*") if path.is_file()):
+            place = folder / path.relative_to(aside)
+            sync(path)
+            make_folder(place.parent)
+            os.replace(path, place)
+            sync(place.parent)
+
+
+def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
+    """Makes a folder of what ``save`` writes, whole or not at all: that it is there says that it is done."""
+    with _folder_aside(folder) as aside:
+        save(aside)
+        for path in aside.rglob("*"):
+            sync(path)
+        sync(aside)
+        os.rename(aside, folder)
+        sync(folder.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Deletes a folder at once: it is renamed, and deleted under a name that nothing reads."""
+    with _folder_aside(folder) as aside:
+        os.rename(folder, aside)
+        sync(folder.parent)
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a folder holds more than what a stopped process left aside."""
+    return folder.is_dir() and any(path.suffix != SUFFIX for path in folder.iterdir())
+
+
+def obstacle(folder: Path) -> str | None:
+    """What is in the way of making a folder or writing to it, as far as that can be told without; None if nothing is.
+
+    Its nearest part that is there must be a folder that may be written to. Root may write anywhere but where the file
+    system is read-only.
+    """
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        return f"{nearest} is a file"
+    return None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} may not be written to"
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_fault(error: Exception) -> str | None:
+    """What the disk had against a write, where that is what an error is about; else None."""
+    if isinstance(error, OSError) and error.errno in _FAULTS:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return next((fault for fault in _FULL if fault in str(error)), None)  # safetensors raises a class of its own
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + SUFFIX)
+
+
+@contextmanager
+def _folder_aside(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder``, which goes when the work is done or has failed."""
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

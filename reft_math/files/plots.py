@@ -1,0 +1,22 @@
+"""Figures: one palette, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from reft_math.files.atomic import written
+
+
+def write_figure(folder: Path, name: str, figure: Figure) -> None:
+    """As ``NAME.png`` and ``NAME.svg``, the same files for the same figure: no date, no names drawn at random."""
+    from matplotlib import rc_context
+
+    for ending, metadata in (("png", None), ("svg", {"Date": None})):
+        with written(folder / f"{name}.{ending}") as aside, rc_context({"svg.hashsalt": name}):
+            figure.savefig(aside, format=ending, dpi=150, metadata=metadata)
+
+
+# Okabe and Ito's palette, told apart by colour-blind readers.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -1,0 +1,154 @@
+"""A base model with interventions that stay hooked in and act where a mask says."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyreft
+import pyvene as pv
+import torch
+from huggingface_hub import CommitInfo
+from transformers import PreTrainedModel
+
+from interventions.bias import BiasIntervention
+from interventions.direft import DireftIntervention
+from interventions.gates import Gate
+from interventions.generation import Handoff
+from interventions.hooked import HookedReftModel
+from interventions.loreft import LoreftIntervention
+from interventions.positions import Positions
+from interventions.red import RedIntervention
+from interventions.sites import check_site, component, num_layers, parse_layers, site_width
+from interventions.subspace import DEFAULT_RANK
+from reft_math.commands.options.training import ELEMENTWISE
+from reft_math.errors import UserError
+from reft_math.files.atomic import write_files
+from reft_math.models import adapter_files
+from reft_math.models.adapter_card import write_adapter_card
+from reft_math.models.base import endings
+from reft_math.models.config import CONFIG_NAME, PrefixReftConfig
+from reft_math.models.hub import fetch, push
+
+_CLASSES = {
+    "red": RedIntervention,
+    "bias": BiasIntervention,
+    "loreft": LoreftIntervention,
+    "direft": DireftIntervention,
+}
+
+
+def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> PrefixReftModel:
+    """Puts fresh interventions on a frozen base. RED and biases change nothing yet, the others start at random.
+
+    Raises:
+        UserError: The model lacks the site or the layers, or its width is not the one in the config.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise UserError("interventions go into the model itself; instead of torch.compile(model) call model.compile()")
+    check_site(model, config.site)
+    layers = parse_layers(config.layers, num_layers(model))
+    width = site_width(model, config.site, layers)
+    if config.width not in (None, width):
+        raise UserError(
+            f"an adapter fits models of its own width: this one is for {config.site} of width {config.width}"
+            f" (base {config.base_model}), the model's is {width}"
+        )
+    rank = None if config.intervention in ELEMENTWISE else config.rank or DEFAULT_RANK
+    if rank is not None and rank > width:
+        raise UserError(f"rank must be at most the site's width {width}; got {rank}")
+    config = replace(config, layers=layers, width=width, rank=rank)
+    representations = [
+        pv.RepresentationConfig(
+            layer=layer,
+            component=component(model, config.site, layer),
+            low_rank_dimension=rank,
+            intervention=_CLASSES[config.intervention](
+                embed_dim=width, low_rank_dimension=rank, act_fn=config.act_fn, dropout=config.dropout
+            ),
+        )
+        for layer in layers
+    ]
+    return PrefixReftModel(pyreft.ReftConfig(representations=representations), model, config)
+
+
+class PrefixReftModel(HookedReftModel):
+    """Interventions on a base, with the settings, files and card that make an adapter of them.
+
+    `forward` takes what the base takes and an ``intervention_mask``; `generate` takes what the base takes and a
+    ``gate``, the adapter's own by default. Outside these two calls the base's logits are unchanged to the last bit.
+    """
+
+    def __init__(self, config: pyreft.ReftConfig, model: PreTrainedModel, prefix_config: PrefixReftConfig) -> None:
+        self.prefix_config = prefix_config
+        super().__init__(config, model, prefix_config.site)
+
+    @property
+    def positions(self) -> Positions:
+        """Where the interventions act."""
+        return self.prefix_config.positions
+
+    @property
+    def gate(self) -> str:
+        """The gate the adapter is meant to be decoded with."""
+        return self.prefix_config.gate
+
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        gate: Gate | str | None = None,
+        handoff: Handoff = "base",
+        input_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `HookedReftModel.generate`, and with ``tokenizer`` it knows where the adapter's template ends an answer.
+
+        ``eos_token_id`` and ``stopping_criteria`` come first.
+        """
+        tokenizer, template = kwargs.get("tokenizer"), self.prefix_config.template
+        if tokenizer is not None and template is not None and kwargs.get("generation_config") is None:
+            kwargs = {**endings(self.model, tokenizer, template), **kwargs}
+        return super().generate(inputs, gate, handoff, input_ids, **kwargs)
+
+    # --- files --------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Writes safetensors, ``reft_config.json``, a model card and, beside them, the layout stock pyvene loads.
+
+        A card that is in the folder already keeps its text.
+        """
+        adapter_files.save(folder, self.prefix_config, self.interventions)
+        write_adapter_card(Path(folder))
+        with contextlib.redirect_stdout(io.StringIO()):  # pyvene prints that the folder exists
+            write_files(Path(folder), lambda aside: super(PrefixReftModel, self).save(str(aside)))
+
+    def load_weights(self, folder: str | Path) -> None:
+        """Puts a saved adapter's parameters into this model's interventions."""
+        adapter_files.load_weights(folder, self.interventions)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, model: PreTrainedModel, revision: str | None = None
+    ) -> PrefixReftModel:
+        """Loads an adapter from a folder or the hub onto its base.
+
+        Raises:
+            UserError: No adapter there, or one that does not fit the model.
+        """
+        folder = fetch(source, CONFIG_NAME, revision)
+        reft_model = get_prefix_reft_model(model, PrefixReftConfig.from_pretrained(folder))
+        reft_model.load_weights(folder)
+        reft_model.interventions.eval()  # as transformers does; dropout waits for `train`
+        return reft_model
+
+    @classmethod
+    def load(cls, *args: Any, **kwargs: Any) -> PrefixReftModel:
+        """`from_pretrained`: pyvene's own imports whatever class a folder's ``config.json`` names."""
+        return cls.from_pretrained(*args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Saves to the hub; keyword arguments as in `reft_math.models.hub.push`."""
+        return push(self.save_pretrained, repo_id, **kwargs)

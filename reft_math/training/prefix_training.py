@@ -1,0 +1,240 @@
+"""Prefix training: inputs read and checked, interventions trained with their norm held, a gate chosen."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel
+
+from interventions.activations import Array
+from interventions.gates import parse_gate
+from reft_math.commands.options.prefix import PrefixReftOptions
+from reft_math.commands.options.training import ELEMENTWISE
+from reft_math.commands.output_folder import check_claim
+from reft_math.commands.processes import process_state
+from reft_math.commands.provenance import versions
+from reft_math.data.prefix import PrefixCollator, PrefixDataset
+from reft_math.errors import UserError
+from reft_math.files.atomic import write_folder
+from reft_math.models.adapter import PrefixReftModel, get_prefix_reft_model
+from reft_math.models.base import lasting_name
+from reft_math.models.config import PrefixReftConfig
+from reft_math.models.sharding import is_sharded, shard
+from reft_math.scoring.gate_choice import best_gate
+from reft_math.scoring.rounding import NUM_PROBLEMS, acting_bias, noise_floor
+from reft_math.training import job as jobs
+from reft_math.training import prefix_training
+from reft_math.training.dry_run import interventions_of, show, solution_tokens
+from reft_math.training.norm_control import make_controller
+from reft_math.training.number_loss import NumberLoss, make_number_loss
+from reft_math.training.packing import packs
+from reft_math.training.relative_size import TEXTS, relative_size
+from reft_math.training.tracking import tracking
+from reft_math.training.trainer import NormControl
+
+Directions = Array | Callable[[jobs.Job, str], Array]
+LLAMA3_NORM = 0.54  # the note's, found for Llama-3
+
+
+@dataclass(frozen=True)
+class PrefixJob:
+    """A run's inputs, all of them read and found in order.
+
+    Attributes:
+        options: Resolved.
+        job: Base, tokenizer, template and problems.
+        model: The base with fresh interventions; its config holds the gate to start from.
+        dataset: The training rows.
+        control: Holds the norm.
+        number_loss: The loss on numbers, if there is one.
+    """
+
+    options: PrefixReftOptions
+    job: jobs.Job
+    model: PrefixReftModel
+    dataset: PrefixDataset
+    control: NormControl
+    number_loss: NumberLoss | None
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether whole solutions are trained on: ordinary ReFT."""
+        return self.options.full_fraction == 1
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the base is spread over processes: for training, too slow to decode with."""
+        return is_sharded(self.job.model)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the gate is chosen on the validation split."""
+        return _calibrates(self.options) and not self.is_sharded
+
+
+def prepare(
+    options: PrefixReftOptions,
+    base: PreTrainedModel | None = None,
+    directions: Directions | None = None,
+    shards: bool = False,
+) -> PrefixJob:
+    """Reads everything, and makes what is trained. Writes nothing.
+
+    Args:
+        options: The command's.
+        base: Where it is loaded already.
+        directions: Along which each layer encodes numbers, ``(layer, width)``, or what finds them at a site
+            (`reft_math.experiments.number_directions.number_directions`); needed where options keep biases off them.
+        shards: Spread the base over the processes.
+
+    Raises:
+        UserError: Any of it cannot be had as asked.
+    """
+    site = options.site_path or options.site or ("ffn_up" if options.intervention in ELEMENTWISE else "block")
+    options = replace(jobs.resolve(options), site=site, site_path=None)
+    if options.relative_target_norm is None:
+        options = replace(options, target_norm=options.target_norm or LLAMA3_NORM)
+    is_ordinary = options.full_fraction == 1
+    gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
+    if shards and options.project_number_direction:
+        raise UserError(
+            "--project-number-direction reads the base's activations in one process, and a sharded base runs in all at"
+            " once; leave it out, or launch with configs/ddp.yaml"
+        )
+    job = jobs.prepare(options, base, to_be_sharded=shards)
+    if _calibrates(options) and not job.validation_problems:
+        raise UserError(
+            f"{options.eval_dataset} is too small to choose a gate on; name one with --gate, such as {gate}"
+        )
+    config = PrefixReftConfig(
+        intervention=options.intervention,
+        site=site,
+        layers=options.layers,
+        positions=options.positions,
+        rank=options.rank,
+        k=None if is_ordinary else options.k,
+        gate=str(gate),
+        base_model=lasting_name(options.model),
+        base_revision=job.base_revision,
+        template=str(job.template),
+        versions=versions(),
+    )
+    model = get_prefix_reft_model(job.model, config)
+    dataset = PrefixDataset(
+        job.train_problems, job.tokenizer, job.template, options.k, options.full_fraction, options.seed
+    )
+    kept_off = None
+    if options.project_number_direction and not options.dry_run:
+        if directions is None:
+            raise UserError("project_number_direction keeps biases off number directions; pass directions=")
+        found = directions(job, site) if callable(directions) else directions
+        kept_off = [torch.from_numpy(found[layer]).float() for layer in model.biases()]
+    if shards:
+        shard(job.model)
+        model.interventions.to(job.model.device)
+    control = _norm_control(options, model, dataset, kept_off)
+    number_loss = None
+    if options.numeric_weight > 0:
+        rows = [row["target_ids"] for row in dataset.rows]
+        number_loss = make_number_loss(options.numeric_weight, options.numeric_objective, job.tokenizer, rows)
+    return PrefixJob(options, job, model, dataset, control, number_loss)
+
+
+def _norm_control(
+    options: PrefixReftOptions, model: PrefixReftModel, dataset: PrefixDataset, kept_off: list[torch.Tensor] | None
+) -> NormControl:
+    """Holds the norm at ``n* = X·u``, with u = 1, or the mean norm of the base's activations for a relative X."""
+    unit = 1.0
+    if options.relative_target_norm is not None and not options.dry_run:
+        mine = relative_size(model, _sample(dataset))["mean"]["activation"]
+        unit = broadcast_object_list([mine])[0]  # processes' last digits might differ, and their biases drift apart
+        with torch.no_grad():
+            for bias in model.biases().values():
+                bias.mul_(unit)  # LoReFT's and DiReFT's start from random numbers
+    target = unit * (options.relative_target_norm or options.target_norm or LLAMA3_NORM)
+    if options.norm_control != "none":
+        model.prefix_config = replace(model.prefix_config, target_norm=target)
+    controller = make_controller(options.norm_control, target, len(dataset))
+    return NormControl(model, controller, options.target_scale_norm, kept_off, unit)
+
+
+def _calibrates(options: PrefixReftOptions) -> bool:
+    return options.calibrate_gate and options.gate is None and options.full_fraction < 1
+
+
+def train(prefix: PrefixJob) -> None:
+    """Trains into ``adapter/`` of the output folder; where that is there already, the run is resumed after it."""
+    adapter = Path(prefix.options.output_dir) / "adapter"
+    if adapter.is_dir():
+        prefix.model.load_weights(adapter)
+        prefix.control.load(adapter)
+    else:
+        collator = PrefixCollator(
+            int(prefix.job.tokenizer.pad_token_id), prefix.options.positions, packs(prefix.job.model)
+        )
+        if prefix.number_loss is not None and process_state().is_main_process:
+            print(prefix.number_loss, file=sys.stderr)
+        trainer = jobs.train(prefix.job, prefix.model, prefix.dataset, collator, prefix.control, prefix.number_loss)
+        if trainer.is_world_process_zero():
+            write_folder(adapter, trainer.save_model)
+    prefix.model.eval()
+
+
+def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
+    """Makes the best KL gate the adapter's own; returns each gate's summary on the validation split."""
+    found = jobs.evaluate_kl_gates(prefix.job, prefix.model.generate, prefix.options.calibration_size)
+    prefix.model.prefix_config = replace(prefix.model.prefix_config, gate=best_gate(found))
+    if process_state().is_main_process:
+        adapter = Path(prefix.options.output_dir) / "adapter"
+        prefix.model.prefix_config.save_pretrained(adapter)
+    return found
+
+
+def noise(prefix: PrefixJob) -> dict[str, Any]:
+    """The `noise_floor` on the validation split."""
+    batch_size = prefix.options.eval_batch_size
+    assert batch_size is not None  # resolved
+    return noise_floor(prefix.model, jobs.decoding(prefix.job), prefix.job.validation_problems, batch_size)
+
+
+def summary(prefix: PrefixJob) -> dict[str, Any]:
+    """What the results hold of the training. All processes read the base's activations."""
+    norms, target = prefix.control.trace["norm"], prefix.control.controller.target
+    texts = _sample(prefix.dataset)
+    return {
+        "trainable_parameters": sum(parameter.numel() for parameter in prefix.model.parameters()),
+        "train_rows": len(prefix.dataset),
+        "gate": prefix.model.gate,
+        "numbers": None if prefix.number_loss is None else asdict(prefix.number_loss.counts),
+        "bias_norm": {
+            "target": target,
+            "target_per_coordinate": target / math.sqrt(prefix.model.prefix_config.width or math.nan),
+            "achieved": norms[-1],
+            **acting_bias(prefix.model, texts[:NUM_PROBLEMS]),
+            **tracking(norms, target),
+            "controller": prefix.control.controller.name,
+            "trace": prefix.control.trace,
+        },
+        "relative_size": relative_size(prefix.model, texts),
+    }
+
+
+def _sample(dataset: PrefixDataset) -> list[list[int]]:
+    """Prompts from all over the training rows, on which activations are measured."""
+    return [row["prompt_ids"] for row in dataset.rows[:: max(1, len(dataset) // TEXTS)][:TEXTS]]
+
+
+def show_prefix(prefix: prefix_training.PrefixJob) -> None:
+    """Of ``train/prefix_reft.py``."""
+    tokens = solution_tokens(prefix.job, prefix.dataset)
+    show(prefix.options, interventions_of(prefix.model, decoded=2), tokens, prefix.job.rows)
+    if prefix.number_loss is not None:
+        print(prefix.number_loss)
+    check_claim(prefix.options)

@@ -1,0 +1,99 @@
+"""How large an edit is beside the activations it edits.
+
+A norm at a site has the units of the site's activations, and those can be free: ``(c·W_up, W_down/c)`` is the same
+model for every c. What can be compared between models is the share of ``‖h‖``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from interventions.activations import pad_right
+from interventions.sites import site_module
+from reft_math.models.adapter import PrefixReftModel
+
+# Texts that sizes are measured on, and how many are read at once.
+TEXTS, _BATCH = 64, 16
+Sizes = dict[str, float | None]
+
+
+def part_norms(
+    hidden: torch.Tensor, edited: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor | None
+) -> torch.Tensor:
+    """``‖h‖, ‖b‖, ‖(s − 1) ⊙ h‖, ‖f(h) − h‖`` of every token, in float64.
+
+    Args:
+        hidden, edited: ``h, f(h): (token, width)``.
+        bias: ``b``, of any width.
+        scale: ``s: (width,)``; None for an edit without, whose third norm is 0.
+
+    Returns:
+        ``(4, token)``
+    """
+    hidden = hidden.double()
+    scaled = torch.zeros_like(hidden) if scale is None else (scale.double() - 1) * hidden
+    rows = (hidden, bias.double().expand(len(hidden), -1), scaled, edited.double() - hidden)
+    return torch.stack([row.norm(dim=-1) for row in rows])
+
+
+@torch.no_grad()
+def relative_size(reft_model: PrefixReftModel, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Sizes by layer, and of their means over layers, on what the base makes of texts.
+
+    Args:
+        reft_model: The base with interventions; they are asked what they would make of the base's own activations.
+        texts: Token ids of each.
+
+    Returns:
+        ``layers`` and ``mean``, with ``activation``, mean ‖h‖ over tokens, and as shares of it ``bias``, ``scale``
+        (None without scales) and ``edit``, the means of ‖b‖, ‖(s − 1) ⊙ h‖ and ‖f(h) − h‖; the number of ``tokens``.
+    """
+    model, interventions = reft_model.model, dict(reft_model.by_layer())
+    scales = reft_model.scales()
+    sums = {layer: torch.zeros(4, dtype=torch.float64) for layer in interventions}
+
+    def add(module: nn.Module, args: Any, output: Any, layer: int, is_token: torch.Tensor) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = hidden[is_token.to(hidden.device)].float()
+        edited = interventions[layer](hidden)
+        sums[layer] += part_norms(hidden, edited, interventions[layer].bias, scales.get(layer)).sum(-1).cpu()
+
+    for first in range(0, len(texts), _BATCH):
+        batch = texts[first : first + _BATCH]
+        lengths = torch.tensor([len(text) for text in batch])
+        is_token = torch.arange(int(lengths.max())) < lengths[:, None]
+        with ExitStack() as stack:
+            for layer in interventions:
+                module = site_module(model, reft_model.prefix_config.site, layer)
+                hook = partial(add, layer=layer, is_token=is_token)
+                stack.callback(module.register_forward_hook(hook).remove)
+            model(pad_right(batch, model.device), use_cache=False, logits_to_keep=1)
+    tokens = sum(map(len, texts))
+    layers = [{"layer": layer, **_shares(total / tokens, bool(scales))} for layer, total in sums.items()]
+    mean = torch.stack(list(sums.values())).mean(dim=0) / tokens
+    return {"tokens": tokens, "mean": _shares(mean, bool(scales)), "layers": layers}
+
+
+def _shares(means: torch.Tensor, has_scale: bool) -> Sizes:
+    activation, bias, scale, edit = means.tolist()
+    return {
+        "activation": activation,
+        "bias": bias / activation,
+        "scale": scale / activation if has_scale else None,
+        "edit": edit / activation,
+    }
+
+
+def size_line(site: str, mean: Sizes) -> str:
+    """What a run prints."""
+    scale = "" if mean["scale"] is None else f", the scale's {mean['scale']:.3g}"
+    return (
+        f"size of the edit beside {site}'s own activations (mean norm {mean['activation']:.3g}): {mean['edit']:.3g};"
+        f" the bias's part {mean['bias']:.3g}{scale}"
+    )
