@@ -52,7 +52,7 @@ def test_tables_and_figure_are_what_the_records_say(
     call: Callable[[str], None], tmp_path: Path, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything recomputed from the records: the continuations by plain generation, the table, the figure's lines."""
-    import reft_math.experiments.figures.handoff as module
+    import reft_math.experiments.handoff as module
 
     figures: list[Figure] = []
     draw = module.handoff_figure

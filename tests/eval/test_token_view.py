@@ -12,7 +12,7 @@ import torch
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
 from reft_math.data.registry import load_problems
 from reft_math.data.templates import TEMPLATES, encode_prompt
-from reft_math.experiments.figures import token_view
+from reft_math.experiments import token_view
 from reft_math.experiments.figures.token_view import AnsweredProblem
 from reft_math.models import load_model, load_tokenizer
 
