@@ -181,10 +181,10 @@ def slope(values: Sequence[float], costs: Sequence[float]) -> float:
 
 def main(options: ScaleOptions) -> None:
     if "RANK" in os.environ:
-        from reft_math.commands.processes import part_ways
+        from reft_math.commands.processes import leave_process_group
 
         seconds = setting_of(options).seconds(options.steps)
-        part_ways()
+        leave_process_group()
         write_json(Path(str(options.json)), seconds)
     else:
         measure(options)

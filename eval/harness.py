@@ -27,7 +27,7 @@ def main(options: HarnessOptions) -> None:
     import sys
 
     from reft_math.commands.parser import make_parser
-    from reft_math.commands.processes import part_ways
+    from reft_math.commands.processes import leave_process_group
 
     try:
         from lm_eval.__main__ import cli_evaluate
@@ -45,7 +45,7 @@ def main(options: HarnessOptions) -> None:
         raise
     except ValueError as error:  # a task that it does not know, settings that exclude each other
         raise UserError(f"lm-eval: {error}") from error
-    part_ways()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from interventions.gates import AlwaysOn, Gate, PromptOnly, TokenGate, parse_gate
 from interventions.logits import FiniteLogits
-from interventions.pairs import GatedOutput, Handoff, Pairs
+from interventions.pairs import GatedOutput, Handoff, TwoModelBatch
 from interventions.positions import Positions
 from reft_math.errors import UserError
 
@@ -178,7 +178,7 @@ def gated_generate(
     # As in stock sampling, rows that ended are padded where there is an end token at all.
     pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     pad_token = generation_config._pad_token_tensor if pads else None
-    pairs = Pairs(model, interventions, gate, handoff, input_ids, generation_config, pad_token, model_kwargs)
+    pairs = TwoModelBatch(model, interventions, gate, handoff, input_ids, generation_config, pad_token, model_kwargs)
     pairs.run(logits_processor, stopping_criteria, streamer)
     if pairs.ended.all() or until_closed:
         if streamer is not None:

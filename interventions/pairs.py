@@ -48,7 +48,7 @@ class GatedOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
     dead_band: float | None = None
 
 
-class Pairs:
+class TwoModelBatch:
     """The rows of a batch of B while gates are open; see `interventions.generation.gated_generate`.
 
     Each forward pass runs the B survivors and, after them, a companion for each open row.

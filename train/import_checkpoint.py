@@ -63,14 +63,14 @@ def main(options: ImportOptions) -> None:
     from reft_math.commands.provenance import provenance, versions
     from reft_math.files.atomic import write_json
     from reft_math.models import load_model
-    from reft_math.models.base import lasting_name
+    from reft_math.models.base import absolute_name
     from reft_math.models.train_config import base_beside
 
     assert options.source is not None  # checked
     base = options.model or base_beside(options.source)
     unsaid = {name: getattr(options, name) for name in ("positions", "gate", "act_fn", "dropout")}
     told = {name: value for name, value in unsaid.items() if value is not None}
-    checkpoint = read_checkpoint(options.source, base_model=lasting_name(base), versions=versions(), **told)
+    checkpoint = read_checkpoint(options.source, base_model=absolute_name(base), versions=versions(), **told)
     model = load_model(base, options.revision)
     reft_model = checkpoint.put_on(model)
     config = dataclasses.replace(reft_model.prefix_config, base_revision=getattr(model.config, "_commit_hash", None))

@@ -61,16 +61,16 @@ def main(options: LoraOptions) -> None:
     from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 
     from reft_math.commands.output_folder import check_claim
-    from reft_math.commands.processes import claim, part_ways
+    from reft_math.commands.processes import claim, leave_process_group
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.files.atomic import write_folder
     from reft_math.models.adapter_files import count_parameters
-    from reft_math.models.base import check_no_adapter, lasting_name
+    from reft_math.models.base import absolute_name, check_no_adapter
     from reft_math.training import dry_run
     from reft_math.training import job as jobs
     from reft_math.training.matching import match_parameters
     from reft_math.training.memory import kept_by_linears
-    from reft_math.training.packing import packs
+    from reft_math.training.packing import keeps_packed_rows_apart
 
     options, matched = jobs.resolve(options), options.match
     check_no_adapter(options.model, options.revision, "LoRA")
@@ -97,7 +97,7 @@ def main(options: LoraOptions) -> None:
         model = get_peft_model(job.model, config)
     except ValueError as error:
         raise UserError(f"--target-modules must name linear modules of the model; got {names!r} ({error})") from None
-    model.peft_config["default"].base_model_name_or_path = lasting_name(options.model)
+    model.peft_config["default"].base_model_name_or_path = absolute_name(options.model)
     dataset = PrefixDataset(job.train_problems, job.tokenizer, job.template, options.k)
     if options.dry_run:
         kept = kept_by_linears(model, job.model.dtype)
@@ -111,7 +111,9 @@ def main(options: LoraOptions) -> None:
     if adapter.is_dir():  # resumed after training
         set_peft_model_state_dict(model, load_peft_weights(str(adapter)))
     else:
-        collator = PrefixCollator(int(job.tokenizer.pad_token_id), positions=None, pack=packs(job.model))
+        collator = PrefixCollator(
+            int(job.tokenizer.pad_token_id), positions=None, pack=keeps_packed_rows_apart(job.model)
+        )
         trainer = jobs.train(job, model, dataset, collator, control=None)
         if trainer.is_world_process_zero():
             write_folder(adapter, partial(_save, model))
@@ -122,7 +124,7 @@ def main(options: LoraOptions) -> None:
 
     model.eval()
     evaluation = jobs.evaluate_all(job, {"base": base, "lora": model.generate})
-    part_ways()
+    leave_process_group()
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     settings = {"matched": matched, "rank": rank, "target_modules": names}
     jobs.report(job, evaluation, {**settings, "trainable_parameters": trainable, "train_rows": len(dataset)})

@@ -44,13 +44,13 @@ def main(options: MergeOptions) -> None:
     from reft_math.files.atomic import write_files, write_json
     from reft_math.models import load_model, load_tokenizer
     from reft_math.models.adapter_card import write_merged_card
-    from reft_math.models.base import lasting_name
-    from reft_math.models.config import CONFIG_NAME
+    from reft_math.models.base import absolute_name
+    from reft_math.models.config import ADAPTER_CONFIG
     from reft_math.models.hub import fetch
     from reft_math.models.merging import check_mergeable
 
     assert options.adapter is not None  # checked
-    source = fetch(options.adapter, CONFIG_NAME)
+    source = fetch(options.adapter, ADAPTER_CONFIG)
     config = PrefixReftConfig.from_pretrained(source)
     check_mergeable(config, options.every_token)
     if config.gate != "always":
@@ -64,7 +64,7 @@ def main(options: MergeOptions) -> None:
     folder = claim_output_dir(options)
     write_files(folder, merged.save_pretrained)
     write_files(folder, tokenizer.save_pretrained)
-    write_merged_card(folder, lasting_name(name), config)
+    write_merged_card(folder, absolute_name(name), config)
     write_json(folder / RESULTS_NAME, {**provenance(options), "base": name, "adapter": dataclasses.asdict(config)})
     print(f"{name} has {config.intervention} at {config.site} in its weights now, at every token")
     print(f"model: {folder}")

@@ -25,12 +25,12 @@ from reft_math.commands.run import run
 
 def main(options: PrefixReftOptions) -> None:
     from interventions.gates import AlwaysOn, parse_gate
-    from reft_math.commands.processes import claim, part_ways
+    from reft_math.commands.processes import claim, leave_process_group
     from reft_math.experiments.number_directions import number_directions
     from reft_math.files.tables import print_table
     from reft_math.models.adapter_card import write_adapter_card
-    from reft_math.models.card import CARD_NAME, digest
-    from reft_math.models.sharding import is_asked_for
+    from reft_math.models.card import CARD_NAME, parameters_sha256
+    from reft_math.models.sharding import fsdp_requested
     from reft_math.scoring.gate_choice import GATE_COLUMNS, gate_rows, noise_line
     from reft_math.scoring.rounding import acting_line
     from reft_math.training import job as jobs
@@ -40,7 +40,7 @@ def main(options: PrefixReftOptions) -> None:
     from reft_math.training.relative_size import size_line
 
     prefix = prefix_training.prepare(
-        options, directions=number_directions, shards=is_asked_for() and not options.dry_run
+        options, directions=number_directions, shards=fsdp_requested() and not options.dry_run
     )
     if options.dry_run:
         show_prefix(prefix)
@@ -54,7 +54,7 @@ def main(options: PrefixReftOptions) -> None:
         decoders["always_on"] = partial(model.generate, gate="always")
     evaluation = None if prefix.is_sharded else jobs.evaluate_all(job, decoders)
     results = prefix_training.summary(prefix)
-    part_ways()
+    leave_process_group()
     noise = prefix_training.noise(prefix) if prefix.calibrates else None
     if calibration is not None:
         title = f"gates on {options.eval_dataset}'s validation split; * is the adapter's default"
@@ -80,7 +80,7 @@ def main(options: PrefixReftOptions) -> None:
             " more epochs or a higher learning rate may change that"
         )
     adapter = Path(options.output_dir) / "adapter"
-    found = {**results, "calibration": calibration, "noise_floor": noise, "parameters": digest(adapter)}
+    found = {**results, "calibration": calibration, "noise_floor": noise, "parameters": parameters_sha256(adapter)}
     jobs.report(job, evaluation, found, *notes)
     (adapter / CARD_NAME).unlink(missing_ok=True)  # written by a save, before there were results and a gate
     write_adapter_card(adapter, notes_beside(adapter))

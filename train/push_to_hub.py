@@ -39,22 +39,20 @@ class PushOptions:
 def main(options: PushOptions) -> None:
     import shutil
 
-    from reft_math.commands.output_folder import CONFIG_NAME as RUN_NAME
-    from reft_math.commands.output_folder import RESULTS_NAME
+    from reft_math.commands.output_folder import RESULTS_NAME, RUN_CONFIG
     from reft_math.models.adapter_card import write_adapter_card
     from reft_math.models.card import base_name
-    from reft_math.models.config import CONFIG_NAME, PrefixReftConfig
+    from reft_math.models.config import ADAPTER_CONFIG, PrefixReftConfig
     from reft_math.models.hub import fetch, push
     from reft_math.regression.card import write_regressor_card
-    from reft_math.regression.config import CONFIG_NAME as REGRESSOR_NAME
-    from reft_math.regression.config import RegressorConfig
+    from reft_math.regression.config import REGRESSOR_CONFIG, RegressorConfig
     from reft_math.training.card import notes_beside
 
     assert options.adapter is not None  # checked
     assert options.repo_id is not None
     source = Path(options.adapter)
-    is_regressor = (source / REGRESSOR_NAME).is_file()
-    fetch(source, REGRESSOR_NAME if is_regressor else CONFIG_NAME)
+    is_regressor = (source / REGRESSOR_CONFIG).is_file()
+    fetch(source, REGRESSOR_CONFIG if is_regressor else ADAPTER_CONFIG)
     write_card = write_regressor_card if is_regressor else write_adapter_card
     base = (RegressorConfig if is_regressor else PrefixReftConfig).from_pretrained(source).base_model
 
@@ -67,7 +65,7 @@ def main(options: PushOptions) -> None:
 
     def save(folder: Path) -> None:
         # A run's settings and results name its machine and its paths; what of them is for others stands in the card.
-        without = shutil.ignore_patterns(RUN_NAME, RESULTS_NAME, "*.tmp")
+        without = shutil.ignore_patterns(RUN_CONFIG, RESULTS_NAME, "*.tmp")
         shutil.copytree(source, folder, dirs_exist_ok=True, ignore=without)
         write_card(folder, notes_beside(source))
 

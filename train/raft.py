@@ -27,7 +27,7 @@ def main(options: RegressionOptions) -> None:
 
     from transformers import set_seed
 
-    from reft_math.commands.processes import claim, part_ways
+    from reft_math.commands.processes import claim, leave_process_group
     from reft_math.data.regression_rows import load_splits
     from reft_math.files.atomic import write_folder
     from reft_math.models import load_model, load_tokenizer
@@ -36,7 +36,7 @@ def main(options: RegressionOptions) -> None:
     from reft_math.regression import job as jobs
     from reft_math.regression.build import load_regressor, make_regressor
     from reft_math.regression.card import write_regressor_card
-    from reft_math.regression.evaluation import Writing, evaluate_regressor, summarise
+    from reft_math.regression.evaluation import SampledAnswers, evaluate_regressor, summarise
     from reft_math.regression.job import show_regression
     from reft_math.regression.trainer import fit
     from reft_math.training.card import notes_beside
@@ -61,7 +61,7 @@ def main(options: RegressionOptions) -> None:
         return
     folder = claim(options, jobs.fingerprints(splits))
     regressor.start_at_mean(splits.train)
-    writing = Writing(options.samples, options.temperature, options.default, options.seed)
+    writing = SampledAnswers(options.samples, options.temperature, options.default, options.seed)
 
     def evaluate(name: str) -> dict[str, Any]:
         path = folder / "records" / f"{name}.jsonl"
@@ -77,7 +77,7 @@ def main(options: RegressionOptions) -> None:
         if trainer.is_world_process_zero():
             write_folder(saved, trainer.save_regressor)
     evaluation["tuned"] = evaluate("tuned")
-    part_ways()
+    leave_process_group()
     jobs.report(options, regressor.regressor_config, splits, saved, evaluation)
     (saved / CARD_NAME).unlink(missing_ok=True)  # written by a save, before there were results
     write_regressor_card(saved, notes_beside(saved))

@@ -34,7 +34,7 @@ class SolutionsOptions(EvaluationOptions):
 
 def main(options: SolutionsOptions) -> None:
     from reft_math.commands.output_folder import RESULTS_NAME
-    from reft_math.commands.processes import part_ways
+    from reft_math.commands.processes import leave_process_group
     from reft_math.data.fingerprint import about_problems
     from reft_math.data.own_solutions import right_solutions, solution_yield
     from reft_math.data.registry import load_problems
@@ -58,7 +58,7 @@ def main(options: SolutionsOptions) -> None:
             samples=options.samples,
             seed=options.seed if options.sampling else None,
         )
-    part_ways()
+    leave_process_group()
     rows = right_solutions(records, options.keep)
     found = solution_yield(records, rows)
     if rows:

@@ -124,7 +124,7 @@ def _run_readers() -> dict[str, Reader]:
     from reft_math.experiments.quick import run_suite
     from reft_math.files.records import RecordFile
     from reft_math.probes.files import load_probes
-    from reft_math.training.checkpoints import flaw, newest_whole
+    from reft_math.training.checkpoints import damage, newest_whole
 
     def config(path: Path) -> None:
         parse(PrefixReftOptions, None, ["--config", str(path / "setting.yaml")])
@@ -140,7 +140,7 @@ def _run_readers() -> dict[str, Reader]:
 
     def checkpoint(path: Path) -> None:
         newest = newest_whole(path)
-        if newest is None or (newest.name == "checkpoint-1") == (flaw(path / "checkpoint-2") is None):
+        if newest is None or (newest.name == "checkpoint-1") == (damage(path / "checkpoint-2") is None):
             raise AssertionError(f"of two checkpoints, one of them whole, {newest} was taken")
 
     return {

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reft_math.errors import UserError
-from reft_math.files.atomic import is_used, make_folder, obstacle, remove_folder, write_json
+from reft_math.files.atomic import is_used, make_folder, remove_folder, why_not_writable, write_json
 from reft_math.files.lock import hold
 from reft_math.files.strict import read_object
 
-CONFIG_NAME = "run_config.json"
+RUN_CONFIG = "run_config.json"
 
 
 RESULTS_NAME = "results.json"
@@ -49,7 +49,7 @@ def claim_output_dir(config: Any, fingerprints: Mapping[str, Any] | None = None)
         raise UserError(f"--output-dir must be a folder that can be made; {folder}: {error.strerror}") from None
     _hold(folder)
     about = {} if fingerprints is None else {ROWS: fingerprints}
-    write_json(folder / CONFIG_NAME, {**_settings(config), **about})
+    write_json(folder / RUN_CONFIG, {**_settings(config), **about})
     return folder
 
 
@@ -69,7 +69,7 @@ def check_output_dir(config: Any) -> None:
     folder = Path(config.output_dir)
     if config.overwrite and config.resume:
         raise UserError("--resume and --overwrite exclude each other; got both")
-    if reason := obstacle(folder):
+    if reason := why_not_writable(folder):
         raise UserError(f"--output-dir must be a folder that can be written to; {reason}: choose another")
     if folder.is_dir():
         _hold(folder)
@@ -95,7 +95,7 @@ def check_output_file(path: Path) -> None:
     """Raises `UserError` where ``--output`` can be seen to be no file that could be written. Writes nothing."""
     if path.is_dir():
         raise UserError(f"--output must be a file; {path} is a folder")
-    if reason := obstacle(path.parent):
+    if reason := why_not_writable(path.parent):
         raise UserError(f"--output must be a file in a folder that can be written to; {reason}")
 
 
@@ -119,7 +119,7 @@ def _settings(config: Any) -> dict[str, Any]:
 def _read_settings(folder: Path) -> dict[str, Any] | None:
     """The settings of the run in a folder; None where there is none."""
     try:
-        return read_object(folder / CONFIG_NAME)
+        return read_object(folder / RUN_CONFIG)
     except (OSError, ValueError):
         return None
 
@@ -134,7 +134,7 @@ def _check_is_run(folder: Path, config: Any) -> None:
     before, command = _read_settings(folder), _settings(config)["command"]
     if folder.is_symlink() or before is None or before.get("command") != command:
         raise UserError(
-            f"--overwrite deletes a run of the same command only; {folder} holds no {CONFIG_NAME} of one:"
+            f"--overwrite deletes a run of the same command only; {folder} holds no {RUN_CONFIG} of one:"
             " choose another --output-dir"
         )
 
@@ -143,7 +143,7 @@ def _check_same_settings(folder: Path, config: Any, fingerprints: Mapping[str, A
     before, now = _read_settings(folder), _settings(config)
     if before is None:
         raise UserError(
-            f"--resume goes on with a run; {folder} holds no readable {CONFIG_NAME}: choose another --output-dir"
+            f"--resume goes on with a run; {folder} holds no readable {RUN_CONFIG}: choose another --output-dir"
         )
     rows = before.pop(ROWS, None)
     for name in (*now, *before):  # as declared: what was given before what follows from it

@@ -33,7 +33,7 @@ def claim(options: Any, fingerprints: Mapping[str, Any] | None = None) -> Path:
     return Path(options.output_dir)
 
 
-def part_ways() -> None:
+def leave_process_group() -> None:
     """Ends what the processes do together: the main process goes on alone, the others end here, well.
 
     All leave the group at once: a process that exits while another still holds its connection may abort, and

@@ -11,24 +11,24 @@ from reft_math.data.problem import Problem
 from reft_math.data.regression_rows import RegressionRow
 
 
-def digest(rows: Iterable[Sequence[str | float]]) -> str:
+def rows_sha256(rows: Iterable[Sequence[str | float]]) -> str:
     """SHA-256 of the rows as sorted lines of JSON: of what they say, wherever they were read and in whichever order."""
     lines = sorted(json.dumps(list(row)) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _digest_in_order(rows: Iterable[Sequence[str | float]]) -> str:
-    """As `digest`, but of the rows as they come: ids may count them, and training draws them by their places."""
-    return digest((place, *row) for place, row in enumerate(rows))
+    """As `rows_sha256`, but of the rows as they come: ids may count them, and training draws them by their places."""
+    return rows_sha256((place, *row) for place, row in enumerate(rows))
 
 
 def fingerprint(problems: Sequence[Problem]) -> dict[str, Any]:
-    """How many problems, the `digest` of question and answer, that of question, answer and solution, and one of all of
-    these and ids in their order."""
+    """How many problems; `rows_sha256` of question and answer, of question, answer and solution, and of all of these
+    and ids in their order."""
     return {
         "rows": len(problems),
-        "sha256": digest((problem.question, problem.answer) for problem in problems),
-        "with_solutions": digest((problem.question, problem.answer, problem.solution) for problem in problems),
+        "sha256": rows_sha256((problem.question, problem.answer) for problem in problems),
+        "with_solutions": rows_sha256((problem.question, problem.answer, problem.solution) for problem in problems),
         "in_order": _digest_in_order((row.id, row.question, row.answer, row.solution) for row in problems),
     }
 
@@ -39,9 +39,9 @@ def about_problems(dataset: str, **splits: Sequence[Problem]) -> dict[str, Any]:
 
 
 def regression_fingerprint(rows: Sequence[RegressionRow]) -> dict[str, Any]:
-    """How many rows, the `digest` of text and target, and one of ids, texts and targets in their order."""
+    """How many rows, the `rows_sha256` of text and target, and one of ids, texts and targets in their order."""
     return {
         "rows": len(rows),
-        "sha256": digest((row.text, row.target) for row in rows),
+        "sha256": rows_sha256((row.text, row.target) for row in rows),
         "in_order": _digest_in_order((row.id, row.text, row.target) for row in rows),
     }

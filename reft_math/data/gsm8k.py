@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from reft_math.data.problem import Problem
-from reft_math.data.rows import HubDataset, Row, Source
+from reft_math.data.rows import HubDataset, HubSource, Row
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _FINAL_LINE = re.compile(r"^####\s*(\S.*)\Z", re.MULTILINE)
@@ -27,7 +27,7 @@ def parse(row: Row, problem_id: str) -> Problem:
     return Problem(problem_id, row.text("question"), row.checked_number("answer", final[1].strip()), solution)
 
 
-SOURCE = Source(
+SOURCE = HubSource(
     name="gsm8k",
     files={"train": "train.jsonl", "test": "test.jsonl"},
     parse=parse,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reft_math.data.problem import Problem
-from reft_math.data.rows import HubDataset, Row, Source, file_rows
+from reft_math.data.rows import HubDataset, HubSource, Row, file_rows
 
 
 def parse(row: Row, problem_id: str) -> Problem:
@@ -38,7 +38,7 @@ def _own_problem(row: Row, problem_id: str) -> Problem:
     return Problem(problem_id, row.text("question"), row.answer("answer"), row.text("solution"))
 
 
-SOURCE = Source(
+SOURCE = HubSource(
     name="math10k",
     files={"train": "train.json"},
     parse=parse,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reft_math.data.problem import Problem
-from reft_math.data.rows import HubDataset, Row, Source
+from reft_math.data.rows import HubDataset, HubSource, Row
 
 
 def parse(row: Row, problem_id: str) -> Problem:
@@ -16,7 +16,7 @@ def parse(row: Row, problem_id: str) -> Problem:
     return Problem(problem_id, row.text("problem"), row.text("answer"), row.text("solution"), metadata)
 
 
-SOURCE = Source(
+SOURCE = HubSource(
     name="math500",
     files={"test": "test.jsonl"},
     parse=parse,

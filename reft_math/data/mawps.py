@@ -6,7 +6,7 @@ The hub's well-known copies have other splits, or placeholders in place of numbe
 from __future__ import annotations
 
 from reft_math.data.problem import Problem
-from reft_math.data.rows import Row, Source
+from reft_math.data.rows import HubSource, Row
 
 
 def parse(row: Row, problem_id: str) -> Problem:
@@ -18,4 +18,4 @@ def parse(row: Row, problem_id: str) -> Problem:
     return Problem(problem_id, row.text("instruction"), row.number("answer"))
 
 
-SOURCE = Source(name="mawps", files={"test": "test.json"}, parse=parse)
+SOURCE = HubSource(name="mawps", files={"test": "test.json"}, parse=parse)

@@ -81,8 +81,8 @@ class PrefixCollator:
     """Rows to a batch of lines, on which they stand behind one another.
 
     The positions of each row start from 0, by which transformers tells rows on a line apart: none attends to another
-    (`reft_math.training.packing.packs` tries whether a model does so), given ``use_cache=False``: with a cache a line
-    is one row. Padding, at the ends of lines, needs no mask under causal attention.
+    (`reft_math.training.packing.keeps_packed_rows_apart` tries whether a model does so), given ``use_cache=False``:
+    with a cache a line is one row. Padding, at the ends of lines, needs no mask under causal attention.
 
     Attributes:
         pad_token_id: Padding; never a target, and nothing attends to it.

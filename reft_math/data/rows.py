@@ -126,7 +126,7 @@ class HubDataset:
 
 
 @dataclass(frozen=True)
-class Source:
+class HubSource:
     """One data set: where its splits lie and what a row means.
 
     Attributes:

@@ -7,7 +7,7 @@ The authors publish one file of 1,000 and call it a challenge set; the hub's cop
 from __future__ import annotations
 
 from reft_math.data.problem import Problem
-from reft_math.data.rows import HubDataset, Row, Source
+from reft_math.data.rows import HubDataset, HubSource, Row
 
 
 def parse(row: Row, problem_id: str) -> Problem:
@@ -33,7 +33,7 @@ def joined(body: str, question: str) -> str:
     return f"{body}. {question}"
 
 
-SOURCE = Source(
+SOURCE = HubSource(
     name="svamp",
     files={"test": "test.jsonl"},
     parse=parse,

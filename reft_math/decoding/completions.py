@@ -25,7 +25,7 @@ Complete = Callable[[Sequence[str], int | None], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Decoding:
+class CompletionSettings:
     """How completions are made.
 
     Attributes:
@@ -95,7 +95,12 @@ class Decoding:
 
 
 def complete(
-    questions: Sequence[str], seed: int | None, *, generate: Generate, decoding: Decoding, device: torch.device
+    questions: Sequence[str],
+    seed: int | None,
+    *,
+    generate: Generate,
+    decoding: CompletionSettings,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """One batch of completions.
 
@@ -122,7 +127,7 @@ def complete_by_engine(
     seed: int | None,
     *,
     generate: Generate,
-    decoding: Decoding,
+    decoding: CompletionSettings,
     device: torch.device,
     engine: Engine,
 ) -> list[dict[str, Any]]:
@@ -172,7 +177,7 @@ def _generate(
     questions: Sequence[str],
     seed: int | None,
     generate: Generate,
-    decoding: Decoding,
+    decoding: CompletionSettings,
     device: torch.device,
     **options: Any,
 ) -> tuple[Any, int]:
@@ -195,7 +200,7 @@ def _generate(
     return output, inputs.shape[1]
 
 
-def _joined(prefix: list[int], written: Continuation, decoding: Decoding) -> dict[str, Any]:
+def _joined(prefix: list[int], written: Continuation, decoding: CompletionSettings) -> dict[str, Any]:
     """As `Decoding.read`, of a prefix and what an engine wrote; some write their stops out, or go on behind them."""
     start = decoding.text(prefix)
     text, num_tokens, finished = start + written.text, written.num_tokens, written.finished

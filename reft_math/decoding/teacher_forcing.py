@@ -19,7 +19,7 @@ from reft_math.data.prefix import pad_left
 
 
 @dataclass(frozen=True)
-class Text:
+class ForcedText:
     """What follows a prompt, the end token included.
 
     Attributes:
@@ -53,7 +53,7 @@ def text_logits(
     interventions: HookedReftModel,
     gate: Gate,
     handoff: Handoff,
-    texts: Sequence[Text],
+    texts: Sequence[ForcedText],
     pad_token: int,
 ) -> list[TextLogits]:
     """What each token of each text is drawn from, under the base, the adapter always on, and decoding under a gate.
@@ -83,7 +83,7 @@ def gated_logits(
     interventions: HookedReftModel,
     gate: Gate,
     handoff: Handoff,
-    texts: Sequence[Text],
+    texts: Sequence[ForcedText],
     pad_token: int,
 ) -> list[torch.Tensor]:
     """What decoding under the gate draws each token of each text from, ``(token, vocabulary)`` by text.
@@ -109,7 +109,7 @@ class _Passes:
         interventions: HookedReftModel,
         gate: Gate,
         handoff: Handoff,
-        texts: Sequence[Text],
+        texts: Sequence[ForcedText],
         pad_token: int,
     ) -> None:
         self.model, self.interventions, self.gate, self.handoff = model, interventions, gate.on(model.dtype), handoff
@@ -187,7 +187,7 @@ def closing(gate: Gate, kl: torch.Tensor) -> tuple[int | None, int]:
 
 
 def _teacher_forced(
-    texts: Sequence[Text], pad_token: int, device: torch.device
+    texts: Sequence[ForcedText], pad_token: int, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The base's inputs ``(row, column)``, and ``(1, column)``, true at a text's columns.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reft_math.commands.options.evaluation import RunOptions
 from reft_math.commands.output_folder import RESULTS_NAME
-from reft_math.commands.processes import part_ways
+from reft_math.commands.processes import leave_process_group
 from reft_math.data.fingerprint import about_problems
 from reft_math.data.registry import problems_to_choose_by
 from reft_math.errors import UserError
@@ -50,7 +50,7 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     folder = setting.claim(about)
     with Scorer(is_numeric(dataset, problems)) as score:
         found = evaluate_gates(gates, problems, setting.completer, score, folder / "records", options.batch_size)
-    part_ways()
+    leave_process_group()
     best = best_gate(found)
     assert setting.reft_model is not None
     noise = noise_floor(setting.reft_model, setting.decoding, problems, options.batch_size)

@@ -8,13 +8,13 @@ from typing import Any
 
 from reft_math.commands.output_folder import RESULTS_NAME, claim_output_dir
 from reft_math.commands.provenance import provenance
-from reft_math.data.fingerprint import digest
+from reft_math.data.fingerprint import rows_sha256
 from reft_math.experiments.figures.comparison import comparison_figure
 from reft_math.files.atomic import write_csv, write_json, write_text
 from reft_math.files.plots import write_figure
 from reft_math.files.tables import print_table
 from reft_math.scoring.comparison import (
-    COLUMNS,
+    COMPARISON_COLUMNS,
     COST_COLUMNS,
     SCORE_COLUMNS,
     TRAINING_COLUMNS,
@@ -24,7 +24,7 @@ from reft_math.scoring.comparison import (
 )
 from reft_math.scoring.elsewhere import ELSEWHERE, numeric_scoring, read_entries, rescored, turn_notes, with_turns
 from reft_math.scoring.lengths import LENGTH_TITLE
-from reft_math.scoring.pairing import check_templates, not_known, paired, reference_of, scored_otherwise
+from reft_math.scoring.pairing import check_templates, paired, reference_of, scored_otherwise, unchecked
 
 
 def run_compare(options: Any) -> None:
@@ -50,7 +50,7 @@ def run_compare(options: Any) -> None:
     for number, entry in enumerate(entry for entry in entries if entry.decoder == ELSEWHERE):
         path = folder / "records" / f"elsewhere-{number}-{entry.source.stem}.jsonl"
         write_text(path, _lines(entry.records.values()))
-    compared = digest((record["question"], record["gold"]) for record in entries[0].records.values())
+    compared = rows_sha256((record["question"], record["gold"]) for record in entries[0].records.values())
     results = {
         "against": against,
         "is_numeric": is_numeric,
@@ -67,9 +67,9 @@ def run_compare(options: Any) -> None:
     start = 2
     for name, columns in (("trained on", TRAINING_COLUMNS), (title, SCORE_COLUMNS), (LENGTH_TITLE, COST_COLUMNS)):
         end = start + len(columns)
-        print_table(name, COLUMNS[:2] + columns, [line[:2] + line[start:end] for line in lines])
+        print_table(name, COMPARISON_COLUMNS[:2] + columns, [line[:2] + line[start:end] for line in lines])
         start = end
-    notes = (*not_known(entries), *turn_notes(turns, options.first_turn), *scored_otherwise(before, entries))
+    notes = (*unchecked(entries), *turn_notes(turns, options.first_turn), *scored_otherwise(before, entries))
     for note in notes:
         print(note)
     print(f"table, figure and outcomes: {folder}")

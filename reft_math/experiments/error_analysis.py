@@ -23,7 +23,7 @@ from reft_math.scoring.statistics import wilson_interval
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _PARTS = 4  # of a solution
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 
 def run_error_analysis(options: Any, runs: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ def run_error_analysis(options: Any, runs: Sequence[str]) -> None:
     print(f"tables, figure and records: {folder}")
 
 
-def wrong_solutions(entry: Entry) -> list[Row]:
+def wrong_solutions(entry: Entry) -> list[TableRow]:
     """Each wrong solution's first error, its place in characters, as a share of the text, and, about, in tokens."""
     rows = []
     for record in entry.records.values():
@@ -60,7 +60,7 @@ def wrong_solutions(entry: Entry) -> list[Row]:
             continue
         text = without_thoughts(record["completion"])
         error = first_error(record["question"], text, _has_answer(record))
-        place: Row = dict.fromkeys(("character", "share_of_text", "token"))
+        place: TableRow = dict.fromkeys(("character", "share_of_text", "token"))
         if error.start is not None:
             share = error.start / len(text)
             tokens = record.get("num_tokens")
@@ -75,7 +75,7 @@ def _has_answer(record: Record) -> bool:
     return record.get("finished", True) and record.get("last_number", record.get("prediction", "")) is not None
 
 
-def error_rows(entry: Entry, wrong: Sequence[Row]) -> list[Row]:
+def error_rows(entry: Entry, wrong: Sequence[TableRow]) -> list[TableRow]:
     """A row for each kind: its share of the wrong solutions with the 95 % Wilson interval, and its median place."""
     rows = []
     for kind in KINDS:
@@ -86,7 +86,7 @@ def error_rows(entry: Entry, wrong: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def position_rows(entry: Entry) -> list[Row]:
+def position_rows(entry: Entry) -> list[TableRow]:
     """By part of a solution, right or wrong: its equations, and how many of them are false."""
     counts = [[0, 0] for _ in range(_PARTS)]
     for record in entry.records.values():
@@ -104,7 +104,7 @@ def position_rows(entry: Entry) -> list[Row]:
     ]
 
 
-def _share(count: int, total: int) -> Row:
+def _share(count: int, total: int) -> TableRow:
     low, high = wilson_interval(count, total) if total else (None, None)
     return {"count": count, "share": count / total if total else None, "low": low, "high": high}
 
@@ -117,7 +117,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 _COLUMNS = ("", "problems", "wrong", *KINDS, "first false equation at")
 
 
-def _cells(errors: Sequence[Row]) -> list[list[str]]:
+def _cells(errors: Sequence[TableRow]) -> list[list[str]]:
     rows = []
     for start in range(0, len(errors), len(KINDS)):
         first, *_ = by_kind = errors[start : start + len(KINDS)]

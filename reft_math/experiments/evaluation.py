@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from reft_math.commands.options.evaluation import EvaluationOptions
 from reft_math.commands.output_folder import RESULTS_NAME
-from reft_math.commands.processes import part_ways
+from reft_math.commands.processes import leave_process_group
 from reft_math.data.fingerprint import about_problems
 from reft_math.data.registry import problems_to_report_on
 from reft_math.files.atomic import write_json
@@ -49,7 +49,7 @@ def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -
             samples=options.samples,
             seed=options.seed if options.sampling else None,
         )
-    part_ways()
+    leave_process_group()
     summary = {**summarise(records), "seconds_per_answer": records.seconds_per_answer}
     results = {**about, "evaluation": {name: summary}, "score_tables": score_tables({name: summary})}
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})

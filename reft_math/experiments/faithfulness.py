@@ -10,7 +10,7 @@ from interventions.gates import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from interventions.sites import check_site
 from reft_math.commands.options.evaluation import RunOptions
 from reft_math.commands.output_folder import RESULTS_NAME
-from reft_math.commands.processes import part_ways
+from reft_math.commands.processes import leave_process_group
 from reft_math.commands.resumable import record_rows
 from reft_math.data.fingerprint import about_problems
 from reft_math.data.registry import problems_to_report_on
@@ -21,10 +21,10 @@ from reft_math.files.plots import write_figure
 from reft_math.files.tables import lines, print_table
 from reft_math.probes.faithfulness import ALL, BASE, RESIDUAL, probe_rows, score_rows
 from reft_math.probes.number import held_out
-from reft_math.probes.number_measures import Source
+from reft_math.probes.number_measures import ActingAdapter
 from reft_math.probes.statements import encode_pairs, givens, probe_set, results
 from reft_math.probes.truth import fit_layers, score_pairs
-from reft_math.scoring.context import Setting, load_beside, load_setting
+from reft_math.scoring.context import EvaluationContext, load_beside, load_setting
 
 _FEWEST = 8  # of six of them two each go to a fold; two are held out
 _STATEMENTS = {"givens": givens, "results": results}
@@ -67,7 +67,7 @@ def run_faithfulness(options: RunOptions, dataset: str, statements: str, seed: i
         scored[name] = score_pairs(
             setting.model, source, setting.options.handoff, to_score, probes, path, name, batch_size
         )
-    part_ways()
+    leave_process_group()
 
     tables = {"probes": probe_rows(scored[BASE]), "scores": score_rows(scored)}
     for name, table in tables.items():
@@ -102,7 +102,7 @@ def _check_enough(usable: int, problems: int, dataset: str) -> None:
         )
 
 
-def _sources(setting: Setting, reft: str | None) -> list[Source]:
+def _sources(setting: EvaluationContext, reft: str | None) -> list[ActingAdapter]:
     """The adapter always on, for the tokens it was trained on, and under its gate, unless two of these are the same."""
     if setting.reft_model is None:
         return []
@@ -110,12 +110,12 @@ def _sources(setting: Setting, reft: str | None) -> list[Source]:
     gate = parse_gate(str(setting.options.gate))
     if isinstance(gate, PromptOnly):
         raise UserError("gate prompt draws no tokens with interventions; pass --gate kl:NATS or tokens:N")
-    sources = [Source("always on", "always-on", setting.reft_model, "always")]
+    sources = [ActingAdapter("always on", "always-on", setting.reft_model, "always")]
     prefix = None if setting.adapter.k is None else TokenGate(setting.adapter.k)
     if prefix is not None:
-        sources.append(Source(f"prefix, {prefix}", "prefix", setting.reft_model, str(prefix)))
+        sources.append(ActingAdapter(f"prefix, {prefix}", "prefix", setting.reft_model, str(prefix)))
     if gate not in (prefix, AlwaysOn(), TokenGate(0)):
-        sources.append(Source(f"gated, {gate}", "gated", setting.reft_model, str(gate)))
+        sources.append(ActingAdapter(f"gated, {gate}", "gated", setting.reft_model, str(gate)))
     if reft is not None:
-        sources.append(Source("ReFT, always on", "reft", load_beside(setting, reft), "always"))
+        sources.append(ActingAdapter("ReFT, always on", "reft", load_beside(setting, reft), "always"))
     return sources

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from reft_math.commands.output_folder import RESULTS_NAME
-from reft_math.commands.processes import part_ways
+from reft_math.commands.processes import leave_process_group
 from reft_math.data.fingerprint import about_problems
 from reft_math.data.registry import problems_to_report_on
 from reft_math.experiments.figures.handoff import handoff_figure
@@ -43,7 +43,7 @@ def run_handoff(options: Any) -> None:
             handed_over[name] = hand_over(
                 problems, found, answers["base"], model, decoding, score, path, shown, batch_size
             )
-    part_ways()
+    leave_process_group()
     sets = problem_sets(answers)
     table = handoff_table(sets, handed_over)
     write_csv(folder / "handoff.csv", table)

@@ -9,7 +9,7 @@ import numpy as np
 
 from reft_math.commands.options.evaluation import RunOptions
 from reft_math.commands.output_folder import RESULTS_NAME
-from reft_math.commands.processes import part_ways
+from reft_math.commands.processes import leave_process_group
 from reft_math.data.fingerprint import about_problems
 from reft_math.data.registry import problems_to_report_on
 from reft_math.experiments.figures.kl_profile import kl_profile_figure
@@ -78,7 +78,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     with Scorer(is_numeric(dataset, problems)) as score:
         every_gate = ["off", *gates, "kl:inf"]
         found = evaluate_gates(every_gate, problems, setting.completer, score, records, options.batch_size)
-    part_ways()
+    leave_process_group()
     always_on = RecordFile(gate_records(records, "kl:inf")).done
     # In the problems' order: the file's depends on who was done when, and the last digits of a mean on the order.
     profile = kl_profile([always_on[problem.id] for problem in problems])

@@ -13,7 +13,7 @@ from reft_math.training import job as jobs
 _PROBLEMS, _BATCH = 200, 16
 
 
-def number_directions(job: jobs.Job, site: str) -> Array:
+def number_directions(job: jobs.TrainingSetup, site: str) -> Array:
     """`fit_number_directions` on problems that are neither trained nor tested on, if there are any.
 
     The main process fits; the others' last digits might differ, and their biases drift apart.
@@ -21,6 +21,6 @@ def number_directions(job: jobs.Job, site: str) -> Array:
     found: list[Array | None] = [None]
     if process_state().is_main_process:
         problems = (job.validation_problems or job.train_problems)[:_PROBLEMS]
-        found = [fit_number_directions(job.model, jobs.decoding(job), problems, site, _BATCH)]
+        found = [fit_number_directions(job.model, jobs.completion_settings(job), problems, site, _BATCH)]
     directions: Array = broadcast_object_list(found)[0]
     return directions

@@ -16,7 +16,7 @@ from interventions.gates import AlwaysOn, PromptOnly, TokenGate, parse_gate
 from interventions.sites import num_layers, site_width
 from reft_math.commands.options.evaluation import RunOptions
 from reft_math.commands.output_folder import RESULTS_NAME
-from reft_math.commands.processes import part_ways
+from reft_math.commands.processes import leave_process_group
 from reft_math.data.fingerprint import about_problems
 from reft_math.data.registry import problems_to_report_on
 from reft_math.errors import UserError
@@ -26,9 +26,9 @@ from reft_math.files.plots import write_figure
 from reft_math.files.tables import lines, print_table
 from reft_math.probes.number import Direction
 from reft_math.probes.number_measures import (
+    ActingAdapter,
     Pusher,
     Solver,
-    Source,
     fit_places,
     measure_changes,
     number_directions,
@@ -37,7 +37,7 @@ from reft_math.probes.number_measures import (
 from reft_math.probes.number_tables import (
     Changes,
     Push,
-    Row,
+    TableRow,
     form_row,
     histogram_rows,
     position_rows,
@@ -47,7 +47,7 @@ from reft_math.probes.number_tables import (
     wrong_sums,
 )
 from reft_math.probes.number_texts import FORMS, Sum, draw_sums
-from reft_math.scoring.context import Setting, load_beside, load_setting
+from reft_math.scoring.context import EvaluationContext, load_beside, load_setting
 
 _PROBE_SUMS = 500  # to fit on and to choose the prompt form by; none of them is pushed
 _DRAWS = 10
@@ -120,7 +120,7 @@ def run_number_probe(options: RunOptions, dataset: str, plan: Plan, reft: str | 
         )
         for source in sources
     }
-    part_ways()
+    leave_process_group()
 
     tables = {"forms": forms, "probes": readings, "pushes": pushes, "thresholds": thresholds}
     figures = {"probes": probes_figure(readings), "pushes": pushes_figure(pushes, thresholds)}
@@ -137,34 +137,34 @@ def run_number_probe(options: RunOptions, dataset: str, plan: Plan, reft: str | 
     print(f"tables, figures, probes and records: {folder}")
 
 
-def _sources(setting: Setting, reft: str | None) -> list[Source]:
+def _sources(setting: EvaluationContext, reft: str | None) -> list[ActingAdapter]:
     if setting.reft_model is None:
         return []
     gate = parse_gate(str(setting.options.gate))
     if isinstance(gate, PromptOnly) or gate == TokenGate(0):
         raise UserError(f"changes are measured while tokens are drawn; --gate must be open then, got {gate}")
-    sources = [Source("always on", "always-on", setting.reft_model, "always")]
+    sources = [ActingAdapter("always on", "always-on", setting.reft_model, "always")]
     if not isinstance(gate, AlwaysOn):
-        sources.append(Source(f"gate {gate}", "gated", setting.reft_model, str(gate)))
+        sources.append(ActingAdapter(f"gate {gate}", "gated", setting.reft_model, str(gate)))
     if reft is not None:
         other = load_beside(setting, reft)
-        sources.append(Source("ReFT, always on", "reft", other, "always"))
+        sources.append(ActingAdapter("ReFT, always on", "reft", other, "always"))
     return sources
 
 
-def _sites(setting: Setting) -> list[str]:
+def _sites(setting: EvaluationContext) -> list[str]:
     """The residual stream, and the adapter's site where that is of another width."""
     own = [] if setting.adapter is None else [setting.adapter.site]
     width = site_width(setting.model, "block")
     return ["block", *(site for site in own if site_width(setting.model, site) != width)]
 
 
-def _form_row(solver: Solver, sums: Sequence[Sum], form: str, plan: Plan) -> Row:
+def _form_row(solver: Solver, sums: Sequence[Sum], form: str, plan: Plan) -> TableRow:
     answers = solver.solve(solver.prompts(sums, form), plan.length, {})
     return form_row(form, answers, [item.result for item in sums])
 
 
-def _where(readings: Sequence[Row], layer: int | None) -> dict[str, tuple[int, ...]]:
+def _where(readings: Sequence[TableRow], layer: int | None) -> dict[str, tuple[int, ...]]:
     """All layers, the middle one, and the chosen one or the best read of those that are not the middle."""
     kind = {"site": "block", "reads": "number", "target": "identity", "where": "all", "place": "all"}
     r2 = {row["layer"]: row["r2"] for row in readings if kind.items() <= row.items()}
@@ -183,7 +183,7 @@ def _push(
     where: Mapping[str, tuple[int, ...]],
     plan: Plan,
     folder: Path,
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[TableRow], list[TableRow]]:
     """The rows of ``pushes.csv`` and of ``thresholds.csv``."""
     pusher = Pusher.draw(weights, norms, _DRAWS, plan.seed)
     signed = sorted({0.0, *plan.alphas, *(-alpha for alpha in plan.alphas)})
@@ -205,7 +205,7 @@ def _push(
     return rows, threshold_rows([push for push in pushes if push.alpha], wrong, norms)
 
 
-def _breaking(thresholds: Sequence[Row]) -> dict[str, float | None]:
+def _breaking(thresholds: Sequence[TableRow]) -> dict[str, float | None]:
     """By sign, where sums break under a push of all layers along their probes: what all layers' changes are held to."""
     kind = {"where": "all layers", "direction": "probe"}
     return {row["sign"]: row["threshold"] for row in thresholds if kind.items() <= row.items()}
@@ -213,7 +213,7 @@ def _breaking(thresholds: Sequence[Row]) -> dict[str, float | None]:
 
 def _change_tables(
     changes: Mapping[str, Changes], breaking: Mapping[str, float | None], slopes: Array
-) -> dict[str, list[Row]]:
+) -> dict[str, list[TableRow]]:
     shares = [share_rows(source, item, breaking["-"], breaking["+"]) for source, item in changes.items()]
     positions = [position_rows(source, item, slopes) for source, item in changes.items()]
     return {
@@ -224,7 +224,7 @@ def _change_tables(
 
 
 def _write(
-    folder: Path, tables: Mapping[str, list[Row]], figures: Mapping[str, Figure], head: Mapping[str, Any]
+    folder: Path, tables: Mapping[str, list[TableRow]], figures: Mapping[str, Figure], head: Mapping[str, Any]
 ) -> None:
     """Every table as CSV, every figure, and the shorter tables once more in the results."""
     for name, rows in tables.items():

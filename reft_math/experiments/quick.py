@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.commands.interrupt import PARENT
-from reft_math.commands.output_folder import CONFIG_NAME
+from reft_math.commands.output_folder import RUN_CONFIG
 from reft_math.errors import UserError
 from reft_math.files.atomic import write_json
 from reft_math.files.schema import from_json
@@ -171,7 +171,7 @@ def _check(experiment: Experiment, root: Path, results: Path, finished: dict[str
 def _run(experiment: Experiment, root: Path, results: Path, way: str) -> None:
     """Runs the command to its end; ``way`` is what it does with a folder that is there."""
     script, *arguments = (word.format(results=results) for word in shlex.split(experiment.command))
-    if (results / experiment.name / CONFIG_NAME).exists():
+    if (results / experiment.name / RUN_CONFIG).exists():
         arguments.append(way)
     words = [os.path.relpath(root / script), *arguments]
     path = results / f"{experiment.name}.log"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from reft_math.commands.output_folder import CONFIG_NAME, RESULTS_NAME
+from reft_math.commands.output_folder import RESULTS_NAME, RUN_CONFIG
 from reft_math.errors import UserError
 from reft_math.files.strict import read_object
 
-_JSON, _TABLE, _FIGURES = (CONFIG_NAME, RESULTS_NAME), ".csv", (".png", ".svg")
+_JSON, _TABLE, _FIGURES = (RUN_CONFIG, RESULTS_NAME), ".csv", (".png", ".svg")
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from interventions.sites import site_width
 from reft_math.commands.options.prefix import PrefixOptions
 from reft_math.commands.output_folder import RESULTS_NAME, check_claim
-from reft_math.commands.processes import claim, part_ways, process_state
+from reft_math.commands.processes import claim, leave_process_group, process_state
 from reft_math.commands.provenance import provenance
 from reft_math.experiments.figures.trials import ablation_figure, norm_sweep_figure
 from reft_math.experiments.trial_runs import Common, begin, options_of, prepare, run_trial
-from reft_math.experiments.trials import Row, Trial, cell_rows, effect_rows, norm_rows, share_rows, trial_rows
+from reft_math.experiments.trials import TableRow, Trial, cell_rows, effect_rows, norm_rows, share_rows, trial_rows
 from reft_math.files.atomic import write_csv, write_json
 from reft_math.files.plots import write_figure
 from reft_math.files.tables import lines, print_table
@@ -54,7 +54,7 @@ def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, p
         changes = {"target_norm": norm, "seed": seed, **settings}
         name = f"{kind}-{norm}-seed{seed}"
         trials.append(_run(place, len(plan), name, options, common, about, changes, prefix.calibrates))
-    part_ways()
+    leave_process_group()
     base, model = summarise(common.base), common.job.model
     widths = {"change": site_width(model, "block"), "bias": site_width(model, str(prefix.options.site))}
     widths = {name: width for name, width in widths.items() if name in trials[0].shares}
@@ -91,7 +91,7 @@ def run_ablation(options: PrefixOptions, target_norm: float, seeds: int) -> None
         # Whole solutions too: the gate is one of the three.
         calibrates = options.calibrate_gate and options.gate is None
         trials.append(_run(place, len(plan), name, options, common, about, changes, calibrates))
-    part_ways()
+    leave_process_group()
     base = summarise(common.base)
     tables = {"cells": cell_rows(trials), "effects": effect_rows(trials), "trials": trial_rows(trials)}
     _write(options, common, tables, ablation_figure(tables["cells"], base), "ablation", base)
@@ -119,7 +119,7 @@ def _run(
 def _write(
     options: PrefixOptions,
     common: Common,
-    tables: Mapping[str, list[Row]],
+    tables: Mapping[str, list[TableRow]],
     figure: Figure,
     name: str,
     base: Mapping[str, Any],

@@ -17,7 +17,7 @@ from reft_math.data.problem import Problem
 from reft_math.data.registry import problems_to_report_on
 from reft_math.experiments.figures.token_view import Answer, AnsweredProblem, Token, token_texts, token_view
 from reft_math.files.atomic import write_text
-from reft_math.scoring.context import Setting, load_setting
+from reft_math.scoring.context import EvaluationContext, load_setting
 from reft_math.scoring.evaluate import Score, Scorer, is_numeric
 
 
@@ -62,7 +62,7 @@ def _decoders(gate: Gate, direction: Direction) -> dict[str, Gate]:
     return {"base": base, **gated, "always on": always_on}
 
 
-def _answer(setting: Setting, problem: Problem, decoder: str, gate: Gate, score: Score) -> Answer:
+def _answer(setting: EvaluationContext, problem: Problem, decoder: str, gate: Gate, score: Score) -> Answer:
     """One row a call: rows that wait for others would be padded, and the page is for a few problems."""
 
     decoding, tokenizer = setting.decoding, setting.decoding.tokenizer

@@ -7,14 +7,14 @@ from typing import Any
 
 from interventions.gates import PromptOnly, parse_gate
 from reft_math.commands.output_folder import RESULTS_NAME
-from reft_math.commands.processes import part_ways
+from reft_math.commands.processes import leave_process_group
 from reft_math.commands.resumable import Record
 from reft_math.data.fingerprint import about_problems
 from reft_math.data.problem import Problem
 from reft_math.data.registry import problems_to_report_on
 from reft_math.data.templates import encode_target
-from reft_math.decoding.completions import Decoding
-from reft_math.decoding.teacher_forcing import Text
+from reft_math.decoding.completions import CompletionSettings
+from reft_math.decoding.teacher_forcing import ForcedText
 from reft_math.errors import UserError
 from reft_math.experiments.figures.trajectory import trajectory_figure
 from reft_math.files.atomic import write_csv, write_json
@@ -60,7 +60,7 @@ def run_trajectory(options: Any) -> None:
         scored[kind] = score_texts(
             texts, model, setting.reft_model, gate, options.handoff, pad_token, path, f"likelihood, {kind}", batch_size
         )
-    part_ways()
+    leave_process_group()
     positions, totals, partings = position_table(scored), total_table(scored), parting_table(answers)
     fates = fate_table(partings)
     for name, table in (("trajectory", positions), ("totals", totals), ("partings", partings)):
@@ -87,20 +87,20 @@ def run_trajectory(options: Any) -> None:
 
 
 def _texts(
-    problems: Sequence[Problem], answers: Mapping[str, Sequence[Record]], decoding: Decoding
-) -> dict[str, list[Text]]:
+    problems: Sequence[Problem], answers: Mapping[str, Sequence[Record]], decoding: CompletionSettings
+) -> dict[str, list[ForcedText]]:
     """What to score: the reference solutions, where there are any, and each decoder's answers."""
 
     prompts = decoding.prompts([problem.question for problem in problems])
     texts = {
         name: [
-            Text(problem.id, prompt, record["token_ids"])
+            ForcedText(problem.id, prompt, record["token_ids"])
             for problem, prompt, record in zip(problems, prompts, found, strict=True)
         ]
         for name, found in answers.items()
     }
     reference = [
-        Text(
+        ForcedText(
             problem.id,
             prompt,
             encode_target(decoding.template, problem.question, problem.solution, decoding.tokenizer),

@@ -28,8 +28,8 @@ from reft_math.experiments.number_directions import number_directions
 from reft_math.experiments.trials import ALWAYS, GATED, Trial
 from reft_math.files.atomic import write_json
 from reft_math.files.records import RecordFile
-from reft_math.models.base import lasting_name
-from reft_math.probes.number_measures import Source, measure_changes
+from reft_math.models.base import absolute_name
+from reft_math.probes.number_measures import ActingAdapter, measure_changes
 from reft_math.scoring.comparison import Run
 from reft_math.scoring.evaluate import Scorer, evaluate, is_numeric, summarise
 from reft_math.training import job as jobs
@@ -54,7 +54,7 @@ class Common:
     """
 
     folder: Path
-    job: jobs.Job
+    job: jobs.TrainingSetup
     site: str
     base: list[Record]
     directions: dict[str, Array]
@@ -141,7 +141,7 @@ def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], c
     results = {
         **provenance(prefix.options),
         "about": dict(about),
-        "model": {"name": lasting_name(options.model), "revision": prefix.job.base_revision},
+        "model": {"name": absolute_name(options.model), "revision": prefix.job.base_revision},
         **about_job,
         **prefix_training.summary(prefix),
         "calibration": calibration,
@@ -170,7 +170,7 @@ def _complete(
 ) -> list[Record]:
     job = prefix.job
     assert prefix.options.eval_batch_size is not None  # resolved
-    rows = partial(complete, generate=generate, decoding=jobs.decoding(job), device=job.model.device)
+    rows = partial(complete, generate=generate, decoding=jobs.completion_settings(job), device=job.model.device)
     with Scorer(is_numeric(str(prefix.options.eval_dataset), problems)) as score:
         return evaluate(problems, rows, score, path, name, batch_size=prefix.options.eval_batch_size)
 
@@ -181,10 +181,10 @@ def _number_shares(prefix: PrefixJob, common: Common) -> dict[str, float]:
     ``bias``: mean over layers of ``|uᵀb| / ‖b‖`` at the adapter's site (RED, bias). ``change``: mean over tokens
     and layers of ``|uᵀΔ| / ‖Δ‖`` in the residual stream, always on, on validation problems.
     """
-    source = Source("always on", "always-on", prefix.model, "always")
+    source = ActingAdapter("always on", "always-on", prefix.model, "always")
     problems, folder = common.validation[:_MEASURED], Path(prefix.options.output_dir)
     assert prefix.options.eval_batch_size is not None  # resolved
-    decoding = jobs.decoding(prefix.job)
+    decoding = jobs.completion_settings(prefix.job)
     records = measure_changes(
         decoding, source, problems, common.directions["block"], folder, prefix.options.eval_batch_size
     )

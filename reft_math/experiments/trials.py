@@ -20,7 +20,7 @@ from reft_math.scoring.statistics import crossed_interval, wilson_interval
 GATED, ALWAYS = "gated", "always_on"
 FACTORS = ("truncation", "norm_control", "gate")
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Trial:
     shares: Mapping[str, float]
 
 
-def trial_rows(trials: Sequence[Trial]) -> list[Row]:
+def trial_rows(trials: Sequence[Trial]) -> list[TableRow]:
     """A row for each trial and decoder."""
     rows = []
     for trial in trials:
@@ -71,13 +71,13 @@ def trial_rows(trials: Sequence[Trial]) -> list[Row]:
     return rows
 
 
-def norm_rows(trials: Sequence[Trial]) -> list[Row]:
+def norm_rows(trials: Sequence[Trial]) -> list[TableRow]:
     """A row for each curve, decoder and target norm, over seeds; ``chosen`` is the norm best on validation problems.
 
     Of norms that are equally good there, ``tied`` many, the smallest is chosen. ``at_edge`` says that the chosen is the
     first or last of the grid: a better one may lie beyond.
     """
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for curve in dict.fromkeys(trial.about["curve"] for trial in trials):
         of_curve = [trial for trial in trials if trial.about["curve"] == curve]
         for decoder in dict.fromkeys(name for trial in of_curve for name in trial.test):
@@ -103,7 +103,7 @@ def _solved(trials: Sequence[Trial], decoder: str) -> int:
     return sum(trial.validation[decoder]["correct"] for trial in trials)
 
 
-def _norm_row(norm: float, trials: Sequence[Trial], decoder: str) -> Row:
+def _norm_row(norm: float, trials: Sequence[Trial], decoder: str) -> TableRow:
     tried = sum(trial.validation[decoder]["total"] for trial in trials)
     return {
         "target_norm": norm,
@@ -115,7 +115,7 @@ def _norm_row(norm: float, trials: Sequence[Trial], decoder: str) -> Row:
     }
 
 
-def share_rows(trials: Sequence[Trial], widths: Mapping[str, int]) -> list[Row]:
+def share_rows(trials: Sequence[Trial], widths: Mapping[str, int]) -> list[TableRow]:
     """A row for each curve, target norm and share: mean over seeds, the least and the most, and what chance gives.
 
     Args:
@@ -150,7 +150,7 @@ def chance_share(width: int) -> float:
     return float(math.exp(gammaln(width / 2) - gammaln((width + 1) / 2)) / math.sqrt(math.pi))
 
 
-def cell_rows(trials: Sequence[Trial]) -> list[Row]:
+def cell_rows(trials: Sequence[Trial]) -> list[TableRow]:
     """A row for each of the eight combinations of `FACTORS`, over seeds; ``gate`` is on where decoding is gated."""
     rows = []
     for (truncation, norm_control), members in _cells(trials).items():
@@ -170,7 +170,7 @@ def cell_rows(trials: Sequence[Trial]) -> list[Row]:
     return rows
 
 
-def effect_rows(trials: Sequence[Trial]) -> list[Row]:
+def effect_rows(trials: Sequence[Trial]) -> list[TableRow]:
     """``E_f = mean over the other factors of (accuracy with f − accuracy without f)``, paired by seed and problem.
 
     On average over the others, and with the other two on: a factor may be needed only where the others are not there.
@@ -212,7 +212,7 @@ def _outcomes(trials: Sequence[Trial], decoder: str) -> Array:
     return np.array([[trial.correct[decoder][name] for name in problems] for trial in trials], dtype=np.float64)
 
 
-def _accuracy(outcomes: Array) -> Row:
+def _accuracy(outcomes: Array) -> TableRow:
     """With its 95 % interval: Wilson's where all seeds solved the same problems."""
     seeds_agree = (outcomes == outcomes[0]).all()
     counts = int(outcomes[0].sum()), outcomes.shape[1]

@@ -29,7 +29,7 @@ _FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``. What is written there is synced and renamed to ``path`` at the end, or
     deleted where an exception was raised.
 
@@ -66,7 +66,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    with written(path) as aside:
+    with atomic_path(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
@@ -119,7 +119,7 @@ def is_used(folder: Path) -> bool:
     return folder.is_dir() and any(path.suffix != SUFFIX for path in folder.iterdir())
 
 
-def obstacle(folder: Path) -> str | None:
+def why_not_writable(folder: Path) -> str | None:
     """What is in the way of making a folder or writing to it, as far as that can be told without; None if nothing is.
 
     Its nearest part that is there must be a folder that may be written to. Root may write anywhere but where the file

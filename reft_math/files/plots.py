@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from reft_math.files.atomic import written
+from reft_math.files.atomic import atomic_path
 
 
 def write_figure(folder: Path, name: str, figure: Figure) -> None:
@@ -14,7 +14,7 @@ def write_figure(folder: Path, name: str, figure: Figure) -> None:
     from matplotlib import rc_context
 
     for ending, metadata in (("png", None), ("svg", {"Date": None})):
-        with written(folder / f"{name}.{ending}") as aside, rc_context({"svg.hashsalt": name}):
+        with atomic_path(folder / f"{name}.{ending}") as aside, rc_context({"svg.hashsalt": name}):
             figure.savefig(aside, format=ending, dpi=150, metadata=metadata)
 
 

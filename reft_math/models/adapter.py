@@ -30,7 +30,7 @@ from reft_math.files.atomic import write_files
 from reft_math.models import adapter_files
 from reft_math.models.adapter_card import write_adapter_card
 from reft_math.models.base import endings
-from reft_math.models.config import CONFIG_NAME, PrefixReftConfig
+from reft_math.models.config import ADAPTER_CONFIG, PrefixReftConfig
 from reft_math.models.hub import fetch, push
 
 _CLASSES = {
@@ -138,7 +138,7 @@ class PrefixReftModel(HookedReftModel):
         Raises:
             UserError: No adapter there, or one that does not fit the model.
         """
-        folder = fetch(source, CONFIG_NAME, revision)
+        folder = fetch(source, ADAPTER_CONFIG, revision)
         reft_model = get_prefix_reft_model(model, PrefixReftConfig.from_pretrained(folder))
         reft_model.load_weights(folder)
         reft_model.interventions.eval()  # as transformers does; dropout waits for `train`

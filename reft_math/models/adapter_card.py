@@ -17,10 +17,10 @@ from reft_math.models.card import (
     base_in_words,
     base_metadata,
     base_name,
-    digest,
     facts,
     in_words,
     make_card,
+    parameters_sha256,
     read_card,
     save_card,
 )
@@ -122,7 +122,7 @@ def _about(config: PrefixReftConfig, folder: Path) -> Mapping[str, Any]:
         "prefix trained on": None if config.k is None else f"the first K = {config.k} tokens of solutions",
         "bias norm, mean over layers of ‖b‖₂": f"{norm:.4f}{target}",
         _GATE: f"`{config.gate}`",
-        "parameters": f"{sum(tensor.numel() for tensor in tensors.values()):,}, {digest(folder)}",
+        "parameters": f"{sum(tensor.numel() for tensor in tensors.values()):,}, {parameters_sha256(folder)}",
         "prompt template": config.template,
         "versions": in_words(config.versions),
     }

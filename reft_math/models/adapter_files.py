@@ -12,9 +12,9 @@ from torch import nn
 
 from interventions.subspace import OPTIONS
 from reft_math.errors import UserError
-from reft_math.files.atomic import written
+from reft_math.files.atomic import atomic_path
 from reft_math.files.tensors import check_finite, read_parameters
-from reft_math.models.config import CONFIG_NAME, PrefixReftConfig
+from reft_math.models.config import ADAPTER_CONFIG, PrefixReftConfig
 from reft_math.models.hub import fetch
 
 WEIGHTS_NAME = "reft_model.safetensors"
@@ -29,11 +29,11 @@ def save(folder: str | Path, config: PrefixReftConfig, interventions: nn.ModuleD
     tensors, path = _tensors(interventions), Path(folder) / WEIGHTS_NAME
     check_finite(tensors, path)
     config.save_pretrained(folder)
-    with written(path) as aside:
+    with atomic_path(path) as aside:
         save_file(tensors, aside, metadata={"format": "pt"})
 
 
-def digest(interventions: nn.ModuleDict) -> str:
+def weights_sha256(interventions: nn.ModuleDict) -> str:
     """SHA-256 of the parameters."""
     return hashlib.sha256(to_bytes(_tensors(interventions))).hexdigest()
 
@@ -52,7 +52,7 @@ def count_parameters(source: str | Path) -> int:
     Raises:
         UserError: No adapter there.
     """
-    return sum(tensor.numel() for tensor in load_tensors(fetch(source, CONFIG_NAME)).values())
+    return sum(tensor.numel() for tensor in load_tensors(fetch(source, ADAPTER_CONFIG)).values())
 
 
 def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:

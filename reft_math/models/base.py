@@ -38,13 +38,13 @@ from reft_math.errors import UserError
 from reft_math.files.strict import read_object
 from reft_math.models.gguf_files import as_plain, check_digest, is_gguf, local_file
 from reft_math.models.lora import put_lora_on
-from reft_math.models.sharding import is_asked_for
+from reft_math.models.sharding import fsdp_requested
 
 _PANIC = "PanicException"  # of libraries in Rust; a BaseException, and nowhere to be imported from
 LORA = "LORA"  # the one kind of peft's adapters that is read
 
 
-def lasting_name(name: str) -> str:
+def absolute_name(name: str) -> str:
     """The name to save for a base: a folder's or file's absolute path, so that it is found from other folders too."""
     is_local = name != EMBEDDED_MODEL and (Path(name).is_dir() or (is_gguf(name) and Path(name).is_file()))
     return str(Path(name).resolve()) if is_local else name
@@ -101,7 +101,7 @@ def load_model(
         return model.eval()
     loading = loading or LoadingOptions()
     settings = _settings(loading)
-    if is_asked_for() and not to_be_sharded:
+    if fsdp_requested() and not to_be_sharded:
         raise UserError(
             "only train/prefix_reft.py shards its base; this needs a whole model in every process: launch with"
             " configs/ddp.yaml or torchrun instead of FSDP"

@@ -137,7 +137,7 @@ def in_words(versions: Mapping[str, str]) -> str | None:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or None
 
 
-def digest(folder: Path) -> str:
+def parameters_sha256(folder: Path) -> str:
     """Tells the parameters below a folder from others."""
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):

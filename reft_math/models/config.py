@@ -18,10 +18,10 @@ from reft_math.errors import UserError
 from reft_math.files.atomic import write_json
 from reft_math.files.schema import from_json
 from reft_math.files.strict import read_object
-from reft_math.models.base import lasting_name
-from reft_math.models.gguf_files import digest, is_gguf
+from reft_math.models.base import absolute_name
+from reft_math.models.gguf_files import file_sha256, is_gguf
 
-CONFIG_NAME = "reft_config.json"
+ADAPTER_CONFIG = "reft_config.json"
 InterventionName = Literal["red", "bias", "loreft", "direft"]
 
 
@@ -102,15 +102,15 @@ class PrefixReftConfig:
         base = self.base_model or EMBEDDED_MODEL
         if model is None:
             return base, revision or self.base_revision
-        if is_gguf(model) and Path(model).is_file() and digest(Path(model)) == self.base_revision:
+        if is_gguf(model) and Path(model).is_file() and file_sha256(Path(model)) == self.base_revision:
             return model, self.base_revision
-        if lasting_name(model) != base:
+        if absolute_name(model) != base:
             warnings.warn(f"the adapter was trained on {base}, and is put on {model}", stacklevel=2)
         return model, revision
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / CONFIG_NAME, dataclasses.asdict(self))
+        write_json(Path(folder) / ADAPTER_CONFIG, dataclasses.asdict(self))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PrefixReftConfig:
@@ -119,7 +119,7 @@ class PrefixReftConfig:
         Raises:
             UserError: There is none, or it has not all of the fields above, another one, or a value that means nothing.
         """
-        path = Path(folder) / CONFIG_NAME
+        path = Path(folder) / ADAPTER_CONFIG
         try:
             return from_json(cls, read_object(path))
         except (OSError, ValueError) as error:

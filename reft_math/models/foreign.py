@@ -21,7 +21,7 @@ from interventions.subspace import orthonormal
 from reft_math.commands.options.training import ELEMENTWISE
 from reft_math.errors import UserError
 from reft_math.files.strict import read_object
-from reft_math.models.config import CONFIG_NAME, InterventionName
+from reft_math.models.config import ADAPTER_CONFIG, InterventionName
 
 Tensors = dict[str, torch.Tensor]
 Found = tuple[int, str, Tensors]  # layer, site, parameters
@@ -34,7 +34,7 @@ _CLASSES: dict[str, InterventionName] = {
     "RedIntervention": "red",
 }
 _KNOWN_MODULES = ("pyreft.interventions.", "interventions.")  # pyreft's own, and ours
-_PYREFT_CONFIGS = ("config.json", CONFIG_NAME)  # EasySteer's may have the name of ours
+_PYREFT_CONFIGS = ("config.json", ADAPTER_CONFIG)  # EasySteer's may have the name of ours
 # What pyvene, transformers and EasySteer write. Sorted keys order what acts at one place, which is refused; what
 # transformers knows of any model, and its Trainer sets, says nothing of what acts.
 _CONFIG_KEYS = {
@@ -95,7 +95,7 @@ def pyreft_config(folder: Path) -> Path | None:
     Raises:
         UserError: The folder is an adapter of this project, whose files beside the config are pyvene's, too.
     """
-    ours = folder / CONFIG_NAME
+    ours = folder / ADAPTER_CONFIG
     if not ours.is_file():
         return next((folder / name for name in _PYREFT_CONFIGS if (folder / name).is_file()), None)
     keys = _read_json(ours).keys()

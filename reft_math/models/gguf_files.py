@@ -45,7 +45,7 @@ def local_file(name: str, revision: str | None = None) -> Path:
     return Path(hf_hub_download(f"{owner}/{repository}", file, revision=None if is_digest else revision))
 
 
-def digest(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """``sha256:…`` of the file."""
     status = path.stat()
     return _digest(path.resolve(), status.st_size, status.st_mtime_ns)
@@ -59,10 +59,10 @@ def _digest(path: Path, size: int, modified: int) -> str:
 
 def check_digest(path: Path, revision: str | None) -> None:
     """Raises `UserError` where the revision is a digest, and another file's."""
-    if revision is not None and revision.startswith(_DIGEST) and digest(path) != revision:
+    if revision is not None and revision.startswith(_DIGEST) and file_sha256(path) != revision:
         raise UserError(
-            f"{path} must be the file that the adapter was trained on, {revision}; its digest is {digest(path)}: name"
-            " another file, or this one with --model to put the adapter on it all the same"
+            f"{path} must be the file that the adapter was trained on, {revision}; its digest is {file_sha256(path)}:"
+            " name another file, or this one with --model to put the adapter on it all the same"
         )
 
 
@@ -70,5 +70,5 @@ def as_plain(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     """The model without marks of quantisation: its weights are floats, and can be trained, merged and saved."""
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
-    model.config._commit_hash = digest(path)
+    model.config._commit_hash = file_sha256(path)
     return model

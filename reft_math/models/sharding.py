@@ -22,7 +22,7 @@ from reft_math.errors import UserError
 _SWITCH = "ACCELERATE_USE_FSDP"
 
 
-def is_asked_for() -> bool:
+def fsdp_requested() -> bool:
     """Whether the launcher asks for FSDP.
 
     Raises:

@@ -11,14 +11,14 @@ import torch
 
 from reft_math.commands.resumable import Record
 from reft_math.data.problem import Problem
-from reft_math.decoding.completions import Decoding, Generate, complete
+from reft_math.decoding.completions import CompletionSettings, Generate, complete
 from reft_math.scoring.evaluate import Score, evaluate
 
 
 def answer_all(
     problems: Sequence[Problem],
     sources: Mapping[str, Generate],
-    decoding: Decoding,
+    decoding: CompletionSettings,
     device: torch.device,
     score: Score,
     folder: Path,
@@ -48,7 +48,12 @@ def answer_all(
 
 
 def complete_with_tokens(
-    questions: Sequence[str], seed: int | None, *, generate: Generate, decoding: Decoding, device: torch.device
+    questions: Sequence[str],
+    seed: int | None,
+    *,
+    generate: Generate,
+    decoding: CompletionSettings,
+    device: torch.device,
 ) -> list[dict[str, Any]]:
     """As `complete`, and ``token_ids``: the tokens drawn, the end token included."""
     drawn: list[list[int]] = []

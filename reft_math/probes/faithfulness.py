@@ -21,7 +21,7 @@ from reft_math.commands.resumable import Record
 from reft_math.probes.number import Probe
 from reft_math.probes.trajectory import mean_intervals
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 RESIDUAL = "residual"
 BASE = "base"
@@ -71,7 +71,7 @@ def scores(records: Sequence[Record]) -> Array:
     return true - false
 
 
-def probe_rows(records: Sequence[Record]) -> list[Row]:
+def probe_rows(records: Sequence[Record]) -> list[TableRow]:
     """How well the base's probes tell true from false in questions held out.
 
     Args:
@@ -96,7 +96,7 @@ def probe_rows(records: Sequence[Record]) -> list[Row]:
     return rows
 
 
-def score_rows(records: Mapping[str, Sequence[Record]]) -> list[Row]:
+def score_rows(records: Mapping[str, Sequence[Record]]) -> list[TableRow]:
     """Mean score of every source, and its difference from the base's on the same pairs.
 
     Means are over questions, of the mean over a question's pairs; so are the 95 % intervals, by `mean_intervals`. Pairs

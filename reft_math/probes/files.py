@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from reft_math.errors import UserError
-from reft_math.files.atomic import written
+from reft_math.files.atomic import atomic_path
 from reft_math.files.tensors import read_parameters
 from reft_math.probes.number import Probe
 
@@ -24,7 +24,7 @@ def save_probes(path: Path, probes: Mapping[tuple[str, str], Probe]) -> None:
         for name, value in vars(probe).items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as aside:
+    with atomic_path(path) as aside:
         save_file(tensors, aside)
 
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from reft_math.commands.resumable import Record, record_rows
 from reft_math.data.prefix import pad_left
 from reft_math.data.problem import Problem
-from reft_math.decoding.completions import Decoding
+from reft_math.decoding.completions import CompletionSettings
 from reft_math.scoring.evaluate import Score
 from reft_math.scoring.statistics import wilson_interval
 
@@ -62,7 +62,7 @@ def hand_over(
     source: Sequence[Record],
     base: Sequence[Record],
     model: PreTrainedModel,
-    decoding: Decoding,
+    decoding: CompletionSettings,
     score: Score,
     records_path: Path,
     name: str,
@@ -99,7 +99,9 @@ def hand_over(
     return record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, size)
 
 
-def _go_on(asked: Sequence[HandedOver], model: PreTrainedModel, decoding: Decoding, score: Score) -> list[Record]:
+def _go_on(
+    asked: Sequence[HandedOver], model: PreTrainedModel, decoding: CompletionSettings, score: Score
+) -> list[Record]:
     """Completions of the rows, those of one problem next to each other, and whether they are correct."""
     groups = [list(group) for _, group in groupby(asked, key=lambda row: row.problem.id)]
     prompts = decoding.prompts([group[0].problem.question for group in groups])
@@ -113,7 +115,7 @@ def _go_on(asked: Sequence[HandedOver], model: PreTrainedModel, decoding: Decodi
 @torch.no_grad()
 def continuations(
     model: PreTrainedModel,
-    decoding: Decoding,
+    decoding: CompletionSettings,
     prompts: Sequence[torch.Tensor],
     prefixes: Sequence[Sequence[int]],
     lengths: Sequence[Collection[int]],

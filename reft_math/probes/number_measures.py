@@ -23,14 +23,14 @@ from reft_math.commands.progress import progress
 from reft_math.commands.resumable import Record, record_rows
 from reft_math.data.prefix import pad_left
 from reft_math.data.problem import Problem
-from reft_math.decoding.completions import Decoding
+from reft_math.decoding.completions import CompletionSettings
 from reft_math.errors import UserError
 from reft_math.models.adapter import PrefixReftModel
 from reft_math.probes.files import load_probes, save_probes
 from reft_math.probes.number import TARGETS, Direction, Probe, directions, fit_probes, held_out, reading_error, unit
 from reft_math.probes.number_tables import Answer, Push
 from reft_math.probes.number_texts import ProbeText, Sum, probe_text, read_answer
-from reft_math.scoring.context import Setting
+from reft_math.scoring.context import EvaluationContext
 
 # What a probe reads: numbers where they end, of both roles or of one, and results from the token before they begin.
 READS = {
@@ -101,7 +101,7 @@ class Numbers:
 
 
 def fit_places(
-    setting: Setting,
+    setting: EvaluationContext,
     problems: Sequence[Problem],
     sites: Sequence[str],
     largest: float,
@@ -162,7 +162,7 @@ def _fit(place: Place, hidden: Array, numbers: Numbers, is_held_out: Array, fold
 
 
 def fit_number_directions(
-    model: PreTrainedModel, decoding: Decoding, problems: Sequence[Problem], site: str, batch_size: int
+    model: PreTrainedModel, decoding: CompletionSettings, problems: Sequence[Problem], site: str, batch_size: int
 ) -> Array:
     """Along which direction each layer encodes numbers: of the probe ``ŷ = wᵀh + c`` of all numbers, ``u = w/‖w‖``.
 
@@ -220,7 +220,7 @@ class Solver:
         batch_size: Sums at once.
     """
 
-    setting: Setting
+    setting: EvaluationContext
     batch_size: int
 
     def prompts(self, sums: Sequence[Sum], form: str) -> list[torch.Tensor]:
@@ -317,7 +317,7 @@ def solve_pushed(
 
 
 @dataclass(frozen=True)
-class Source:
+class ActingAdapter:
     """An adapter at work.
 
     Attributes:
@@ -334,7 +334,12 @@ class Source:
 
 
 def measure_changes(
-    decoding: Decoding, source: Source, problems: Sequence[Problem], weights: Array, folder: Path, batch_size: int
+    decoding: CompletionSettings,
+    source: ActingAdapter,
+    problems: Sequence[Problem],
+    weights: Array,
+    folder: Path,
+    batch_size: int,
 ) -> list[Record]:
     """What an adapter changes along the probes while it solves problems.
 
@@ -362,7 +367,9 @@ def measure_changes(
     return record_rows(problems, lambda problem: len(problem.question), work, path, source.name, batch_size)
 
 
-def _changes(decoding: Decoding, source: Source, questions: Sequence[str], units: torch.Tensor) -> list[Record]:
+def _changes(
+    decoding: CompletionSettings, source: ActingAdapter, questions: Sequence[str], units: torch.Tensor
+) -> list[Record]:
     reft_model = source.reft_model
     device = reft_model.model.device
     prompts = decoding.prompts(questions)

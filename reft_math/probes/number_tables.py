@@ -12,7 +12,7 @@ from interventions.activations import Array
 from reft_math.probes.number import Direction, breaking_interval, breaking_point, is_beyond, ratio_interval
 from reft_math.scoring.statistics import wilson_interval
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 Answer = float | None
 
 _BINS = 60
@@ -40,7 +40,7 @@ class Push:
         return f"{self.where}/{self.direction}/{self.alpha:+}" if self.alpha else "unpushed"
 
 
-def form_row(form: str, answers: Sequence[Answer], truths: Sequence[int]) -> Row:
+def form_row(form: str, answers: Sequence[Answer], truths: Sequence[int]) -> TableRow:
     """How many sums are right in a prompt form."""
     correct = sum(answer == truth for answer, truth in zip(answers, truths, strict=True))
     low, high = wilson_interval(correct, len(truths))
@@ -56,7 +56,7 @@ def form_row(form: str, answers: Sequence[Answer], truths: Sequence[int]) -> Row
 
 def push_row(
     push: Push, answers: Sequence[Answer], truths: Sequence[int], draws: int, norms: Array, shift: float
-) -> Row:
+) -> TableRow:
     """Wrong sums under a push: above, below, or no number at all.
 
     Args:
@@ -95,7 +95,7 @@ def wrong_sums(answers: Sequence[Answer], truths: Sequence[int]) -> Array:
     return np.array([answer != truth for answer, truth in zip(answers, truths, strict=True)])
 
 
-def threshold_rows(pushes: Sequence[Push], wrong: Mapping[str, Array], norms: Array) -> list[Row]:
+def threshold_rows(pushes: Sequence[Push], wrong: Mapping[str, Array], norms: Array) -> list[TableRow]:
     """Breaking points of every curve, for both signs.
 
     Args:
@@ -143,7 +143,7 @@ class Changes:
         return cls(scaled("projections"), scaled("sizes"), [record["num_tokens"] for record in records])
 
 
-def share_rows(source: str, changes: Changes, negative: float | None, positive: float | None) -> list[Row]:
+def share_rows(source: str, changes: Changes, negative: float | None, positive: float | None) -> list[TableRow]:
     """The share of changes beyond the breaking point of their sign, by layer and over all layers.
 
     Args:
@@ -186,7 +186,7 @@ def share_rows(source: str, changes: Changes, negative: float | None, positive: 
     return rows
 
 
-def histogram_rows(changes: Mapping[str, Changes]) -> Iterator[Row]:
+def histogram_rows(changes: Mapping[str, Changes]) -> Iterator[TableRow]:
     """Counts of projections by layer in bins that all sources share."""
     reach = max((np.abs(rows).max() for item in changes.values() for rows in item.projections if len(rows)), default=0)
     edges = np.linspace(-reach, reach, _BINS + 1) if reach else np.array([-0.5, 0.5]) / _BINS
@@ -198,7 +198,7 @@ def histogram_rows(changes: Mapping[str, Changes]) -> Iterator[Row]:
                 yield {"source": source, "layer": layer, "from": low, "to": high, "changes": int(count)}
 
 
-def position_rows(source: str, changes: Changes, slopes: Array) -> list[Row]:
+def position_rows(source: str, changes: Changes, slopes: Array) -> list[TableRow]:
     """``Σ_l u_lᵀΔ_l / n_l`` by position in the solution; 0 where the base draws.
 
     Args:

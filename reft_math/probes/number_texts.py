@@ -29,7 +29,7 @@ FORMS = {"worked": (_STORY, OPENERS["stepwise"] + "{}+{}="), "asked": ("What is 
 
 
 @dataclass(frozen=True)
-class Reading:
+class NumberToken:
     """A number and the token to read it off.
 
     Attributes:
@@ -57,7 +57,7 @@ class ProbeText:
 
     problem: str
     token_ids: list[int]
-    readings: list[Reading]
+    readings: list[NumberToken]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def probe_text(
     asked = prompt.index(question)  # a chat template may have numbers of its own, such as today's date
     spans = [(asked, asked + len(question), "question"), (len(prompt), len(text), "term")]
     counts: Counter[str] = Counter()
-    readings: list[Reading] = []
+    readings: list[NumberToken] = []
     for start, stop, kind in spans:
         for found in _NUMBER.finditer(text, start, stop):
             is_result = kind == "term" and _IS_RESULT.search(text, start, found.start()) is not None
@@ -145,10 +145,10 @@ def probe_text(
             if not 0 < value <= largest:
                 continue
             role: Role = "result" if is_result else "operand"
-            readings.append(Reading(token_at(found.end() - 1), value, role, f"{place} {counts[place]}"))
+            readings.append(NumberToken(token_at(found.end() - 1), value, role, f"{place} {counts[place]}"))
             if is_result:
                 before = token_at(found.start()) - 1
-                readings.append(Reading(before, value, "upcoming", f"upcoming {counts[place]}"))
+                readings.append(NumberToken(before, value, "upcoming", f"upcoming {counts[place]}"))
     return ProbeText(problem.id, token_ids, readings)
 
 

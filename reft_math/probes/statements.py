@@ -17,7 +17,7 @@ from itertools import chain
 
 from reft_math.data.problem import Problem
 from reft_math.data.templates import encode_start
-from reft_math.decoding.completions import Decoding
+from reft_math.decoding.completions import CompletionSettings
 
 _SEPARATOR = re.compile(r"\n+|(?<=[.?!])\s+|\Z")
 _NUMBER = re.compile(r"(?<!\w)(?<!\d[.,])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?!\w|[.,]\d)")
@@ -179,7 +179,7 @@ def _falsified(
 
 
 @dataclass(frozen=True)
-class Text:
+class StatementText:
     """A question and its solution up to a statement.
 
     Attributes:
@@ -199,7 +199,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Pair:
+class StatementPair:
     """A statement, true and false.
 
     Attributes:
@@ -210,27 +210,27 @@ class Pair:
 
     problem: str
     position: int
-    true: Text
-    false: Text
+    true: StatementText
+    false: StatementText
 
     @property
     def id(self) -> str:
         return f"{self.problem}/{self.position}"
 
     @property
-    def texts(self) -> tuple[Text, Text]:
+    def texts(self) -> tuple[StatementText, StatementText]:
         return self.true, self.false
 
 
-def encode_pairs(rows: Sequence[ProbeRow], decoding: Decoding) -> list[Pair]:
+def encode_pairs(rows: Sequence[ProbeRow], decoding: CompletionSettings) -> list[StatementPair]:
     """Every pair of a probe set as a model reads it."""
     prompts = [prompt.tolist() for prompt in decoding.prompts([row.question for row in rows])]
     return [
-        Pair(row.id, position, *map(partial(_encode, decoding, row.question, prompt), answers))
+        StatementPair(row.id, position, *map(partial(_encode, decoding, row.question, prompt), answers))
         for row, prompt in zip(rows, prompts, strict=True)
         for position, answers in enumerate(zip(row.correct_answers, row.incorrect_answers, strict=True))
     ]
 
 
-def _encode(decoding: Decoding, question: str, prompt: list[int], answer: str) -> Text:
-    return Text(prompt, encode_start(decoding.template, question, answer, decoding.tokenizer))
+def _encode(decoding: CompletionSettings, question: str, prompt: list[int], answer: str) -> StatementText:
+    return StatementText(prompt, encode_start(decoding.template, question, answer, decoding.tokenizer))

@@ -16,7 +16,7 @@ from interventions.gates import Gate
 from interventions.hooked import HookedReftModel
 from interventions.pairs import Handoff
 from reft_math.commands.resumable import Record, record_rows
-from reft_math.decoding.teacher_forcing import Text, text_logits
+from reft_math.decoding.teacher_forcing import ForcedText, text_logits
 from reft_math.scoring.statistics import bootstrap_interval, times_drawn
 
 SCORERS = ("base", "always_on", "prefix")
@@ -24,7 +24,7 @@ FATES = ("right/right", "right/wrong", "wrong/right", "wrong/wrong")
 
 
 def score_texts(
-    texts: Sequence[Text],
+    texts: Sequence[ForcedText],
     model: PreTrainedModel,
     interventions: HookedReftModel,
     gate: Gate,
@@ -40,7 +40,7 @@ def score_texts(
         Records ``{id, closing_position, base, always_on, prefix}``.
     """
 
-    def work(batch: Sequence[Text], missing: Sequence[Text]) -> list[Record]:
+    def work(batch: Sequence[ForcedText], missing: Sequence[ForcedText]) -> list[Record]:
         # The whole batch: beside other rows, or fewer, the last digit of a likelihood might be another.
         found = log_likelihoods(model, interventions, gate, handoff, batch, pad_token)
         by_id = {text.id: record for text, record in zip(batch, found, strict=True)}
@@ -54,7 +54,7 @@ def log_likelihoods(
     interventions: HookedReftModel,
     gate: Gate,
     handoff: Handoff,
-    texts: Sequence[Text],
+    texts: Sequence[ForcedText],
     pad_token: int,
 ) -> list[Record]:
     """``log p(y_t | x, y_<t)`` in nats, for each token of each text, under each of `SCORERS`; see `text_logits`.

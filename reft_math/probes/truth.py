@@ -27,8 +27,8 @@ from reft_math.decoding.teacher_forcing import closing
 from reft_math.probes.faithfulness import fit_truth_probe, part_names
 from reft_math.probes.files import load_probes, save_probes
 from reft_math.probes.number import Probe
-from reft_math.probes.number_measures import Source
-from reft_math.probes.statements import Pair, Text
+from reft_math.probes.number_measures import ActingAdapter
+from reft_math.probes.statements import StatementPair, StatementText
 
 _TARGET = "truth"
 
@@ -48,7 +48,9 @@ class Layer:
         return folder / "probes" / f"{self.id}.safetensors"
 
 
-def fit_layers(model: PreTrainedModel, pairs: Sequence[Pair], folder: Path, batch_size: int) -> list[list[Probe]]:
+def fit_layers(
+    model: PreTrainedModel, pairs: Sequence[StatementPair], folder: Path, batch_size: int
+) -> list[list[Probe]]:
     """Probes of every layer, of the residual stream and each head, fitted on the base's hidden states.
 
     Args:
@@ -95,9 +97,9 @@ def fit_layers(model: PreTrainedModel, pairs: Sequence[Pair], folder: Path, batc
 
 def score_pairs(
     model: PreTrainedModel,
-    source: Source | None,
+    source: ActingAdapter | None,
     handoff: Handoff,
-    pairs: Sequence[Pair],
+    pairs: Sequence[StatementPair],
     probes: Sequence[Sequence[Probe]],
     path: Path,
     name: str,
@@ -120,7 +122,7 @@ def score_pairs(
         false one) and ``true`` and ``false``, log-odds ``(layer, part)``.
     """
 
-    def work(batch: Sequence[Pair], missing: Sequence[Pair]) -> list[Record]:
+    def work(batch: Sequence[StatementPair], missing: Sequence[StatementPair]) -> list[Record]:
         # The whole batch: beside other rows, or fewer, the last digit of a state might be another.
         texts = [text for pair in batch for text in pair.texts]
         is_open, acts = [False] * len(texts), None
@@ -164,7 +166,7 @@ def _rounded(rows: Array) -> list[list[float]]:
 
 @torch.no_grad()
 def where_acting(
-    reft_model: HookedReftModel, gate: Gate, handoff: Handoff, texts: Sequence[Text]
+    reft_model: HookedReftModel, gate: Gate, handoff: Handoff, texts: Sequence[StatementText]
 ) -> tuple[torch.Tensor, list[bool]]:
     """Where interventions have acted on what decoding under a gate reads once it has written a text.
 
@@ -208,7 +210,7 @@ def where_acting(
 
 
 def _divergences(
-    reft_model: HookedReftModel, gate: KLGate, inputs: torch.Tensor, acts: torch.Tensor, texts: Sequence[Text]
+    reft_model: HookedReftModel, gate: KLGate, inputs: torch.Tensor, acts: torch.Tensor, texts: Sequence[StatementText]
 ) -> list[torch.Tensor]:
     """``D_0..D_n`` along each text of n tokens, ``(n + 1,)``."""
     first = min(len(text.prompt) for text in texts) - 1
@@ -224,5 +226,5 @@ def _divergences(
     return found
 
 
-def _inputs(texts: Sequence[Text], device: torch.device) -> torch.Tensor:
+def _inputs(texts: Sequence[StatementText], device: torch.device) -> torch.Tensor:
     return pad_right([text.token_ids for text in texts], device)

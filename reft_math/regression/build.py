@@ -19,7 +19,7 @@ from reft_math.models.adapter import PrefixReftModel, get_prefix_reft_model
 from reft_math.models.base import LORA, check_vocabulary
 from reft_math.models.config import PrefixReftConfig
 from reft_math.models.hub import fetch
-from reft_math.regression.config import CONFIG_NAME, RegressorConfig
+from reft_math.regression.config import REGRESSOR_CONFIG, RegressorConfig
 from reft_math.regression.regressor import ADAPTER_FOLDER, MODEL_FOLDER, Intervening, Regressor, make_template
 
 DEFAULT_SITES = {"red": "ffn_up", "bias": "ffn_up", "loreft": "block"}
@@ -121,7 +121,7 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
     Raises:
         UserError: No regressor there, its base cannot be had, or the two do not fit.
     """
-    folder = fetch(source, CONFIG_NAME, revision)
+    folder = fetch(source, REGRESSOR_CONFIG, revision)
     config = RegressorConfig.from_pretrained(folder)
     is_whole = config.tune == "full"
     base = str(folder / MODEL_FOLDER) if is_whole else str(config.base_model)
@@ -143,7 +143,7 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
 
 def _load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
     from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils import CONFIG_NAME as PEFT_CONFIG_NAME
+    from peft.utils import REGRESSOR_CONFIG as PEFT_CONFIG_NAME
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     try:

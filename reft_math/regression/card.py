@@ -14,10 +14,10 @@ from reft_math.models.card import (
     base_in_words,
     base_metadata,
     base_name,
-    digest,
     facts,
     in_words,
     make_card,
+    parameters_sha256,
     save_card,
 )
 from reft_math.regression.config import RegressorConfig
@@ -74,7 +74,7 @@ def _about(config: RegressorConfig, folder: Path) -> Mapping[str, Any]:
         "loss": f"`{config.loss}`",
         "predicts by": f"`{config.predictor}`",
         "numbers": f"`{config.grid}`",
-        "parameters": digest(folder),
+        "parameters": parameters_sha256(folder),
         "prompt template": config.template,
         "versions": in_words(config.versions),
     }

@@ -10,7 +10,7 @@ from reft_math.files.atomic import write_csv, write_json
 from reft_math.files.plots import write_figure
 from reft_math.files.tables import print_table
 from reft_math.regression.comparison import (
-    COLUMNS,
+    COMPARISON_COLUMNS,
     SEED_COLUMNS,
     cells,
     changes,
@@ -39,7 +39,7 @@ def run_compare_regression(options: Any) -> None:
     write_csv(folder / "table.csv", rows)
     write_csv(folder / "seeds.csv", seeds)
     tables = {
-        f"differences against {runs[0].folder}": [COLUMNS, *map(cells, rows)],
+        f"differences against {runs[0].folder}": [COMPARISON_COLUMNS, *map(cells, rows)],
         "mean and sd over seeds; * has the learning rates that validation rows choose": [
             SEED_COLUMNS,
             *map(seed_cells, seeds),

@@ -15,7 +15,7 @@ from reft_math.scoring.pairing import check_templates
 
 Predictions = dict[str, tuple[float, float, str]]  # prediction, target and text by row
 
-COLUMNS = (
+COMPARISON_COLUMNS = (
     "run",
     "base",
     "tuned",
@@ -48,7 +48,7 @@ _RATES = ("learning_rate", "head_learning_rate")
 
 
 def comparison_rows(runs: Sequence[Run], any_template: bool = False) -> list[dict[str, Any]]:
-    """A row for every run of `train/raft.py`, with the names of `COLUMNS` and numbers as they are.
+    """A row for every run of `train/raft.py`, with the names of `COMPARISON_COLUMNS` and numbers as they are.
 
     ``difference`` is the run's RMSE less the first run's, over the same test rows.
 
@@ -162,11 +162,11 @@ def _told(run: Run) -> tuple[Any, ...]:
     )
 
 
-_NAMES = (*COLUMNS[:8], "interval", "difference", "difference_interval")
+_NAMES = (*COMPARISON_COLUMNS[:8], "interval", "difference", "difference_interval")
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row as text, under `COLUMNS`."""
+    """A row as text, under `COMPARISON_COLUMNS`."""
     return [_text(value) for value in row.values()]
 
 

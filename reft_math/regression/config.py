@@ -22,7 +22,7 @@ from reft_math.regression.grid import Grid, make_grid, number_texts, parse_numbe
 from reft_math.regression.heads import HEADS, HeadName
 from reft_math.regression.tokens import Start, add_number_tokens
 
-CONFIG_NAME = "regressor_config.json"
+REGRESSOR_CONFIG = "regressor_config.json"
 LOSSES = ("raft", "mbr", "ce", "log", *(f"head:{name}" for name in HEADS))
 Tune = Literal["none", "red", "bias", "loreft", "lora", "full"]
 
@@ -139,11 +139,11 @@ class RegressorConfig:
 
     def save_pretrained(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_json(Path(folder) / CONFIG_NAME, dataclasses.asdict(self))
+        write_json(Path(folder) / REGRESSOR_CONFIG, dataclasses.asdict(self))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> RegressorConfig:
-        path = Path(folder) / CONFIG_NAME
+        path = Path(folder) / REGRESSOR_CONFIG
         try:
             return from_json(cls, {"prompt": "ours", "form": 1, **read_object(path)})
         except (OSError, ValueError) as error:

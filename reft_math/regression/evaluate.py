@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from reft_math.commands.output_folder import RESULTS_NAME
-from reft_math.commands.processes import claim, part_ways
+from reft_math.commands.processes import claim, leave_process_group
 from reft_math.commands.provenance import provenance
 from reft_math.data.fingerprint import regression_fingerprint
 from reft_math.data.regression_rows import check_split, drawn, load_split
@@ -15,7 +15,13 @@ from reft_math.files.atomic import write_json
 from reft_math.files.tables import print_table
 from reft_math.regression.build import load_base, load_regressor
 from reft_math.regression.config import RegressorConfig
-from reft_math.regression.evaluation import COLUMNS, Writing, evaluate_regressor, summarise, table_rows
+from reft_math.regression.evaluation import (
+    EVALUATION_COLUMNS,
+    SampledAnswers,
+    evaluate_regressor,
+    summarise,
+    table_rows,
+)
 from reft_math.regression.job import default_grid
 
 
@@ -43,7 +49,7 @@ def run_regression_evaluation(options: Any) -> None:
     rows = drawn(load_split(str(options.data), options.split, options.data_dir, config.prompt), options.limit)
     fingerprints = {str(options.split): regression_fingerprint(rows)}
     folder = claim(options, fingerprints)
-    writing = Writing(options.samples, options.temperature, options.default, options.seed)
+    writing = SampledAnswers(options.samples, options.temperature, options.default, options.seed)
     evaluation = {}
     while True:
         path = folder / "records" / f"{name}.jsonl"
@@ -52,14 +58,14 @@ def run_regression_evaluation(options: Any) -> None:
             break
         del regressor  # two whole models may not fit
         name, regressor = "base", load_base(config, options)
-    part_ways()
+    leave_process_group()
     results = {"regressor": dataclasses.asdict(config), "predictor": config.predictor, "evaluation": evaluation}
     marked = "" if options.regressor is None else f"tuned/{config.predictor}"
     lines = table_rows(evaluation, marked)
-    results["score_tables"] = {"evaluation" + (", * was trained" if marked else ""): [COLUMNS, *lines]}
+    results["score_tables"] = {"evaluation" + (", * was trained" if marked else ""): [EVALUATION_COLUMNS, *lines]}
     write_json(folder / RESULTS_NAME, {**provenance(options), "fingerprints": fingerprints, **results})
     title = f"{options.data}, {len(rows)} {options.split} rows" + ("; * is what was trained" if marked else "")
-    print_table(title, COLUMNS, lines)
+    print_table(title, EVALUATION_COLUMNS, lines)
     for name, summary in evaluation.items():
         if summary["entropy"] is not None:
             print(f"entropy over the grid, mean over rows, {name}: {summary['entropy']['mean']:.2f} nats")

@@ -21,11 +21,20 @@ from reft_math.regression.metrics import regression_metrics
 from reft_math.regression.regressor import Regressor
 from reft_math.regression.sampling import write_numbers
 
-COLUMNS = ("predictor", "RMSE", "95 % interval", "Pearson", "95 % interval", "Spearman", "95 % interval", "no number")
+EVALUATION_COLUMNS = (
+    "predictor",
+    "RMSE",
+    "95 % interval",
+    "Pearson",
+    "95 % interval",
+    "Spearman",
+    "95 % interval",
+    "no number",
+)
 
 
 @dataclass(frozen=True)
-class Writing:
+class SampledAnswers:
     """How a model writes numbers out, for the predictors that read what it wrote.
 
     Attributes:
@@ -47,7 +56,7 @@ def evaluate_regressor(
     records_path: Path,
     name: str,
     batch_size: int,
-    writing: Writing,
+    writing: SampledAnswers,
 ) -> list[Record]:
     """Every predictor's number for every row that has no record yet, as `record_rows`.
 
@@ -103,7 +112,7 @@ def _record(row: RegressionRow, numbers: dict[str, Any]) -> Record:
 
 
 def _written(
-    regressor: Regressor, input_ids: torch.Tensor, attention_mask: torch.Tensor, writing: Writing, key: str
+    regressor: Regressor, input_ids: torch.Tensor, attention_mask: torch.Tensor, writing: SampledAnswers, key: str
 ) -> dict[str, list[Any]]:
     """What the model writes after each prompt: greedily, and as samples where they are asked for."""
     tokenizer = regressor.tokenizer
@@ -165,7 +174,7 @@ def _mean(shares: Sequence[float | None]) -> float | None:
 
 
 def table_rows(summaries: Mapping[str, Mapping[str, Any]], marked: str = "") -> list[list[str]]:
-    """Rows under `COLUMNS`, one a predictor of each summary.
+    """Rows under `EVALUATION_COLUMNS`, one a predictor of each summary.
 
     Args:
         summaries: By the name of what was evaluated.

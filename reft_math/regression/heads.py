@@ -29,7 +29,7 @@ from torch import nn
 from reft_math.errors import UserError
 from reft_math.regression.grid import Grid
 from reft_math.regression.predictors import rail
-from reft_math.regression.scores import Reading
+from reft_math.regression.scores import PromptOutputs
 
 HeadName = Literal["logit", "mean", "min", "max", "mlp", "probabilities", "relish", "raft-grid", "raft-all"]
 Pool = Literal["mean", "min", "max"]
@@ -64,7 +64,7 @@ class FinalTokenLogit(Head):
         self.bias = nn.Parameter(torch.zeros(()))
         self.token = token
 
-    def forward(self, reading: Reading) -> torch.Tensor:
+    def forward(self, reading: PromptOutputs) -> torch.Tensor:
         return self.bias + reading.logits[:, self.token].to(self.bias)
 
 
@@ -78,7 +78,7 @@ class Pooled(Head):
         self.linear = _linear(width, 1)
         self.pool = pool
 
-    def forward(self, reading: Reading) -> torch.Tensor:
+    def forward(self, reading: PromptOutputs) -> torch.Tensor:
         assert reading.hidden is not None
         hidden, is_token = reading.hidden.to(self.linear.weight), reading.attention_mask.bool()[..., None]
         if self.pool == "mean":
@@ -98,7 +98,7 @@ class Mlp(Head):
         self.inner = nn.Linear(vocabulary, MLP_WIDTH)
         self.outer = _linear(MLP_WIDTH, 1)
 
-    def forward(self, reading: Reading) -> torch.Tensor:
+    def forward(self, reading: PromptOutputs) -> torch.Tensor:
         inner = self.inner(reading.logits.to(self.inner.weight)).sigmoid()
         return self.outer(inner)[:, 0]  # type: ignore[no-any-return]
 
@@ -110,7 +110,7 @@ class ProbabilityVector(Head):
         super().__init__()
         self.linear = _linear(vocabulary, 1)
 
-    def forward(self, reading: Reading) -> torch.Tensor:
+    def forward(self, reading: PromptOutputs) -> torch.Tensor:
         return self.linear(reading.logits.to(self.linear.weight).softmax(dim=-1))[:, 0]  # type: ignore[no-any-return]
 
 
@@ -146,7 +146,7 @@ class Relish(Head):
         self.blocks = nn.ModuleList(RelishBlock() for _ in range(RELISH_BLOCKS))
         self.linear = _linear(RELISH_WIDTH, 1)
 
-    def forward(self, reading: Reading) -> torch.Tensor:
+    def forward(self, reading: PromptOutputs) -> torch.Tensor:
         assert reading.hidden is not None
         is_padding = ~reading.attention_mask.bool()
         tokens = self.projection(reading.hidden.to(self.state).masked_fill(is_padding[..., None], 0))
@@ -165,7 +165,7 @@ class LearnableGrid(Head):
         super().__init__()
         self.weight = nn.Parameter(values.float())
 
-    def forward(self, reading: Reading) -> torch.Tensor:
+    def forward(self, reading: PromptOutputs) -> torch.Tensor:
         assert reading.log_probs is not None
         return rail(reading.log_probs, self.weight)
 
@@ -185,7 +185,7 @@ class LearnableVocabulary(Head):
         weight[[string[0] for string in grid.token_ids]] = grid.values.float()
         self.weight = nn.Parameter(weight)
 
-    def forward(self, reading: Reading) -> torch.Tensor:
+    def forward(self, reading: PromptOutputs) -> torch.Tensor:
         return rail(reading.logits.log_softmax(dim=-1, dtype=self.weight.dtype), self.weight)
 
 

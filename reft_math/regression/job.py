@@ -22,11 +22,11 @@ from reft_math.errors import UserError
 from reft_math.files.atomic import write_json
 from reft_math.files.tables import print_table
 from reft_math.models.adapter import PrefixReftModel
-from reft_math.models.base import lasting_name
-from reft_math.models.card import digest
+from reft_math.models.base import absolute_name
+from reft_math.models.card import parameters_sha256
 from reft_math.regression.batches import encode_rows
 from reft_math.regression.config import RegressorConfig
-from reft_math.regression.evaluation import COLUMNS, table_rows
+from reft_math.regression.evaluation import EVALUATION_COLUMNS, table_rows
 from reft_math.regression.metrics import rmse
 from reft_math.regression.regressor import Regressor
 from reft_math.regression.trainer import TRACE_NAME
@@ -116,7 +116,7 @@ def regressor_config(options: RegressionOptions) -> RegressorConfig:
         template=options.template,
         prompt=options.prompt,
         data=options.data,
-        base_model=lasting_name(options.model),
+        base_model=absolute_name(options.model),
         random_seed=options.seed if options.random_start else None,
         versions=versions(),
     )
@@ -196,13 +196,13 @@ def report(
         "training": trace,
         "rmse_of_training_mean": constant,
         "predictor": config.predictor,
-        "parameters": digest(saved),
+        "parameters": parameters_sha256(saved),
         "evaluation": evaluation,
-        "score_tables": {"evaluation, * was trained": [COLUMNS, *lines]},
+        "score_tables": {"evaluation, * was trained": [EVALUATION_COLUMNS, *lines]},
     }
     write_json(path, results)
     title = f"{options.data}, {len(splits.test)} test rows; * is what --loss {options.loss} trains"
-    print_table(title, COLUMNS, lines)
+    print_table(title, EVALUATION_COLUMNS, lines)
     before, after = (evaluation[name]["entropy"] for name in ("start", "tuned"))
     if before is not None and after is not None:
         print(f"entropy over the grid, mean over rows: {before['mean']:.2f} nats before, {after['mean']:.2f} after")

@@ -18,7 +18,7 @@ from reft_math.commands.progress import progress
 from reft_math.data.regression_rows import RegressionRow, drawn
 from reft_math.data.templates import BARE, PromptTemplate, get_template
 from reft_math.errors import UserError
-from reft_math.files.atomic import write_files, written
+from reft_math.files.atomic import atomic_path, write_files
 from reft_math.files.tensors import read_parameters
 from reft_math.models.card import CARD_NAME
 from reft_math.models.hub import push
@@ -29,7 +29,7 @@ from reft_math.regression.config import RegressorConfig
 from reft_math.regression.grid import Grid
 from reft_math.regression.heads import Head, make_head
 from reft_math.regression.predictors import parse_number
-from reft_math.regression.scores import NO_TOKEN, Reading, read, string_log_probs
+from reft_math.regression.scores import NO_TOKEN, PromptOutputs, read, string_log_probs
 from reft_math.regression.tokens import AddedRows, without_names
 
 HEAD_NAME, ROWS_NAME = "head.safetensors", "added_rows.safetensors"
@@ -124,7 +124,7 @@ class Regressor(nn.Module):
                 self.model, input_ids, attention_mask, strings, self.regressor_config.bidirectional
             )
 
-    def _loss(self, reading: Reading, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _loss(self, reading: PromptOutputs, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """``(batch,)``; predictions and targets on the loss's scale."""
         if self.head is not None:
             return losses.squared_error(predictions, targets, reduction="none")
@@ -206,24 +206,24 @@ class Regressor(nn.Module):
             numbers += self.predictors(ids, mask)[self.regressor_config.predictor].tolist()
         return numbers
 
-    def parse(self, written: str) -> float | None:
+    def parse(self, atomic_path: str) -> float | None:
         """The number that an answer says, on the data's scale; None where it says none.
 
         It says one as the grid's texts do, if the grid has texts of its own, and otherwise as Python's ``float`` reads.
         """
-        number = parse_number(without_names(written), math.nan)
+        number = parse_number(without_names(atomic_path), math.nan)
         if self.regressor_config.texts is not None:
             by_text = dict(zip(self.grid.texts, self.grid.values.tolist(), strict=True))
-            number = by_text.get(written.strip(), math.nan)
+            number = by_text.get(atomic_path.strip(), math.nan)
         return None if math.isnan(number) else float(self._unscaled(torch.tensor(number, dtype=torch.float64)))
 
-    def _read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Reading:
+    def _read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> PromptOutputs:
         grid = self.grid if self.head is None or self.head.needs_grid else None
         hidden = self.head is not None and self.head.needs_hidden
         with self.intervening(input_ids.shape[1]):
             return read(self.model, input_ids, attention_mask, grid, self.regressor_config.bidirectional, hidden)
 
-    def _predictions(self, reading: Reading) -> dict[str, torch.Tensor]:
+    def _predictions(self, reading: PromptOutputs) -> dict[str, torch.Tensor]:
         """On the loss's scale."""
         if self.head is not None:
             return {"head": self.head(reading)}
@@ -272,7 +272,7 @@ class Regressor(nn.Module):
         self.regressor_config.save_pretrained(folder)
         for path, module in self._own(folder):
             tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
-            with written(path) as aside:
+            with atomic_path(path) as aside:
                 save_file(tensors, aside, metadata={"format": "pt"})
         if self.adapter is not None:
             write_files(folder / ADAPTER_FOLDER, self._save_adapter)

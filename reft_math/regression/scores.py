@@ -23,7 +23,7 @@ NO_TOKEN = -100
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptOutputs:
     """What a model makes of prompts.
 
     Attributes:
@@ -46,7 +46,7 @@ def read(
     grid: Grid | None = None,
     bidirectional: bool = False,
     hidden: bool = False,
-) -> Reading:
+) -> PromptOutputs:
     """``log p(str(y)|x) = Σ_t log p(z_t | x, z_1 … z_{t−1})`` with ``z = str(y)``, for every y of a grid, and the rest.
 
     One forward pass, with gradient: the trie's inner nodes stand behind the prompt, each at the position it has in its
@@ -79,7 +79,7 @@ def read(
             follows[length:, length:] = grid.trie.follows
     highest = None if grid is None else int(grid.trie.tokens.max())
     outputs = _forward(model, input_ids, is_token, positions, follows, length, highest, output_hidden_states=hidden)
-    return Reading(
+    return PromptOutputs(
         logits=outputs.logits[:, 0],
         attention_mask=attention_mask,
         hidden=outputs.hidden_states[-1][:, :length] if hidden else None,

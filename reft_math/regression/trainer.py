@@ -23,7 +23,7 @@ from transformers import (
 from reft_math.commands.options.regression import RegressionOptions
 from reft_math.data.regression_rows import RegressionRow
 from reft_math.errors import UserError
-from reft_math.files.atomic import write_json, written
+from reft_math.files.atomic import atomic_path, write_json
 from reft_math.regression.batches import RegressionCollator, encode_rows
 from reft_math.regression.metrics import rmse
 from reft_math.regression.regressor import Regressor
@@ -112,7 +112,7 @@ class RegressionTrainer(RowTrainer):
             folder.mkdir(parents=True, exist_ok=True)
             parameters = self.model.trainable_parameters()
             tensors = {name: value.detach().contiguous().cpu() for name, value in parameters.items()}
-            with written(folder / WEIGHTS_NAME) as aside:
+            with atomic_path(folder / WEIGHTS_NAME) as aside:
                 save_file(tensors, aside, metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

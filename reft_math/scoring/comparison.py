@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reft_math.commands.output_folder import RESULTS_NAME
-from reft_math.data.fingerprint import digest
+from reft_math.data.fingerprint import rows_sha256
 from reft_math.errors import UserError
 from reft_math.files.records import RecordFile
 from reft_math.files.strict import read_object
@@ -20,7 +20,7 @@ from reft_math.scoring.statistics import mcnemar, wilson_interval
 TRAINING_COLUMNS = ("data_num", "epochs", "prefix", "lr", "parameters", "norm", "tracking")
 SCORE_COLUMNS = ("correct", "total", "accuracy", "95 % interval", "strict", "flexible", "p", "only first", "only this")
 COST_COLUMNS = ("tokens an answer", "against first", "cut off", "time an answer")
-COLUMNS = ("run", "decoder", *TRAINING_COLUMNS, *SCORE_COLUMNS, *COST_COLUMNS)
+COMPARISON_COLUMNS = ("run", "decoder", *TRAINING_COLUMNS, *SCORE_COLUMNS, *COST_COLUMNS)
 
 Key = tuple[str, int]
 Record = Mapping[str, Any]
@@ -61,7 +61,7 @@ class Run:
         records = {decoder: self._records(decoder) for decoder in decoders}
         sha256 = self._sha256()
         for decoder, found in records.items():
-            if sha256 is not None and sha256 != digest((record["question"], record["gold"]) for record in found):
+            if sha256 is not None and sha256 != rows_sha256((record["question"], record["gold"]) for record in found):
                 raise UserError(
                     f"records must hold the problems that their {RESULTS_NAME} was made of; {self.folder} ({decoder})"
                     " holds others: evaluate again, into another folder"
@@ -290,7 +290,7 @@ _FORMATS = {
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as text, under `COLUMNS`."""
+    """A row as text, under `COMPARISON_COLUMNS`."""
     shown = {name: "-" if value is None else format(value, _FORMATS.get(name, "")) for name, value in row.items()}
     shown["low"] = f"{row['low']:.1%} - {row['high']:.1%}"  # the interval's column
     for name, sign in (("tokens", ""), ("difference", "+")):

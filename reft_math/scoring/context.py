@@ -19,14 +19,14 @@ from reft_math.commands.processes import claim
 from reft_math.commands.provenance import provenance
 from reft_math.data.arithmetic import EMBEDDED_MODEL
 from reft_math.data.templates import PromptTemplate, get_template
-from reft_math.decoding.completions import Complete, Decoding, Generate, complete, complete_by_engine
+from reft_math.decoding.completions import Complete, CompletionSettings, Generate, complete, complete_by_engine
 from reft_math.decoding.engine import Engine
 from reft_math.errors import UserError
 from reft_math.models import load_model, load_tokenizer
 from reft_math.models.adapter import PrefixReftModel
 from reft_math.models.base import check_vocabulary, end_token_ids
-from reft_math.models.card import digest
-from reft_math.models.config import CONFIG_NAME, PrefixReftConfig
+from reft_math.models.card import parameters_sha256
+from reft_math.models.config import ADAPTER_CONFIG, PrefixReftConfig
 from reft_math.models.hub import fetch
 from reft_math.scoring.evaluate import (
     default_max_new_tokens,
@@ -36,7 +36,7 @@ Options = TypeVar("Options", bound=ModelOptions)
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvaluationContext:
     """What a command decodes with, read and found in order.
 
     Attributes:
@@ -51,7 +51,7 @@ class Setting:
     adapter: PrefixReftConfig | None
     model: PreTrainedModel
     reft_model: PrefixReftModel | None
-    decoding: Decoding
+    decoding: CompletionSettings
 
     def generate(self, gate: str) -> Generate:
         """``generate`` under a gate; the base's own where there is no adapter."""
@@ -89,10 +89,10 @@ class Setting:
 
 
 def _parameters(adapter: str) -> str:
-    return digest(fetch(adapter, CONFIG_NAME))
+    return parameters_sha256(fetch(adapter, ADAPTER_CONFIG))
 
 
-def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setting:
+def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> EvaluationContext:
     """Reads model, tokenizer and adapter, and takes from the adapter what the options leave open.
 
     Args:
@@ -100,7 +100,9 @@ def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setti
         dataset: A name `load_problems` knows.
         opener: Text that every completion is made to start with.
     """
-    adapter = None if options.adapter is None else PrefixReftConfig.from_pretrained(fetch(options.adapter, CONFIG_NAME))
+    adapter = (
+        None if options.adapter is None else PrefixReftConfig.from_pretrained(fetch(options.adapter, ADAPTER_CONFIG))
+    )
     options = _resolve(options, adapter, dataset)
     assert options.model is not None  # resolved
     assert options.max_new_tokens is not None
@@ -112,17 +114,17 @@ def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Setti
     reft_model = None
     if options.adapter is not None:
         reft_model = PrefixReftModel.from_pretrained(options.adapter, model).eval()
-    decoding = Decoding(
+    decoding = CompletionSettings(
         tokenizer=tokenizer,
         template=template,
         end_token_ids=end_token_ids(model, tokenizer, template),
         max_new_tokens=options.max_new_tokens,
         opener=opener,
     )
-    return Setting(options, adapter, model, reft_model, decoding)
+    return EvaluationContext(options, adapter, model, reft_model, decoding)
 
 
-def load_beside(setting: Setting, source: str) -> PrefixReftModel:
+def load_beside(setting: EvaluationContext, source: str) -> PrefixReftModel:
     """Another adapter on the setting's base, to put beside its own.
 
     Raises:
@@ -138,7 +140,7 @@ def load_beside(setting: Setting, source: str) -> PrefixReftModel:
     return reft_model
 
 
-def batch_completer(setting: Setting, options: EvaluationOptions) -> Complete:
+def batch_completer(setting: EvaluationContext, options: EvaluationOptions) -> Complete:
     """Completions under the setting's gate, sampled as the options say, by an engine where they name one."""
     gate = str(setting.options.gate)
     decoding = replace(setting.decoding, sampling=options.sampling)

@@ -90,7 +90,7 @@ def evaluate(
         Unfinished: ``complete`` raised it; what it did finish is scored and recorded.
     """
 
-    def work(batch: Sequence[Row], missing: Sequence[Row]) -> list[Record]:
+    def work(batch: Sequence[ProblemSample], missing: Sequence[ProblemSample]) -> list[Record]:
         batch_seed = None if seed is None else zlib.crc32(f"{seed}/{batch[0].id}".encode())
         try:
             completions = complete([row.problem.question for row in batch], batch_seed)
@@ -98,14 +98,16 @@ def evaluate(
             raise Unfinished(str(stop), finished(batch, missing, stop.done)) from None
         return list(finished(batch, missing, dict(enumerate(completions))).values())
 
-    def finished(batch: Sequence[Row], missing: Sequence[Row], completions: Mapping[int, Record]) -> dict[str, Record]:
+    def finished(
+        batch: Sequence[ProblemSample], missing: Sequence[ProblemSample], completions: Mapping[int, Record]
+    ) -> dict[str, Record]:
         """Records by id of the rows of ``missing`` that have a completion; these go by their place in ``batch``."""
         found = {batch[place].id: completion for place, completion in completions.items()}
         rows = [row for row in missing if row.id in found]
         scores = score([(row.problem.answer, found[row.id]["completion"]) for row in rows])
         return {row.id: {**row.record(), **found[row.id], **scored} for row, scored in zip(rows, scores, strict=True)}
 
-    rows = [Row(problem, sample, samples) for problem in problems for sample in range(samples)]
+    rows = [ProblemSample(problem, sample, samples) for problem in problems for sample in range(samples)]
     begun, start = records_path.exists() or shard_path(records_path, 0).exists(), time.monotonic()
     records = Records(record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, batch_size))
     seconds = time.monotonic() - start
@@ -137,7 +139,7 @@ def _as_scored_now(records: Records, score: Score, path: Path) -> Records:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProblemSample:
     """One of the ``samples`` completions of a problem."""
 
     problem: Problem

@@ -29,9 +29,9 @@ from reft_math.commands.options.loading import Attention, DeviceMap, Dtype, Quan
 from reft_math.commands.processes import process_state
 from reft_math.commands.progress import progress
 from reft_math.data.templates import THOUGHT_END, framed
-from reft_math.decoding.teacher_forcing import Text, gated_logits
+from reft_math.decoding.teacher_forcing import ForcedText, gated_logits
 from reft_math.errors import UserError
-from reft_math.models.adapter_files import digest
+from reft_math.models.adapter_files import weights_sha256
 from reft_math.scoring.context import load_setting
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -187,7 +187,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 "max_length": self.max_length,
                 "add_bos_token": self.add_bos_token,
                 "think_end_token": self.think_end_token,
-                "adapter": None if self.reft_model is None else digest(self.reft_model.interventions),
+                "adapter": None if self.reft_model is None else weights_sha256(self.reft_model.interventions),
                 "adapter_config": None
                 if self.reft_model is None
                 else dataclasses.asdict(self.reft_model.prefix_config),
@@ -275,7 +275,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 )
             if len(context) > room:
                 warnings.warn(f"contexts with no room in {self.max_length} tokens lose their start", stacklevel=2)
-            texts.append(Text("", torch.tensor(context[-room:]), continuation))
+            texts.append(ForcedText("", torch.tensor(context[-room:]), continuation))
         assert self.reft_model is not None  # HFLM's own path else
         with parametrize.cached():
             return gated_logits(

@@ -70,7 +70,7 @@ def check_templates(templates: Mapping[str, str | None], any_template: bool) -> 
         )
 
 
-def not_known(entries: Sequence[Entry]) -> list[str]:
+def unchecked(entries: Sequence[Entry]) -> list[str]:
     """A line for each thing that was not compared, as some runs do not say it."""
     own = [entry for entry in entries if entry.decoder != ELSEWHERE]
     silent = {

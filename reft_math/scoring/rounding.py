@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reft_math.data.problem import Problem
-from reft_math.decoding.completions import Decoding, complete
+from reft_math.decoding.completions import CompletionSettings, complete
 from reft_math.models.adapter import PrefixReftModel
 from reft_math.scoring.gate_choice import summarise_noise
 
@@ -39,7 +39,7 @@ def attenuated(model: PrefixReftModel, factor: float = ATTENUATION) -> Iterator[
 
 
 def noise_floor(
-    model: PrefixReftModel, decoding: Decoding, problems: Sequence[Problem], batch_size: int
+    model: PrefixReftModel, decoding: CompletionSettings, problems: Sequence[Problem], batch_size: int
 ) -> dict[str, Any]:
     """`summarise_noise` of the `attenuated` adapter on the first `NUM_PROBLEMS` problems, and the base's ``dtype``."""
     questions = [problem.question for problem in problems[:NUM_PROBLEMS]]

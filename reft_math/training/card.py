@@ -13,7 +13,7 @@ from reft_math.data.registry import SOURCES, evaluation_split
 from reft_math.errors import UserError
 from reft_math.files.strict import read_object
 from reft_math.files.tables import markdown
-from reft_math.models.card import NO_NOTES, TrainingNotes, digest, facts
+from reft_math.models.card import NO_NOTES, TrainingNotes, facts, parameters_sha256
 from reft_math.scoring.lengths import LENGTH_TITLE
 
 _HEADING = "## Training and results"
@@ -29,7 +29,7 @@ def notes_beside(folder: Path) -> TrainingNotes:
         results = read_object(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
-    if "parameters" in results and results["parameters"] != digest(folder):
+    if "parameters" in results and results["parameters"] != parameters_sha256(folder):
         return NO_NOTES
     if results.get("evaluation") and "score_tables" not in results:
         return NO_NOTES  # a version before results kept their tables

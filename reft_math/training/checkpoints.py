@@ -52,7 +52,7 @@ def write_checksums(checkpoint: Path) -> None:
     sync(checkpoint.parent)
 
 
-def flaw(checkpoint: Path) -> str | None:
+def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint; None with a whole one."""
     try:
         seals = read_object(checkpoint / CHECKSUMS_NAME)
@@ -72,8 +72,8 @@ def flaw(checkpoint: Path) -> str | None:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The last checkpoint without a `flaw`."""
-    return next((path for path in _newest_first(folder) if flaw(path) is None), None)
+    """The last checkpoint without a `damage`."""
+    return next((path for path in _newest_first(folder) if damage(path) is None), None)
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -85,7 +85,7 @@ def last_checkpoint(folder: Path) -> str | None:
     found: list[str | None] = [None]
     if state.is_main_process:
         for path in _newest_first(folder):
-            if reason := flaw(path):
+            if reason := damage(path):
                 print(f"{path} is damaged ({reason}): left out and deleted", file=sys.stderr)
                 remove_folder(path)
         newest = newest_whole(folder)

@@ -21,7 +21,7 @@ from reft_math.files.atomic import is_used
 from reft_math.files.tables import print_table
 from reft_math.models.adapter import PrefixReftModel
 from reft_math.training.checkpoints import newest_whole
-from reft_math.training.job import Job
+from reft_math.training.job import TrainingSetup
 from reft_math.training.memory import (
     Batch,
     activation_bytes,
@@ -73,7 +73,7 @@ class Tokens:
     targets: int
 
 
-def solution_tokens(job: Job, dataset: PrefixDataset) -> Tokens:
+def solution_tokens(job: TrainingSetup, dataset: PrefixDataset) -> Tokens:
     """Of rows that are trained on the first tokens of a solution."""
     whole = PrefixDataset(job.train_problems, job.tokenizer, job.template, k=None)
     prompts = [len(row["prompt_ids"]) for row in dataset.rows]

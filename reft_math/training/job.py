@@ -21,7 +21,7 @@ from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
 from reft_math.data.registry import VALIDATION_SIZE, held_out_problems, load_problems
 from reft_math.data.templates import PromptTemplate, check_thoughts, get_template
-from reft_math.decoding.completions import Complete, Decoding, Generate, complete
+from reft_math.decoding.completions import Complete, CompletionSettings, Generate, complete
 from reft_math.files.atomic import write_json
 from reft_math.models import load_model, load_tokenizer
 from reft_math.models.base import check_vocabulary, end_token_ids, load_skeleton
@@ -51,7 +51,7 @@ _LINES = {
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingSetup:
     """A training command's inputs, all of them read and found in order."""
 
     options: TrainingOptions
@@ -97,7 +97,9 @@ def resolve(options: Options) -> Options:
     )
 
 
-def prepare(options: TrainingOptions, model: PreTrainedModel | None = None, to_be_sharded: bool = False) -> Job:
+def prepare(
+    options: TrainingOptions, model: PreTrainedModel | None = None, to_be_sharded: bool = False
+) -> TrainingSetup:
     """Reads tokenizer, model and data. Writes nothing.
 
     Args:
@@ -128,11 +130,11 @@ def prepare(options: TrainingOptions, model: PreTrainedModel | None = None, to_b
     check_vocabulary(model, tokenizer, template)
     check_thoughts(template, (problem.solution for problem in train))
     end_token_ids(model, tokenizer, template)  # raises where a solution could not end
-    return Job(options, model, tokenizer, template, train, validation, test[: options.eval_size])
+    return TrainingSetup(options, model, tokenizer, template, train, validation, test[: options.eval_size])
 
 
 def train(
-    job: Job,
+    job: TrainingSetup,
     model: nn.Module,
     dataset: PrefixDataset,
     collator: PrefixCollator,
@@ -157,10 +159,10 @@ def train(
     return trainer
 
 
-def decoding(job: Job) -> Decoding:
+def completion_settings(job: TrainingSetup) -> CompletionSettings:
     """Greedy completions with the job's prompts."""
     assert job.options.max_new_tokens is not None  # resolved
-    return Decoding(
+    return CompletionSettings(
         tokenizer=job.tokenizer,
         template=job.template,
         end_token_ids=end_token_ids(job.model, job.tokenizer, job.template),
@@ -168,7 +170,7 @@ def decoding(job: Job) -> Decoding:
     )
 
 
-def evaluate_all(job: Job, decoders: Mapping[str, Generate]) -> dict[str, dict[str, Any]]:
+def evaluate_all(job: TrainingSetup, decoders: Mapping[str, Generate]) -> dict[str, dict[str, Any]]:
     """Evaluates every decoder on the held-out problems and summarises each against the first, the base.
 
     On the embedded world the base is evaluated once more with the careful style's first tokens given to it: the ceiling
@@ -177,8 +179,10 @@ def evaluate_all(job: Job, decoders: Mapping[str, Generate]) -> dict[str, dict[s
     options = job.options
     assert options.eval_batch_size is not None  # resolved
     assert options.eval_dataset is not None
-    plain = decoding(job)
-    runs: dict[str, tuple[Generate, Decoding]] = {name: (generate, plain) for name, generate in decoders.items()}
+    plain = completion_settings(job)
+    runs: dict[str, tuple[Generate, CompletionSettings]] = {
+        name: (generate, plain) for name, generate in decoders.items()
+    }
     if options.eval_dataset == "arithmetic":
         base = next(iter(decoders.values()))
         runs["base_given_careful_start"] = (base, replace(plain, opener=OPENERS["stepwise"]))
@@ -196,7 +200,7 @@ def evaluate_all(job: Job, decoders: Mapping[str, Generate]) -> dict[str, dict[s
     }
 
 
-def evaluate_kl_gates(job: Job, generate: Generate, size: int) -> dict[str, dict[str, Any]]:
+def evaluate_kl_gates(job: TrainingSetup, generate: Generate, size: int) -> dict[str, dict[str, Any]]:
     """Evaluates KL gates on the first ``size`` problems of the validation split.
 
     Args:
@@ -207,7 +211,7 @@ def evaluate_kl_gates(job: Job, generate: Generate, size: int) -> dict[str, dict
     options = job.options
     assert options.eval_batch_size is not None  # resolved
     assert options.eval_dataset is not None
-    problems, plain = job.validation_problems[:size], decoding(job)
+    problems, plain = job.validation_problems[:size], completion_settings(job)
     device = job.model.device
 
     def completer(gate: str) -> Complete:
@@ -218,7 +222,7 @@ def evaluate_kl_gates(job: Job, generate: Generate, size: int) -> dict[str, dict
         return evaluate_gates(KL_GATES, problems, completer, score, folder, options.eval_batch_size)
 
 
-def report(job: Job, evaluation: Mapping[str, Any] | None, results: Mapping[str, Any], *notes: str) -> None:
+def report(job: TrainingSetup, evaluation: Mapping[str, Any] | None, results: Mapping[str, Any], *notes: str) -> None:
     """Writes ``results.json`` and prints the table, or, without an evaluation, how to come by one, and the notes."""
     options = job.options
     folder = Path(options.output_dir)

@@ -37,7 +37,7 @@ def logits_at(model: Any, places: torch.Tensor) -> Iterator[None]:
 
 
 @torch.no_grad()
-def packs(model: PreTrainedModel) -> bool:
+def keeps_packed_rows_apart(model: PreTrainedModel) -> bool:
     """Whether a row behind another one on a line, its positions from 0 again, is as it is on its own.
 
     transformers keeps such rows apart in every model that makes its masks as Llama does. One that does not would let a

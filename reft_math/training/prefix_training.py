@@ -24,7 +24,7 @@ from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.errors import UserError
 from reft_math.files.atomic import write_folder
 from reft_math.models.adapter import PrefixReftModel, get_prefix_reft_model
-from reft_math.models.base import lasting_name
+from reft_math.models.base import absolute_name
 from reft_math.models.config import PrefixReftConfig
 from reft_math.models.sharding import is_sharded, shard
 from reft_math.scoring.gate_choice import best_gate
@@ -34,12 +34,12 @@ from reft_math.training import prefix_training
 from reft_math.training.dry_run import interventions_of, show, solution_tokens
 from reft_math.training.norm_control import make_controller
 from reft_math.training.number_loss import NumberLoss, make_number_loss
-from reft_math.training.packing import packs
+from reft_math.training.packing import keeps_packed_rows_apart
 from reft_math.training.relative_size import TEXTS, relative_size
 from reft_math.training.tracking import tracking
 from reft_math.training.trainer import NormControl
 
-Directions = Array | Callable[[jobs.Job, str], Array]
+Directions = Array | Callable[[jobs.TrainingSetup, str], Array]
 LLAMA3_NORM = 0.54  # the note's, found for Llama-3
 
 
@@ -57,7 +57,7 @@ class PrefixJob:
     """
 
     options: PrefixReftOptions
-    job: jobs.Job
+    job: jobs.TrainingSetup
     model: PrefixReftModel
     dataset: PrefixDataset
     control: NormControl
@@ -121,7 +121,7 @@ def prepare(
         rank=options.rank,
         k=None if is_ordinary else options.k,
         gate=str(gate),
-        base_model=lasting_name(options.model),
+        base_model=absolute_name(options.model),
         base_revision=job.base_revision,
         template=str(job.template),
         versions=versions(),
@@ -177,7 +177,7 @@ def train(prefix: PrefixJob) -> None:
         prefix.control.load(adapter)
     else:
         collator = PrefixCollator(
-            int(prefix.job.tokenizer.pad_token_id), prefix.options.positions, packs(prefix.job.model)
+            int(prefix.job.tokenizer.pad_token_id), prefix.options.positions, keeps_packed_rows_apart(prefix.job.model)
         )
         if prefix.number_loss is not None and process_state().is_main_process:
             print(prefix.number_loss, file=sys.stderr)
@@ -201,7 +201,7 @@ def noise(prefix: PrefixJob) -> dict[str, Any]:
     """The `noise_floor` on the validation split."""
     batch_size = prefix.options.eval_batch_size
     assert batch_size is not None  # resolved
-    return noise_floor(prefix.model, jobs.decoding(prefix.job), prefix.job.validation_problems, batch_size)
+    return noise_floor(prefix.model, jobs.completion_settings(prefix.job), prefix.job.validation_problems, batch_size)
 
 
 def summary(prefix: PrefixJob) -> dict[str, Any]:

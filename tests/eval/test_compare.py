@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reft_math.data.fingerprint import digest
+from reft_math.data.fingerprint import rows_sha256
 from reft_math.data.problem import Problem
 from reft_math.files.records import RecordFile
 from reft_math.scoring.evaluate import Scorer, evaluate
@@ -198,7 +198,7 @@ def test_a_run_of_an_older_version_is_scored_by_this_one_and_that_is_said(
 
 def with_template(template: str, total: int) -> dict[str, Any]:
     """Results as this version writes them: of the problems that `write_run` makes."""
-    rows = digest((f"q{index}?", "1") for index in range(total))
+    rows = rows_sha256((f"q{index}?", "1") for index in range(total))
     return {**TRAINING, "template": template, "fingerprints": {"test": {"rows": total, "sha256": rows}}}
 
 

@@ -4,7 +4,5 @@ from __future__ import annotations
 
 from pathlib import Path
 
-EMBEDDED_MODEL = "arithmetic"
-
-
-EMBEDDED_FOLDER = Path(__file__).parent / "arithmetic" / "model"
+EMBEDDED_MODEL = "arithmetic"  # its name, wherever a model is named
+EMBEDDED_FOLDER = Path(__file__).parent / "model"

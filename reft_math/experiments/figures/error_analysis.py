@@ -12,12 +12,12 @@ from matplotlib.ticker import PercentFormatter
 
 from reft_math.files.plots import PALETTE
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 _COLOURS = {"false equation": PALETTE[1], "miscopied given": PALETTE[4], "plan": PALETTE[0], "unreadable": "0.8"}
 
 
-def error_figure(errors: Sequence[Row], positions: Sequence[Row]) -> Figure:
+def error_figure(errors: Sequence[TableRow], positions: Sequence[TableRow]) -> Figure:
     """Two panels: kinds of error as shares of the wrong solutions; false equations by part of a solution.
 
     Args:
@@ -40,7 +40,7 @@ def error_figure(errors: Sequence[Row], positions: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw_kinds(axes: Axes, names: Sequence[str], errors: Sequence[Row]) -> None:
+def _draw_kinds(axes: Axes, names: Sequence[str], errors: Sequence[TableRow]) -> None:
     ends = dict.fromkeys(names, 0.0)
     for kind, colour in _COLOURS.items():
         rows = [row for row in errors if row["kind"] == kind]
@@ -55,5 +55,5 @@ def _draw_kinds(axes: Axes, names: Sequence[str], errors: Sequence[Row]) -> None
     axes.legend(frameon=False, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
 
 
-def _name(row: Row) -> str:
+def _name(row: TableRow) -> str:
     return f"{row['run']}:{row['decoder']}"

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from reft_math.probes.faithfulness import ALL, BASE, RESIDUAL, is_beyond_0
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 _FEW = 10  # questions; a cell with fewer stays blank
 _BLANK = "0.85"
@@ -23,7 +23,7 @@ _SMALL = 8  # columns; in more, figures would not fit into the cells
 _DELTA = "true − false, change against\nthe base, log-odds (dot: 95 %\ninterval leaves out 0; by\nchance 1 in 20 does)"
 
 
-def heads_figure(probes: Sequence[Row], scores: Sequence[Row]) -> Figure:
+def heads_figure(probes: Sequence[TableRow], scores: Sequence[TableRow]) -> Figure:
     """Layer by head: how well the base's probes do, then a panel for each source with its change against the base.
 
     Args:
@@ -46,7 +46,7 @@ def heads_figure(probes: Sequence[Row], scores: Sequence[Row]) -> Figure:
     return figure
 
 
-def _write_accuracies(axes: Axes, probes: Sequence[Row]) -> None:
+def _write_accuracies(axes: Axes, probes: Sequence[TableRow]) -> None:
     heads = list(dict.fromkeys(row["head"] for row in probes))
     if len(heads) > _SMALL:
         return
@@ -57,7 +57,7 @@ def _write_accuracies(axes: Axes, probes: Sequence[Row]) -> None:
         axes.text(*place, f"{row['accuracy']:.0%}", ha="center", va="center", fontsize=8, color=color)
 
 
-def positions_figure(scores: Sequence[Row]) -> Figure:
+def positions_figure(scores: Sequence[TableRow]) -> Figure:
     """Layer by position, residual stream: the base's score, then a panel for each source with its change.
 
     Args:
@@ -76,7 +76,7 @@ def positions_figure(scores: Sequence[Row]) -> Figure:
     return figure
 
 
-def _others(rows: Sequence[Row]) -> list[str]:
+def _others(rows: Sequence[TableRow]) -> list[str]:
     return [source for source in dict.fromkeys(row["source"] for row in rows) if source != BASE]
 
 
@@ -87,7 +87,9 @@ def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
     return figure, list(panels)
 
 
-def _changes(figure: Figure, panels: Sequence[Axes], sources: Sequence[str], rows: Sequence[Row], column: str) -> None:
+def _changes(
+    figure: Figure, panels: Sequence[Axes], sources: Sequence[str], rows: Sequence[TableRow], column: str
+) -> None:
     """A panel for each source, all on one scale."""
     if not sources:
         return
@@ -104,12 +106,12 @@ def _changes(figure: Figure, panels: Sequence[Axes], sources: Sequence[str], row
 
 def _heat_map(
     axes: Axes,
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     column: str,
     value: str,
     colours: str,
     scale: Normalize,
-    is_marked: Callable[[Row], bool],
+    is_marked: Callable[[TableRow], bool],
 ) -> None:
     """Layers upwards, columns in the rows' order."""
     columns = list(dict.fromkeys(row[column] for row in rows))
@@ -134,7 +136,7 @@ def _heat_map(
     axes.set_xticks(range(0, len(labels), step), labels[::step])
 
 
-def _column_name(name: str | int, rows: Sequence[Row]) -> str:
+def _column_name(name: str | int, rows: Sequence[TableRow]) -> str:
     """A head, or a position with its number of questions."""
     if isinstance(name, str):
         return "res." if name == RESIDUAL else name
@@ -142,15 +144,15 @@ def _column_name(name: str | int, rows: Sequence[Row]) -> str:
     return f"{name}\n{questions}"
 
 
-def _symmetric(rows: Sequence[Row], value: str) -> Normalize:
+def _symmetric(rows: Sequence[TableRow], value: str) -> Normalize:
     reach = max((abs(row[value]) for row in rows if _is_shown(row)), default=0.0) or 1.0
     return Normalize(-reach, reach)
 
 
-def _is_shown(row: Row) -> bool:
+def _is_shown(row: TableRow) -> bool:
     """A score of few questions is noise, and so is one of a probe that reads nothing; its accuracy is shown."""
     return bool(row["questions"] >= _FEW and (row["reads"] or "score" not in row))
 
 
-def _most(rows: Sequence[Row]) -> int:
+def _most(rows: Sequence[TableRow]) -> int:
     return max(int(row["questions"]) for row in rows)

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from reft_math.files.plots import PALETTE
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 _FEW = 30  # numbers; a place with fewer is left out
 _PLACES = ("question", "term", "result", "upcoming")
@@ -25,7 +25,7 @@ _LEGEND = {"fontsize": 8, "facecolor": "w", "edgecolor": "none", "framealpha": 1
 _DASHED = {"color": "k", "linestyle": "--", "linewidth": 1}
 
 
-def probes_figure(readings: Sequence[Row]) -> Figure:
+def probes_figure(readings: Sequence[TableRow]) -> Figure:
     """R² and mean error by layer for each kind of probe; below, R² by layer and place.
 
     Args:
@@ -52,7 +52,7 @@ def probes_figure(readings: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw_layers(axes: Axes, rows: Sequence[Row], measure: str) -> None:
+def _draw_layers(axes: Axes, rows: Sequence[TableRow], measure: str) -> None:
     for site in dict.fromkeys(row["site"] for row in rows):
         for index, reads in enumerate(dict.fromkeys(row["reads"] for row in rows)):
             line = [row for row in rows if (row["site"], row["reads"]) == (site, reads)]
@@ -65,7 +65,7 @@ def _draw_layers(axes: Axes, rows: Sequence[Row], measure: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _draw_places(axes: Axes, readings: Sequence[Row]) -> None:
+def _draw_places(axes: Axes, readings: Sequence[TableRow]) -> None:
     """Numbers are read where they end by the probe of all numbers, upcoming results by their own."""
     kind = {"site": "block", "target": "identity"}
     rows = [row for row in readings if kind.items() <= row.items() and row["reads"] in ("number", "upcoming")]
@@ -98,7 +98,7 @@ def _column_order(column: tuple[str, str, int]) -> tuple[bool, int, int]:
     return where != "sums", _PLACES.index(kind), int(count)
 
 
-def pushes_figure(pushes: Sequence[Row], thresholds: Sequence[Row]) -> Figure:
+def pushes_figure(pushes: Sequence[TableRow], thresholds: Sequence[TableRow]) -> Figure:
     """Share of wrong sums against α, a panel for each set of layers, a line with its 95 % band for each direction.
 
     Args:
@@ -134,7 +134,10 @@ def pushes_figure(pushes: Sequence[Row], thresholds: Sequence[Row]) -> Figure:
 
 
 def changes_figure(
-    histogram: Sequence[Row], shares: Sequence[Row], positions: Sequence[Row], breaking: Mapping[str, float | None]
+    histogram: Sequence[TableRow],
+    shares: Sequence[TableRow],
+    positions: Sequence[TableRow],
+    breaking: Mapping[str, float | None],
 ) -> Figure:
     """A histogram of changes along the probes for each source, a line a layer; then their sum by position.
 
@@ -175,7 +178,7 @@ def changes_figure(
     return figure
 
 
-def _draw_histogram(axes: Axes, rows: Sequence[Row], layers: Sequence[int]) -> None:
+def _draw_histogram(axes: Axes, rows: Sequence[TableRow], layers: Sequence[int]) -> None:
     """Layers in colours of the palette while it lasts; more of them go from dark to light, and three are named."""
     has_colours = len(layers) <= len(PALETTE)
     named = layers if has_colours else (layers[0], layers[len(layers) // 2], layers[-1])
@@ -188,7 +191,7 @@ def _draw_histogram(axes: Axes, rows: Sequence[Row], layers: Sequence[int]) -> N
         axes.stairs([row["changes"] / total for row in bins], edges, color=color, linewidth=1.2, label=label)
 
 
-def _share_text(share: Row) -> str:
+def _share_text(share: TableRow) -> str:
     if share["share"] is None:
         return "sums never broke" if share["changes"] else "the gate never opened"
     interval = "" if share["low"] is None else f" ({share['low']:.2%}–{share['high']:.2%})"
@@ -196,7 +199,7 @@ def _share_text(share: Row) -> str:
 
 
 def _draw_line(
-    axes: Axes, rows: Sequence[Row], x: str, y: str, band: tuple[str, str], *, fmt: str, label: str, color: str
+    axes: Axes, rows: Sequence[TableRow], x: str, y: str, band: tuple[str, str], *, fmt: str, label: str, color: str
 ) -> None:
     """Columns of a table as a line with a band."""
     columns = {name: [row[name] for row in rows] for name in (x, y, *band)}

@@ -13,14 +13,16 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 from reft_math.experiments.trials import FACTORS
 from reft_math.files.plots import PALETTE
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 
 _DECODERS = {"always_on": "always on", "gated": "under the gate"}
 _SHARES = {"change": "changes", "bias": "bias"}
 _LEGEND = {"fontsize": 8, "frameon": False}
 
 
-def norm_sweep_figure(trials: Sequence[Row], norms: Sequence[Row], shares: Sequence[Row], base: Row) -> Figure:
+def norm_sweep_figure(
+    trials: Sequence[TableRow], norms: Sequence[TableRow], shares: Sequence[TableRow], base: TableRow
+) -> Figure:
     """A panel for each decoder, then one for the shares.
 
     Args:
@@ -58,7 +60,7 @@ def norm_sweep_figure(trials: Sequence[Row], norms: Sequence[Row], shares: Seque
     return figure
 
 
-def _draw_curve(axes: Axes, rows: Sequence[Row], color: str, linestyle: str) -> None:
+def _draw_curve(axes: Axes, rows: Sequence[TableRow], color: str, linestyle: str) -> None:
     norms, accuracy = [row["achieved"] for row in rows], [row["accuracy"] for row in rows]
     axes.plot(norms, accuracy, color=color, linestyle=linestyle, marker="o", markersize=4, label=rows[0]["curve"])
     low, high = ([row["accuracy"] if row[end] is None else row[end] for row in rows] for end in ("low", "high"))
@@ -70,7 +72,7 @@ def _draw_curve(axes: Axes, rows: Sequence[Row], color: str, linestyle: str) -> 
             axes.annotate(note, (row["achieved"], row["accuracy"]), (4, -14), textcoords="offset points", fontsize=7)
 
 
-def _draw_shares(axes: Axes, shares: Sequence[Row]) -> None:
+def _draw_shares(axes: Axes, shares: Sequence[TableRow]) -> None:
     curves = list(dict.fromkeys(row["curve"] for row in shares))
     for index, curve in enumerate(curves):
         for name, marker in zip(_SHARES, "os", strict=True):
@@ -94,7 +96,7 @@ def _draw_shares(axes: Axes, shares: Sequence[Row]) -> None:
     axes.legend(loc="upper left", **_LEGEND)
 
 
-def ablation_figure(cells: Sequence[Row], base: Row) -> Figure:
+def ablation_figure(cells: Sequence[TableRow], base: TableRow) -> Figure:
     """Accuracy with its 95 % interval, a line for each combination; what is on is named.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from reft_math.commands.output_folder import CONFIG_NAME, check_output_dir, claim_output_dir
+from reft_math.commands.output_folder import RUN_CONFIG, check_output_dir, claim_output_dir
 from reft_math.commands.parser import parse
 from reft_math.commands.provenance import provenance, versions
 from reft_math.commands.run import run
@@ -193,7 +193,7 @@ def test_run_calls_main_with_the_parsed_options(monkeypatch: pytest.MonkeyPatch)
 def test_a_runs_settings_are_a_config_of_its_command(tmp_path: Path) -> None:
     settings = parsed("--batch-size", "4", "--limit", "7", "--output-dir", str(tmp_path / "run"))
     folder = claim_output_dir(settings, {"test": {"rows": 7, "sha256": "a"}})
-    file = folder / CONFIG_NAME
+    file = folder / RUN_CONFIG
     written = json.loads(file.read_text())
     del written["layers"]  # no option
     write_json(file, written)
@@ -286,8 +286,8 @@ def test_a_fresh_folder_is_made_and_holds_the_settings(tmp_path: Path, exists: b
     if exists:
         folder.mkdir(parents=True)
     assert claim_output_dir(options_for(folder, batch_size=4, **flags)) == folder
-    assert os.listdir(folder) == [CONFIG_NAME]
-    assert json.loads((folder / CONFIG_NAME).read_text()) == {
+    assert os.listdir(folder) == [RUN_CONFIG]
+    assert json.loads((folder / RUN_CONFIG).read_text()) == {
         "command": "Options",
         "batch_size": 4,
         "learning_rate": 2e-4,
@@ -324,7 +324,7 @@ def test_resume_with_other_settings_names_the_first_that_differs(used: Path) -> 
 
 
 def test_resume_of_a_run_with_fewer_or_more_settings_names_them(used: Path) -> None:
-    path = used / CONFIG_NAME
+    path = used / RUN_CONFIG
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({**settings, "rank": 4}))
     with pytest.raises(UserError, match="rank was 4 and is None"):
@@ -355,11 +355,11 @@ def test_a_run_that_did_not_note_its_rows_is_gone_on_with(used: Path) -> None:
 @pytest.mark.parametrize("broken", [None, "{"])
 def test_resume_where_there_is_no_run_is_refused(used: Path, broken: str | None) -> None:
     if broken is None:
-        (used / CONFIG_NAME).unlink()
+        (used / RUN_CONFIG).unlink()
     else:
-        (used / CONFIG_NAME).write_text(broken)
+        (used / RUN_CONFIG).write_text(broken)
     before = content(used)
-    with pytest.raises(UserError, match=f"no readable {CONFIG_NAME}"):
+    with pytest.raises(UserError, match=f"no readable {RUN_CONFIG}"):
         claim_output_dir(options_for(used, resume=True))
     assert content(used) == before
 
@@ -368,15 +368,15 @@ def test_overwrite_deletes_a_runs_folder(used: Path) -> None:
     (used / "adapter").mkdir()
     (used / "adapter" / "weights").write_text("old")
     assert claim_output_dir(options_for(used, overwrite=True, batch_size=4)) == used
-    assert os.listdir(used) == [CONFIG_NAME]
-    assert json.loads((used / CONFIG_NAME).read_text())["batch_size"] == 4
+    assert os.listdir(used) == [RUN_CONFIG]
+    assert json.loads((used / RUN_CONFIG).read_text())["batch_size"] == 4
 
 
 @pytest.mark.parametrize("file", ["thesis.txt", "config.json"])
 def test_overwrite_of_a_folder_that_is_no_run_deletes_nothing(tmp_path: Path, file: str) -> None:
     """A checkpoint of transformers holds a config.json too."""
     (tmp_path / file).write_text("{}")
-    with pytest.raises(UserError, match=f"holds no {CONFIG_NAME} of one"):
+    with pytest.raises(UserError, match=f"holds no {RUN_CONFIG} of one"):
         claim_output_dir(options_for(tmp_path, overwrite=True))
     assert content(tmp_path) == {file: b"{}"}
 
@@ -432,7 +432,7 @@ def test_a_claim_killed_at_any_call_can_be_repeated(used: Path, killed_at_every_
     for again in ({"resume": True}, {"overwrite": True}):
         for _ in killed_at_every_call(lambda: claim_output_dir(options_for(used, overwrite=True))):
             claim_output_dir(options_for(used, **again))
-            assert json.loads((used / CONFIG_NAME).read_text())["command"] == "Options"
+            assert json.loads((used / RUN_CONFIG).read_text())["command"] == "Options"
             shutil.rmtree(used)
             shutil.copytree(before, used)
 

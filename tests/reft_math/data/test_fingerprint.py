@@ -3,7 +3,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from reft_math.data.fingerprint import about_problems, digest, fingerprint, regression_fingerprint
+from reft_math.data.fingerprint import about_problems, fingerprint, regression_fingerprint, rows_sha256
 from reft_math.data.problem import Problem
 from reft_math.data.regression_rows import RegressionRow
 
@@ -13,7 +13,8 @@ PROBLEMS = [Problem("a", "How many?", "3", "1+2=3"), Problem("b", "Wie viele, JÃ
 def test_the_digest_is_that_of_sorted_lines_of_json() -> None:
     lines = '["How many?", "3"]\n["Wie viele, J\\u00f6rg?", "4"]'
     assert (
-        digest((problem.question, problem.answer) for problem in PROBLEMS) == hashlib.sha256(lines.encode()).hexdigest()
+        rows_sha256((problem.question, problem.answer) for problem in PROBLEMS)
+        == hashlib.sha256(lines.encode()).hexdigest()
     )
 
 
@@ -35,8 +36,8 @@ def test_names_and_order_count_in_order_only_and_every_word_does() -> None:
 
 
 def test_no_two_rows_run_into_one() -> None:
-    assert digest([("a", "b")]) != digest([("ab", "")])
-    assert digest([("a",), ("b",)]) != digest([('a"]\n["b',)])
+    assert rows_sha256([("a", "b")]) != rows_sha256([("ab", "")])
+    assert rows_sha256([("a",), ("b",)]) != rows_sha256([('a"]\n["b',)])
 
 
 def test_every_split_has_its_own() -> None:

@@ -17,7 +17,7 @@ from interventions.generation import GatedOutput
 from reft_math.data.arithmetic.problems import OPENERS
 from reft_math.data.arithmetic.tokenizer import build_tokenizer
 from reft_math.data.templates import TEMPLATES
-from reft_math.decoding.completions import Decoding, complete, complete_by_engine
+from reft_math.decoding.completions import CompletionSettings, complete, complete_by_engine
 from reft_math.decoding.engine import Continuation
 from reft_math.errors import UserError
 
@@ -40,8 +40,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def decoding(tokenizer: PreTrainedTokenizerFast) -> Decoding:
-    return Decoding(tokenizer, TEMPLATES["chat"], [EOS], max_new_tokens=20)
+def decoding(tokenizer: PreTrainedTokenizerFast) -> CompletionSettings:
+    return CompletionSettings(tokenizer, TEMPLATES["chat"], [EOS], max_new_tokens=20)
 
 
 class Scripted:
@@ -72,12 +72,12 @@ class Scripted:
         return GenerateDecoderOnlyOutput(torch.cat([inputs, drawn], dim=1))
 
 
-def ask(questions: Sequence[str], generate: Any, decoding: Decoding) -> list[dict[str, Any]]:
+def ask(questions: Sequence[str], generate: Any, decoding: CompletionSettings) -> list[dict[str, Any]]:
     return complete(questions, None, generate=generate, decoding=decoding, device=CPU)
 
 
 def test_a_completion_is_cut_at_the_first_of_any_end_token(
-    tokenizer: PreTrainedTokenizerFast, decoding: Decoding
+    tokenizer: PreTrainedTokenizerFast, decoding: CompletionSettings
 ) -> None:
     hashes = tokenizer.convert_tokens_to_ids("####")
     decoding = replace(decoding, end_token_ids=[EOS, hashes])
@@ -95,7 +95,7 @@ def test_a_completion_is_cut_at_the_first_of_any_end_token(
 def test_a_plain_completion_ends_at_the_next_question() -> None:
     """An end token behind it counts for nothing, nor does one that only begins. A token is a byte, or special."""
     tokenizer = make_tokenizer()
-    decoding = Decoding(tokenizer, TEMPLATES["plain"], [int(tokenizer.eos_token_id)], max_new_tokens=20)
+    decoding = CompletionSettings(tokenizer, TEMPLATES["plain"], [int(tokenizer.eos_token_id)], max_new_tokens=20)
     cases = {
         " 3 apples\nQuestion: Tom has 4": (" 3 apples\n", 19, True),
         " 3</s>": (" 3", 3, True),
@@ -132,7 +132,7 @@ def test_a_row_stops_at_the_next_question_and_the_others_go_on(
     generate = model.generate
     if gate is not None:
         generate = partial(get_prefix_reft_model(model, PrefixReftConfig()).generate, gate=gate)
-    decoding = Decoding(tokenizer, TEMPLATES["plain"], [int(tokenizer.eos_token_id)], max_new_tokens=16)
+    decoding = CompletionSettings(tokenizer, TEMPLATES["plain"], [int(tokenizer.eos_token_id)], max_new_tokens=16)
     found = complete(["3?", *QUESTIONS[1:3]], None, generate=generate, decoding=decoding, device=CPU)
     assert [tuple(row.values())[:3] for row in found] == [
         (texts[0][:16], 16, False),
@@ -150,14 +150,14 @@ def test_padding_with_the_end_token_changes_nothing(tokenizer: PreTrainedTokeniz
     padded_by_end = build_tokenizer()
     padded_by_end.pad_token = padded_by_end.eos_token
     results = [
-        ask(QUESTIONS, Scripted(each, RIGHT), Decoding(each, TEMPLATES["chat"], [EOS], 20))
+        ask(QUESTIONS, Scripted(each, RIGHT), CompletionSettings(each, TEMPLATES["chat"], [EOS], 20))
         for each in (tokenizer, padded_by_end)
     ]
     assert results[0] == results[1]
     assert [result["num_tokens"] for result in results[0]] == [4, 5, 4, 4, 4]
 
 
-def test_prompts_and_settings_reach_generate(tokenizer: PreTrainedTokenizerFast, decoding: Decoding) -> None:
+def test_prompts_and_settings_reach_generate(tokenizer: PreTrainedTokenizerFast, decoding: CompletionSettings) -> None:
     generate = Scripted(tokenizer, RIGHT)
     ask(QUESTIONS[:3], generate, decoding)
     assert generate.prompts == [f"<bos>{question}\n" for question in QUESTIONS[:3]]
@@ -169,7 +169,7 @@ def test_prompts_and_settings_reach_generate(tokenizer: PreTrainedTokenizerFast,
 
 @pytest.mark.parametrize("opener", OPENERS.values())
 def test_the_opener_is_part_of_the_prompt_and_of_the_completion(
-    tokenizer: PreTrainedTokenizerFast, decoding: Decoding, opener: str
+    tokenizer: PreTrainedTokenizerFast, decoding: CompletionSettings, opener: str
 ) -> None:
     generate = Scripted(tokenizer, {QUESTIONS[0]: " 3.\n#### 3<eos>"})
     (result,) = ask(QUESTIONS[:1], generate, replace(decoding, opener=opener))
@@ -178,7 +178,7 @@ def test_the_opener_is_part_of_the_prompt_and_of_the_completion(
 
 
 def test_sampling_settings_reach_generate_under_the_seed(
-    tokenizer: PreTrainedTokenizerFast, decoding: Decoding
+    tokenizer: PreTrainedTokenizerFast, decoding: CompletionSettings
 ) -> None:
     generate = Scripted(tokenizer, RIGHT)
     drawn = []
@@ -214,7 +214,7 @@ GATE_RECORDS = [
 ]
 
 
-def test_what_the_gate_saw_is_recorded(tokenizer: PreTrainedTokenizerFast, decoding: Decoding) -> None:
+def test_what_the_gate_saw_is_recorded(tokenizer: PreTrainedTokenizerFast, decoding: CompletionSettings) -> None:
     results = ask(
         QUESTIONS[:3], lambda inputs, **_: gated(tokenizer, inputs, ["12+3", "5<eos>", "7-1=6<eos>"]), decoding
     )
@@ -223,7 +223,9 @@ def test_what_the_gate_saw_is_recorded(tokenizer: PreTrainedTokenizerFast, decod
     assert not any("dead_band" in result for result in results)
 
 
-def test_a_dead_band_is_recorded_and_off_the_sum(tokenizer: PreTrainedTokenizerFast, decoding: Decoding) -> None:
+def test_a_dead_band_is_recorded_and_off_the_sum(
+    tokenizer: PreTrainedTokenizerFast, decoding: CompletionSettings
+) -> None:
     def generate(inputs: torch.Tensor, **_: Any) -> GatedOutput:
         output = gated(tokenizer, inputs, ["12+3", "5<eos>", "7-1=6<eos>"])
         output.dead_band = 0.5
@@ -244,7 +246,7 @@ class Server:
 
 
 def test_an_engine_goes_on_after_each_rows_prefix_and_leaves_finished_rows_alone(
-    tokenizer: PreTrainedTokenizerFast, decoding: Decoding
+    tokenizer: PreTrainedTokenizerFast, decoding: CompletionSettings
 ) -> None:
     server = Server()
 
@@ -297,7 +299,7 @@ def test_what_an_engine_writes_ends_at_the_next_question(
         drawn = torch.tensor([tokenizer.encode(prefix + "7")])
         return GatedOutput(torch.cat([inputs, drawn], dim=1), closing_positions=torch.tensor([len(prefix)]))
 
-    decoding = Decoding(tokenizer, TEMPLATES["plain"], [int(tokenizer.eos_token_id)], max_new_tokens=20)
+    decoding = CompletionSettings(tokenizer, TEMPLATES["plain"], [int(tokenizer.eos_token_id)], max_new_tokens=20)
     engine: Any = Writer()
     (row,) = complete_by_engine(["3?"], None, generate=generate, decoding=decoding, device=CPU, engine=engine)
     assert (row["completion"], row["num_tokens"], row["finished"]) == expected
@@ -305,7 +307,10 @@ def test_what_an_engine_writes_ends_at_the_next_question(
 
 @pytest.mark.parametrize("gate", [None, "always", "tokens:2"])
 def test_a_question_whose_logits_are_nan_is_named_and_nothing_is_drawn(
-    tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast, decoding: Decoding, gate: str | None
+    tiny_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+    decoding: CompletionSettings,
+    gate: str | None,
 ) -> None:
     """One row of a batch, from the second token on."""
     model = tiny_model(vocab_size=len(tokenizer))

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from reft_math.files.atomic import (
+    atomic_path,
     is_used,
     remove_folder,
     storage_fault,
@@ -22,7 +23,6 @@ from reft_math.files.atomic import (
     write_files,
     write_folder,
     write_json,
-    written,
 )
 from reft_math.files.plots import write_figure
 
@@ -119,7 +119,7 @@ def test_a_value_that_cannot_be_written_leaves_the_old_file_and_nothing_aside(tm
         write_json(path, object())
 
     def stopped() -> None:
-        with written(path) as aside:
+        with atomic_path(path) as aside:
             aside.write_text("half")
             raise KeyboardInterrupt
 

@@ -25,7 +25,7 @@ from interventions.sites import running_device
 from reft_math.commands.options.loading import LoadingOptions
 from reft_math.data.arithmetic.tokenizer import build_tokenizer
 from reft_math.data.templates import get_template
-from reft_math.decoding.completions import Decoding, complete
+from reft_math.decoding.completions import CompletionSettings, complete
 from reft_math.errors import UserError
 from reft_math.models import load_model, load_tokenizer
 from reft_math.models.base import check_vocabulary, load_skeleton
@@ -367,7 +367,7 @@ def test_embeddings_beyond_the_tokenizer_count_as_tokens_that_say_nothing(tiny_m
     with torch.no_grad():  # the logits of what lies beyond are larger by far
         model.lm_head.weight[size:] *= 20
     reft_model = moved(model)
-    decoding = Decoding(tokenizer, get_template("chat", tokenizer), [2], max_new_tokens=6)
+    decoding = CompletionSettings(tokenizer, get_template("chat", tokenizer), [2], max_new_tokens=6)
     generate = partial(reft_model.generate, gate="kl:inf")
     rows = complete(["1+1?", "2+2?"], None, generate=generate, decoding=decoding, device=model.device)
     assert all(math.isfinite(row["cumulative_kl"]) and row["cumulative_kl"] > 0.1 for row in rows)

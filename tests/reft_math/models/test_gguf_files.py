@@ -14,8 +14,8 @@ from reft_math.commands.options.evaluation import DecoderOptions
 from reft_math.commands.options.loading import LoadingOptions
 from reft_math.errors import UserError
 from reft_math.models import load_model, load_tokenizer
-from reft_math.models.base import lasting_name, load_skeleton
-from reft_math.models.gguf_files import digest
+from reft_math.models.base import absolute_name, load_skeleton
+from reft_math.models.gguf_files import file_sha256
 
 gguf = pytest.importorskip("gguf", reason="writes and reads the files")
 TOKENS = torch.arange(4, 12)[None]
@@ -112,8 +112,8 @@ def test_a_file_name_needs_a_model_and_its_ending(model: str | None, name: str) 
 
 def test_an_adapter_names_its_file_by_digest(file: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     base = load_model(file)
-    config = PrefixReftConfig(base_model=lasting_name(file), base_revision=base.config._commit_hash)
-    assert config.base_revision == digest(Path(file))
+    config = PrefixReftConfig(base_model=absolute_name(file), base_revision=base.config._commit_hash)
+    assert config.base_revision == file_sha256(Path(file))
     assert config.resolve_base(None, None) == (file, config.base_revision)
     moved = Path(file).rename(tmp_path / "moved.gguf")
     assert config.resolve_base(str(moved), None) == (str(moved), config.base_revision)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from reft_math.data.arithmetic.tokenizer import build_tokenizer
 from reft_math.data.problem import Problem
 from reft_math.data.templates import TEMPLATES
-from reft_math.decoding.completions import Decoding
+from reft_math.decoding.completions import CompletionSettings
 from reft_math.probes.handoff import LENGTHS, continuations, hand_over, handoff_lines, handoff_table, problem_sets
 
 END = 2
@@ -19,11 +19,13 @@ PROMPTS = [torch.tensor(row) for row in ([1, 9, 8, 7], [1, 5], [1, 11, 12, 13, 1
 
 
 @pytest.fixture
-def decoding() -> Decoding:
-    return Decoding(build_tokenizer(), TEMPLATES["chat"], [END], max_new_tokens=24)
+def decoding() -> CompletionSettings:
+    return CompletionSettings(build_tokenizer(), TEMPLATES["chat"], [END], max_new_tokens=24)
 
 
-def without_cache(model: PreTrainedModel, decoding: Decoding, prompt: torch.Tensor, prefix: list[int]) -> list[int]:
+def without_cache(
+    model: PreTrainedModel, decoding: CompletionSettings, prompt: torch.Tensor, prefix: list[int]
+) -> list[int]:
     """One row, no padding, every forward pass from the start."""
     token_ids = [*prompt.tolist(), *prefix]
     while len(token_ids) < len(prompt) + decoding.max_new_tokens:
@@ -47,7 +49,7 @@ def until_end(token_ids: list[int]) -> list[int]:
     ],
 )
 def test_a_continuation_from_the_cache_is_generation_without_one(
-    tiny_model: Callable[..., PreTrainedModel], decoding: Decoding, family: str, changes: dict[str, Any]
+    tiny_model: Callable[..., PreTrainedModel], decoding: CompletionSettings, family: str, changes: dict[str, Any]
 ) -> None:
     """Prompts of different lengths, prefixes longer than a sliding window, other k's in every row."""
     model = tiny_model(family, **changes).double()
@@ -63,7 +65,7 @@ def test_a_continuation_from_the_cache_is_generation_without_one(
 
 
 def test_rows_that_end_early_leave_the_others_alone(
-    tiny_model: Callable[..., PreTrainedModel], decoding: Decoding
+    tiny_model: Callable[..., PreTrainedModel], decoding: CompletionSettings
 ) -> None:
     model = tiny_model().double()
     texts = [without_cache(model, decoding, prompt, []) for prompt in PROMPTS]
@@ -77,7 +79,9 @@ def test_rows_that_end_early_leave_the_others_alone(
     assert all(token == 0 for row, text in zip(drawn, expected, strict=True) for token in row[len(text) :])
 
 
-def test_nothing_asked_is_nothing_drawn(tiny_model: Callable[..., PreTrainedModel], decoding: Decoding) -> None:
+def test_nothing_asked_is_nothing_drawn(
+    tiny_model: Callable[..., PreTrainedModel], decoding: CompletionSettings
+) -> None:
     assert continuations(tiny_model(), decoding, [], [], []) == []
 
 
@@ -87,7 +91,7 @@ def answer(name: str, token_ids: list[int], correct: bool) -> dict[str, Any]:
 
 
 def test_only_what_is_not_known_is_drawn(
-    tiny_model: Callable[..., PreTrainedModel], decoding: Decoding, tmp_path: Path
+    tiny_model: Callable[..., PreTrainedModel], decoding: CompletionSettings, tmp_path: Path
 ) -> None:
     """The base's own prefix ends as the base's answer, a whole answer stands, and the base goes on from the rest."""
     model, problem = tiny_model(vocab_size=len(decoding.tokenizer)).double(), Problem("p", "Anna has 3 apples.", "3")

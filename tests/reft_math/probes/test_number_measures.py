@@ -17,16 +17,16 @@ from reft_math.data.registry import load_problems
 from reft_math.errors import UserError
 from reft_math.probes.number import fit_probes, unit
 from reft_math.probes.number_measures import (
+    ActingAdapter,
     Pusher,
     Solver,
-    Source,
     fit_number_directions,
     measure_changes,
     solve_pushed,
 )
 from reft_math.probes.number_tables import Push
 from reft_math.probes.number_texts import draw_sums
-from reft_math.scoring.context import Setting, load_setting
+from reft_math.scoring.context import EvaluationContext, load_setting
 
 NORMS = np.array([100.0, 200.0, 300.0, 600.0])
 SUMS = draw_sums(2, 20, seed=5)
@@ -35,7 +35,7 @@ PROBLEMS = load_problems("arithmetic", "test", limit=6)
 
 
 @pytest.fixture(scope="module")
-def setting() -> Setting:
+def setting() -> EvaluationContext:
     return load_setting(RunOptions(), "arithmetic")
 
 
@@ -45,7 +45,7 @@ def weights() -> Array:
 
 
 @pytest.fixture
-def reft_model(setting: Setting) -> PrefixReftModel:
+def reft_model(setting: EvaluationContext) -> PrefixReftModel:
     """RED moved a little at random."""
     reft_model = get_prefix_reft_model(setting.model, PrefixReftConfig()).eval()
     torch.manual_seed(0)
@@ -55,14 +55,14 @@ def reft_model(setting: Setting) -> PrefixReftModel:
 
 
 def solve(
-    setting: Setting, weights: Array, tmp_path: Path, *pushes: Push, batch_size: int = 20
+    setting: EvaluationContext, weights: Array, tmp_path: Path, *pushes: Push, batch_size: int = 20
 ) -> dict[str, list[float | None]]:
     solver = Solver(setting, batch_size)
     pusher = Pusher.draw(weights, NORMS, draws=3, seed=0)
     return solve_pushed(solver, solver.prompts(SUMS, "worked"), pushes, pusher, 5, tmp_path / "pushes.jsonl")
 
 
-def test_number_directions_are_those_of_a_probe_fitted_text_by_text(setting: Setting) -> None:
+def test_number_directions_are_those_of_a_probe_fitted_text_by_text(setting: EvaluationContext) -> None:
     """Against transformers' own hidden states, read at the last digit of every number of questions and solutions."""
     problems = load_problems("arithmetic", "validation", limit=12)
     found = fit_number_directions(setting.model, setting.decoding, problems, "block", batch_size=5)
@@ -92,7 +92,7 @@ def test_number_directions_are_those_of_a_probe_fitted_text_by_text(setting: Set
 
 
 def test_no_probe_is_fitted_on_and_no_sum_read_from_what_is_not_finite(
-    setting: Setting, weights: Array, tmp_path: Path
+    setting: EvaluationContext, weights: Array, tmp_path: Path
 ) -> None:
     """As a push may end, or a base in half precision, of one problem's text alone."""
     with (
@@ -104,7 +104,7 @@ def test_no_probe_is_fitted_on_and_no_sum_read_from_what_is_not_finite(
         solve(setting, weights, tmp_path, Push("block 0", (0,), "probe", 1e38))
 
 
-def test_the_curve_of_a_null_push_is_flat(setting: Setting, tmp_path: Path) -> None:
+def test_the_curve_of_a_null_push_is_flat(setting: EvaluationContext, tmp_path: Path) -> None:
     """Along a probe of zero no α does anything; the unpushed model solves these sums."""
     pushes = [Push("all layers", (0, 1, 2, 3), "probe", alpha) for alpha in (-1.0, -0.1, 0.0, 0.1, 1.0)]
     found = solve(setting, np.zeros((4, 128)), tmp_path, *pushes)
@@ -114,7 +114,9 @@ def test_the_curve_of_a_null_push_is_flat(setting: Setting, tmp_path: Path) -> N
     assert list(found.values()) == [unpushed] * 5
 
 
-def test_a_strong_push_breaks_sums_whatever_the_batches(setting: Setting, weights: Array, tmp_path: Path) -> None:
+def test_a_strong_push_breaks_sums_whatever_the_batches(
+    setting: EvaluationContext, weights: Array, tmp_path: Path
+) -> None:
     push = Push("all layers", (0, 1, 2, 3), "random", 0.4)
     whole = solve(setting, weights, tmp_path / "whole", push)
     parts = solve(setting, weights, tmp_path / "parts", push, batch_size=7)
@@ -123,7 +125,7 @@ def test_a_strong_push_breaks_sums_whatever_the_batches(setting: Setting, weight
 
 
 def test_what_is_recorded_is_not_done_again(
-    setting: Setting, weights: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: EvaluationContext, weights: Array, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push = Push("layer 1", (1,), "probe", 0.2)
     found = solve(setting, weights, tmp_path, push)
@@ -147,9 +149,9 @@ def test_vectors_are_alpha_norms_long_and_dealt_out_to_the_sums(weights: Array) 
 
 @pytest.mark.parametrize("gate", ["always", "tokens:3", "kl:0", "kl:1,min=1"])
 def test_changes_are_of_the_tokens_drawn_with_interventions(
-    setting: Setting, reft_model: PrefixReftModel, weights: Array, tmp_path: Path, gate: str
+    setting: EvaluationContext, reft_model: PrefixReftModel, weights: Array, tmp_path: Path, gate: str
 ) -> None:
-    source = Source("adapter", "adapter", reft_model, str(parse_gate(gate)))
+    source = ActingAdapter("adapter", "adapter", reft_model, str(parse_gate(gate)))
     records = measure_changes(setting.decoding, source, PROBLEMS, weights, tmp_path, batch_size=4)
     for problem, record in zip(PROBLEMS, records, strict=True):
         prompt = setting.decoding.prompts([problem.question])[0][None]
@@ -167,9 +169,9 @@ def test_changes_are_of_the_tokens_drawn_with_interventions(
 
 
 def test_the_first_token_is_drawn_from_the_prompts_end(
-    setting: Setting, reft_model: PrefixReftModel, weights: Array, tmp_path: Path
+    setting: EvaluationContext, reft_model: PrefixReftModel, weights: Array, tmp_path: Path
 ) -> None:
-    source = Source("adapter", "adapter", reft_model, "tokens:1")
+    source = ActingAdapter("adapter", "adapter", reft_model, "tokens:1")
     record = measure_changes(setting.decoding, source, PROBLEMS[:1], weights, tmp_path, batch_size=1)[0]
     prompt = setting.decoding.prompts([PROBLEMS[0].question])[0][None]
     states: list[torch.Tensor] = []
@@ -183,8 +185,10 @@ def test_the_first_token_is_drawn_from_the_prompts_end(
     np.testing.assert_allclose(record["sizes"][0][0], np.linalg.norm(change), rtol=1e-3)
 
 
-def test_untouched_interventions_have_projections_of_zero(setting: Setting, weights: Array, tmp_path: Path) -> None:
-    source = Source("zero", "zero", get_prefix_reft_model(setting.model, PrefixReftConfig()).eval(), "always")
+def test_untouched_interventions_have_projections_of_zero(
+    setting: EvaluationContext, weights: Array, tmp_path: Path
+) -> None:
+    source = ActingAdapter("zero", "zero", get_prefix_reft_model(setting.model, PrefixReftConfig()).eval(), "always")
     for record in measure_changes(setting.decoding, source, PROBLEMS, weights, tmp_path, batch_size=3):
         assert len(record["projections"]) == record["num_tokens"] > 0
         assert not np.any(record["projections"])

@@ -13,7 +13,7 @@ import pytest
 from reft_math.data.problem import Problem
 from reft_math.data.registry import held_out_problems
 from reft_math.data.templates import get_template
-from reft_math.decoding.completions import Decoding
+from reft_math.decoding.completions import CompletionSettings
 from reft_math.models import load_tokenizer
 from reft_math.probes.faithfulness import fit_truth_probe, probe_rows
 from reft_math.probes.statements import ProbeRow, encode_pairs, givens, near_misses, probe_set, results
@@ -191,7 +191,7 @@ def test_texts_of_one_length_come_first() -> None:
 
 def test_tokens_end_with_the_statement_and_pairs_are_of_one_length() -> None:
     tokenizer = load_tokenizer("arithmetic")
-    decoding = Decoding(tokenizer, get_template("chat", tokenizer), [2], 80)
+    decoding = CompletionSettings(tokenizer, get_template("chat", tokenizer), [2], 80)
     problems = held_out_problems("arithmetic")[1][:20]
     rows = probe_set(problems, results, lambda text: len(tokenizer.encode(text)), 0)
     pairs = encode_pairs(rows, decoding)

@@ -13,7 +13,7 @@ from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_mod
 from interventions.gates import parse_gate
 from interventions.generation import Handoff
 from interventions.positions import Positions, intervention_mask
-from reft_math.decoding.teacher_forcing import Text, closing
+from reft_math.decoding.teacher_forcing import ForcedText, closing
 from reft_math.probes.trajectory import (
     FATES,
     fate_lines,
@@ -29,10 +29,10 @@ from reft_math.probes.trajectory import (
 )
 
 TEXTS = [
-    Text("a", torch.tensor([1, 9, 8, 7]), [4, 5, 6, 33, 41, 5, 2]),
-    Text("b", torch.tensor([1, 5]), [11, 2]),
-    Text("c", torch.tensor([1, 11, 12, 13, 14, 15]), [21, 22, 23, 24, 25, 26, 27, 28, 29, 30]),
-    Text("d", torch.tensor([1]), [7]),
+    ForcedText("a", torch.tensor([1, 9, 8, 7]), [4, 5, 6, 33, 41, 5, 2]),
+    ForcedText("b", torch.tensor([1, 5]), [11, 2]),
+    ForcedText("c", torch.tensor([1, 11, 12, 13, 14, 15]), [21, 22, 23, 24, 25, 26, 27, 28, 29, 30]),
+    ForcedText("d", torch.tensor([1]), [7]),
 ]
 
 
@@ -45,7 +45,7 @@ def with_red(model: PreTrainedModel, strength: float, positions: Positions = "al
     return reft_model
 
 
-def alone(model: Any, text: Text, **kwargs: Any) -> list[float]:
+def alone(model: Any, text: ForcedText, **kwargs: Any) -> list[float]:
     """The likelihood of one text, no padding, in the model's float64."""
     token_ids = torch.tensor([[*text.prompt.tolist(), *text.token_ids]])
     logits = model(input_ids=token_ids, **kwargs).logits[0, len(text.prompt) - 1 : -1]
@@ -55,7 +55,7 @@ def alone(model: Any, text: Text, **kwargs: Any) -> list[float]:
 class Forcing(LogitsProcessor):  # type: ignore[misc]
     """Leaves one choice: the next token of a text."""
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: ForcedText) -> None:
         self.text = text
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,9 @@ class Forcing(LogitsProcessor):  # type: ignore[misc]
         return forced
 
 
-def decoded(reft_model: PrefixReftModel, text: Text, gate: str, handoff: Handoff) -> tuple[list[float], int | None]:
+def decoded(
+    reft_model: PrefixReftModel, text: ForcedText, gate: str, handoff: Handoff
+) -> tuple[list[float], int | None]:
     """The likelihood of a text that gated decoding is made to draw, step by step, and where its gate closed."""
     output = reft_model.generate(
         text.prompt[None],

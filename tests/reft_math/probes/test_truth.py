@@ -14,11 +14,11 @@ from interventions.gates import parse_gate
 from interventions.pairs import Handoff
 from interventions.positions import Positions
 from interventions.sites import site_module
-from reft_math.probes.statements import Text
+from reft_math.probes.statements import StatementText
 from reft_math.probes.truth import where_acting
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
-TEXTS = [Text([5, 9, 33, 41], [17, 8, 60]), Text([7, 21], [3])]
+TEXTS = [StatementText([5, 9, 33, 41], [17, 8, 60]), StatementText([7, 21], [3])]
 ROWS = [text.token_ids for text in TEXTS]
 PROMPTS = [[5, 9, 33, 41], [7, 21, 3], [50, 12, 44, 8, 19]]
 
@@ -86,7 +86,7 @@ def test_along_its_own_text_a_decoder_is_met_again(
         output = reft_model.generate(torch.tensor([prompt]), gate=gate, handoff=handoff, **settings)
         closing = int(output.closing_positions[0])
         drawn = output.sequences[0, len(prompt) :].tolist()
-        texts = [Text(prompt, drawn[:length]) for length in range(1, 8)]
+        texts = [StatementText(prompt, drawn[:length]) for length in range(1, 8)]
         acts, is_open = where_acting(reft_model, parse_gate(gate), handoff, texts)
         assert is_open == [closing < 0 or len(text.answer) < closing for text in texts]
         is_ever_closed |= not all(is_open)
@@ -107,7 +107,7 @@ def test_always_on_acts_wherever_the_adapter_does_and_off_nowhere(tiny_model: Ca
 
 
 @torch.no_grad()
-def next_token(reft_model: PrefixReftModel, acts: torch.Tensor, text: Text) -> int:
+def next_token(reft_model: PrefixReftModel, acts: torch.Tensor, text: StatementText) -> int:
     with reft_model.intervening(acts[None, : len(text)]):
         logits = reft_model.model(torch.tensor([[*text.prompt, *text.answer]])).logits[0, -1]
     logits[2] = -torch.inf  # generation was not to end

@@ -20,7 +20,7 @@ from reft_math.errors import UserError
 from reft_math.models import load_model, load_tokenizer
 from reft_math.regression.batches import RegressionCollator, encode_rows
 from reft_math.regression.build import load_base, load_regressor, make_regressor
-from reft_math.regression.config import CONFIG_NAME, RegressorConfig
+from reft_math.regression.config import REGRESSOR_CONFIG, RegressorConfig
 from reft_math.regression.regressor import Regressor
 from reft_math.regression.scores import grid_log_probs
 
@@ -136,7 +136,7 @@ def test_regressors_of_before_have_their_added_tokens_at_their_start(tmp_path: P
     assert sum(parameter.numel() for parameter in regressor.trainable_parameters().values()) == TRAINED[tune]
     regressor.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
-    path = tmp_path / CONFIG_NAME
+    path = tmp_path / REGRESSOR_CONFIG
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != "form"}))
     assert predictions(load_regressor(tmp_path)) == predictions(regressor)
 
@@ -185,7 +185,7 @@ def test_the_configuration_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_the_template_is_saved_with_its_version(tmp_path: Path) -> None:
     """Or a prompt reworded since would go unnoticed."""
     regressor_of("red").save_pretrained(tmp_path)
-    assert json.loads((tmp_path / CONFIG_NAME).read_text())["template"] == "chat/1"
+    assert json.loads((tmp_path / REGRESSOR_CONFIG).read_text())["template"] == "chat/1"
 
 
 def without(name: str) -> Callable[[Path], None]:
@@ -213,7 +213,7 @@ def saying(**values: object) -> Callable[[Path], object]:
     """Settings put into the saved ones."""
 
     def harm(folder: Path) -> None:
-        path = folder / CONFIG_NAME
+        path = folder / REGRESSOR_CONFIG
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
     return harm
@@ -237,9 +237,9 @@ def spoiling(name: str) -> Callable[[Path], object]:
         ("red", spoiling("adapter/reft_model.safetensors"), ".scale is NaN or infinite"),
         ("lora", spoiling("adapter/adapter_model.safetensors"), "lora_B.weight is NaN or infinite"),
         ("red", without("."), "there is no folder"),
-        ("red", without(CONFIG_NAME), "holds no regressor_config.json; was it saved by save_pretrained?"),
-        ("red", holding(CONFIG_NAME, "{"), "is not a readable regressor config"),
-        ("red", holding(CONFIG_NAME, "{}"), "is not a readable regressor config"),
+        ("red", without(REGRESSOR_CONFIG), "holds no regressor_config.json; was it saved by save_pretrained?"),
+        ("red", holding(REGRESSOR_CONFIG, "{"), "is not a readable regressor config"),
+        ("red", holding(REGRESSOR_CONFIG, "{}"), "is not a readable regressor config"),
         ("red", saying(nosuch=1), "is not a readable regressor config"),
         ("red", saying(loss="squares"), "loss must be one of raft, mbr, ce, log, head:logit"),
         ("red", saying(base_model="no/such"), "model 'no/such' must be 'arithmetic', a folder"),

@@ -12,7 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from reft_math.data.regression_rows import RegressionRow
 from reft_math.errors import UserError
-from reft_math.regression.evaluation import COLUMNS, Writing, evaluate_regressor, summarise, table_rows
+from reft_math.regression.evaluation import (
+    EVALUATION_COLUMNS,
+    SampledAnswers,
+    evaluate_regressor,
+    summarise,
+    table_rows,
+)
 from reft_math.regression.regressor import Regressor
 
 MakeTiny = Callable[..., Regressor]
@@ -56,7 +62,7 @@ def number_or(text: str, default: float) -> float:
 
 @torch.no_grad()
 def test_every_row_has_its_predictions_and_what_was_written(writer: Regressor, tmp_path: Path) -> None:
-    writing = Writing(samples=6, default=-1.0)
+    writing = SampledAnswers(samples=6, default=-1.0)
     records = evaluate_regressor(writer.train(), ROWS, tmp_path / "new" / "r.jsonl", "test", 2, writing)
     assert not writer.training
     lines = (tmp_path / "new" / "r.jsonl").read_text().splitlines()
@@ -93,13 +99,13 @@ def test_a_row_whose_predictions_are_nan_is_named_and_not_recorded(writer: Regre
     writer.model.get_input_embeddings().weight.data[token] = torch.nan
     rows = [*ROWS, RegressionRow("r/bad", "?", 1.0)]
     with pytest.raises(UserError, match=r"predictions must be finite; those for row r/bad are NaN or infinite"):
-        evaluate_regressor(writer, rows, tmp_path / "r.jsonl", "test", 1, Writing(samples=2))
+        evaluate_regressor(writer, rows, tmp_path / "r.jsonl", "test", 1, SampledAnswers(samples=2))
     assert '"r/0"' in (tmp_path / "r.jsonl").read_text()
     assert "r/bad" not in (tmp_path / "r.jsonl").read_text()
 
 
 def test_nothing_is_sampled_that_was_not_asked_for(writer: Regressor, tmp_path: Path) -> None:
-    records = evaluate_regressor(writer, ROWS, tmp_path / "r.jsonl", "test", 2, Writing())
+    records = evaluate_regressor(writer, ROWS, tmp_path / "r.jsonl", "test", 2, SampledAnswers())
     names = ["rail", "rail_normalised", "mode", "median", "decoded"]
     assert all(list(record["predictions"]) == names for record in records)
     assert all("samples" not in record for record in records)
@@ -114,7 +120,7 @@ def test_heads_and_bidirectional_prompts_write_nothing(
 ) -> None:
     regressor = make_tiny(**settings)
     monkeypatch.setattr(regressor.model, "generate", None)
-    records = evaluate_regressor(regressor, ROWS, tmp_path / "r.jsonl", "test", 2, Writing(samples=3))
+    records = evaluate_regressor(regressor, ROWS, tmp_path / "r.jsonl", "test", 2, SampledAnswers(samples=3))
     told = {"id", "text", "target", "predictions", "entropy", "probabilities"}
     assert {key for record in records for key in record} == told
     predicted = regressor.predict(TEXTS)
@@ -139,7 +145,7 @@ def test_numbers_of_one_token_are_read_as_numbers(
 
     monkeypatch.setattr(regressor.model, "generate", generate)
     rows = [RegressionRow(str(index), "so" * (3 - index), 1.0) for index in range(3)]
-    records = evaluate_regressor(regressor, rows, tmp_path / "r.jsonl", "test", 3, Writing(default=9.0))
+    records = evaluate_regressor(regressor, rows, tmp_path / "r.jsonl", "test", 3, SampledAnswers(default=9.0))
     assert [record["written"] for record in records] == ["<number 2.5>", "<number 5.0>", "bad"]
     assert [record["predictions"]["decoded"] for record in records] == [2.5, 5.0, 9.0]
 
@@ -151,7 +157,7 @@ def test_a_stopped_run_draws_the_samples_that_it_would_have_drawn(writer: Regres
     """Whether it stopped between two batches of two rows or within one."""
 
     def run(name: str, seed: int = 0) -> list[Record]:
-        return evaluate_regressor(writer, ROWS, tmp_path / name, "test", 2, Writing(samples=4, seed=seed))
+        return evaluate_regressor(writer, ROWS, tmp_path / name, "test", 2, SampledAnswers(samples=4, seed=seed))
 
     whole = run("whole")
     lines = (tmp_path / "whole").read_bytes().splitlines(keepends=True)
@@ -169,7 +175,7 @@ def test_sampling_leaves_the_random_state_as_it_was(writer: Regressor, tmp_path:
     """An evaluation in between would change what training draws next."""
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    evaluate_regressor(writer, ROWS, tmp_path / "r.jsonl", "test", 2, Writing(samples=4))
+    evaluate_regressor(writer, ROWS, tmp_path / "r.jsonl", "test", 2, SampledAnswers(samples=4))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -177,7 +183,7 @@ def test_rows_with_a_record_are_not_read_again(writer: Regressor, tmp_path: Path
     path = tmp_path / "r.jsonl"
 
     def run() -> list[Record]:
-        return evaluate_regressor(writer, ROWS, path, "test", 2, Writing())
+        return evaluate_regressor(writer, ROWS, path, "test", 2, SampledAnswers())
 
     whole = run()
     assert passes_of(writer, run) == []
@@ -240,7 +246,7 @@ def test_heads_have_no_entropy_and_the_seed_is_the_resamples() -> None:
 
 
 def test_a_summary_is_written_as_json_is(writer: Regressor, tmp_path: Path) -> None:
-    records = evaluate_regressor(writer, ROWS, tmp_path / "r.jsonl", "test", 5, Writing(samples=2))
+    records = evaluate_regressor(writer, ROWS, tmp_path / "r.jsonl", "test", 5, SampledAnswers(samples=2))
     summary = summarise(records)
     assert json.loads(json.dumps(summary)) == summary
     assert list(summary["predictors"])[-2:] == ["decoded", "rail_sampled"]
@@ -268,5 +274,5 @@ def test_the_table_has_a_row_a_predictor_and_a_star_at_what_was_trained() -> Non
         ["tuned, rail *", *cells, "-"],
         ["tuned, decoded", *cells, "12.5%"],
     ]
-    assert len(COLUMNS) == 8
+    assert len(EVALUATION_COLUMNS) == 8
     assert [row[0] for row in table_rows(summaries)] == ["base, rail", "tuned, rail", "tuned, decoded"]

@@ -15,7 +15,7 @@ from reft_math.regression import heads
 from reft_math.regression.grid import Grid
 from reft_math.regression.heads import HEADS, MLP_WIDTH, Head, HeadName, make_head
 from reft_math.regression.predictors import rail
-from reft_math.regression.scores import Reading
+from reft_math.regression.scores import PromptOutputs
 
 Array = NDArray[np.float64]
 
@@ -33,14 +33,14 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "RELISH_HEADS", 2)
 
 
-def random_reading() -> Reading:
+def random_reading() -> PromptOutputs:
     """Three prompts padded to 6 columns; what stands at padding is far greater than anything else."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, VOCABULARY, generator=generator, dtype=torch.float64)
     hidden = torch.randn(3, 6, WIDTH, generator=generator, dtype=torch.float64)
     mask = torch.tensor([[0] * (6 - length) + [1] * length for length in LENGTHS])
     hidden = torch.where(mask.bool()[..., None], hidden, 1e4 * hidden)
-    return Reading(logits, mask, hidden, logits.log_softmax(dim=-1)[:, list(NUMBERS)])
+    return PromptOutputs(logits, mask, hidden, logits.log_softmax(dim=-1)[:, list(NUMBERS)])
 
 
 def trained(name: HeadName) -> Head:
@@ -53,10 +53,10 @@ def trained(name: HeadName) -> Head:
     return head
 
 
-def cast(reading: Reading, dtype: torch.dtype) -> Reading:
+def cast(reading: PromptOutputs, dtype: torch.dtype) -> PromptOutputs:
     assert reading.hidden is not None
     assert reading.log_probs is not None
-    return Reading(
+    return PromptOutputs(
         reading.logits.to(dtype), reading.attention_mask, reading.hidden.to(dtype), reading.log_probs.to(dtype)
     )
 
@@ -143,7 +143,7 @@ def test_padding_and_company_change_no_rows_prediction(name: HeadName) -> None:
     head, reading = trained(name), random_reading()
     assert reading.hidden is not None
     for row, length in enumerate(LENGTHS):
-        alone = Reading(reading.logits[[row]], torch.ones(1, length), reading.hidden[[row], 6 - length :])
+        alone = PromptOutputs(reading.logits[[row]], torch.ones(1, length), reading.hidden[[row], 6 - length :])
         torch.testing.assert_close(head(alone), head(reading)[[row]], rtol=0, atol=1e-12)
 
 
@@ -227,7 +227,7 @@ def test_gradients_are_the_derivatives(name: HeadName) -> None:
 
     def predictions(logits: torch.Tensor, hidden: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         log_probs = logits.log_softmax(dim=-1)[:, list(NUMBERS)]
-        changed = Reading(logits, reading.attention_mask, hidden, log_probs)
+        changed = PromptOutputs(logits, reading.attention_mask, hidden, log_probs)
         return functional_call(head, dict(zip(names, weights, strict=True)), (changed,))  # type: ignore[no-any-return]
 
     assert reading.hidden is not None

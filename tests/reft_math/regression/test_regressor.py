@@ -21,7 +21,7 @@ from reft_math.regression.batches import RegressionCollator, encode_rows
 from reft_math.regression.config import RegressorConfig
 from reft_math.regression.heads import HEADS, HeadName
 from reft_math.regression.regressor import Regressor, make_template
-from reft_math.regression.scores import Reading
+from reft_math.regression.scores import PromptOutputs
 
 MakeTiny = Callable[..., Regressor]
 Array = NDArray[np.float64]
@@ -170,7 +170,7 @@ def test_a_heads_loss_is_the_squared_error_of_what_it_makes_of_a_plain_pass(
         input_ids = torch.tensor([regressor.tokenizer.encode(f"Question: {text}\nAnswer:")])
         plain = regressor.model(input_ids=input_ids, output_hidden_states=True)
         p = torch.tensor(probabilities(regressor, text, ["0.0", "2.5", "5.0"]))
-        reading = Reading(plain.logits[:, -1], torch.ones_like(input_ids), plain.hidden_states[-1], p.log()[None])
+        reading = PromptOutputs(plain.logits[:, -1], torch.ones_like(input_ids), plain.hidden_states[-1], p.log()[None])
         predicted = regressor.head(reading).item()
         assert found["loss"][row].item() == pytest.approx(
             (predicted - (target - lower) / (upper - lower)) ** 2, rel=1e-4

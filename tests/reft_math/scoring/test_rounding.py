@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
 from reft_math.data.problem import Problem
 from reft_math.data.templates import get_template
-from reft_math.decoding.completions import Decoding
+from reft_math.decoding.completions import CompletionSettings
 from reft_math.models import load_model, load_tokenizer
 from reft_math.scoring.rounding import acting_bias, attenuated, noise_floor
 
@@ -50,7 +50,7 @@ def test_an_attenuated_edit_is_the_formula(
 def test_the_floor_is_the_dtypes_not_the_adapters() -> None:
     """A thousandth of an edit diverges a millionth as much; what float16 and bfloat16 show beyond that is rounding."""
     tokenizer = load_tokenizer("arithmetic")
-    decoding = Decoding(tokenizer, get_template("auto", tokenizer), [2], max_new_tokens=24)
+    decoding = CompletionSettings(tokenizer, get_template("auto", tokenizer), [2], max_new_tokens=24)
     questions = ["Anna has 47 books. She finds 38 books. How many books does Anna have now?", "Tom has 3 pens."]
     problems = [Problem(str(place), text, "1") for place, text in enumerate(questions)]
     found = {}

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from reft_math.errors import UserError
-from reft_math.models.card import NO_NOTES, digest, make_card
+from reft_math.models.card import NO_NOTES, make_card, parameters_sha256
 from reft_math.scoring.evaluate import score_tables
 from reft_math.training.card import adapter_notes, notes_beside
 
@@ -98,7 +98,7 @@ def test_results_are_of_the_parameters_that_were_evaluated(tmp_path: Path) -> No
     (tmp_path / "adapter").mkdir()
     weights = tmp_path / "adapter" / "reft_model.safetensors"
     weights.write_bytes(b"trained")
-    (tmp_path / "results.json").write_text(json.dumps(results(parameters=digest(tmp_path / "adapter"))))
+    (tmp_path / "results.json").write_text(json.dumps(results(parameters=parameters_sha256(tmp_path / "adapter"))))
     assert "| prefix |" in notes_beside(tmp_path / "adapter").text
     weights.write_bytes(b"trained on")
     assert notes_beside(tmp_path / "adapter") == NO_NOTES

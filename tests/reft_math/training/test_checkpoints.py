@@ -10,8 +10,8 @@ import pytest
 
 from reft_math.training.checkpoints import (
     CHECKSUMS_NAME,
+    damage,
     delete_older,
-    flaw,
     last_checkpoint,
     newest_whole,
     write_checksums,
@@ -48,7 +48,7 @@ def test_the_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert newest_whole(tmp_path) == damaged
     harm(damaged)
     assert newest_whole(tmp_path) == whole
-    assert flaw(damaged) == reason
+    assert damage(damaged) == reason
     assert last_checkpoint(tmp_path) == str(whole)
     assert capsys.readouterr().err == f"{damaged} is damaged ({reason}): left out and deleted\n"
     assert not damaged.exists()
@@ -75,9 +75,9 @@ def test_checksums_killed_at_any_call_leave_a_whole_checkpoint_or_none(
     assert sorted(seals) == ["model/weights", "optimizer.pt"]
     (checkpoint / CHECKSUMS_NAME).unlink()
     for _ in killed_at_every_call(lambda: write_checksums(checkpoint)):
-        assert (flaw(checkpoint) is None) == (checkpoint / CHECKSUMS_NAME).exists()
+        assert (damage(checkpoint) is None) == (checkpoint / CHECKSUMS_NAME).exists()
         (checkpoint / CHECKSUMS_NAME).unlink(missing_ok=True)
-    assert flaw(checkpoint) is None
+    assert damage(checkpoint) is None
 
 
 def test_without_power_a_checkpoint_is_whole_or_known_to_be_not(tmp_path: Path, lost_without_power: Any) -> None:
@@ -88,12 +88,12 @@ def test_without_power_a_checkpoint_is_whole_or_known_to_be_not(tmp_path: Path, 
 def test_a_list_of_checksums_that_is_none_is_a_flaw(tmp_path: Path, content: str) -> None:
     (tmp_path / "a").write_text("whole")
     (tmp_path / CHECKSUMS_NAME).write_text(content)
-    assert flaw(tmp_path) in (f"{CHECKSUMS_NAME} cannot be read", "a is not as it was written")
+    assert damage(tmp_path) in (f"{CHECKSUMS_NAME} cannot be read", "a is not as it was written")
 
 
 def test_a_folder_in_place_of_checksums_is_a_flaw(tmp_path: Path) -> None:
     (tmp_path / CHECKSUMS_NAME).mkdir()
-    assert flaw(tmp_path) == f"{CHECKSUMS_NAME} cannot be read"
+    assert damage(tmp_path) == f"{CHECKSUMS_NAME} cannot be read"
 
 
 def test_a_copy_that_somebody_keeps_is_no_checkpoint(tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ def test_a_copy_that_somebody_keeps_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_name_in_the_checksums_that_no_file_can_have_is_a_flaw(tmp_path: Path) -> None:
     name = "a" * 5000
     (tmp_path / CHECKSUMS_NAME).write_text(json.dumps({name: 1}))
-    assert flaw(tmp_path) == f"{name} is missing"
+    assert damage(tmp_path) == f"{name} is missing"

@@ -9,7 +9,7 @@ import transformers
 from accelerate import cpu_offload
 from transformers import PreTrainedModel
 
-from reft_math.training.packing import logits_at, packs
+from reft_math.training.packing import keeps_packed_rows_apart, logits_at
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
 
@@ -30,10 +30,10 @@ def test_logits_at_places_are_those_of_all_places(tiny_model: Callable[..., PreT
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_keeps_rows_on_a_line_apart(tiny_model: Callable[..., PreTrainedModel], family: str) -> None:
     model = tiny_model(family)
-    assert packs(model)
-    assert packs(model.bfloat16())
+    assert keeps_packed_rows_apart(model)
+    assert keeps_packed_rows_apart(model.bfloat16())
     model.set_attn_implementation("eager")
-    assert packs(model)
+    assert keeps_packed_rows_apart(model)
 
 
 class Leaking(transformers.LlamaForCausalLM):
@@ -65,12 +65,12 @@ def test_a_model_that_mixes_rows_is_found_out(tiny_model: Callable[..., PreTrain
     for kind in (Leaking, SingleLine):
         model = kind(plain.config).eval()
         model.load_state_dict(plain.state_dict())
-        assert not packs(model)
+        assert not keeps_packed_rows_apart(model)
 
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.2)
-    assert packs(transformers.GPT2LMHeadModel(config).eval())
-    assert not packs(Counting(config).eval())
+    assert keeps_packed_rows_apart(transformers.GPT2LMHeadModel(config).eval())
+    assert not keeps_packed_rows_apart(Counting(config).eval())
 
 
 def test_a_model_whose_weights_wait_elsewhere_is_tried_where_it_calculates(
@@ -79,4 +79,4 @@ def test_a_model_whose_weights_wait_elsewhere_is_tried_where_it_calculates(
     model = tiny_model()
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert model.get_input_embeddings().weight.device.type == "meta"
-    assert packs(model)
+    assert keeps_packed_rows_apart(model)
