@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.common import spread, timed
+from benchmarks.common.measure import spread, timed
 from reft_math.commands.run import run
 from reft_math.errors import require
 from reft_math.files.atomic import write_json

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.common import peak_bytes, spread, timed
+from benchmarks.common.measure import peak_bytes, spread, timed
 from reft_math.commands.run import run
 from reft_math.errors import require
 from reft_math.files.atomic import write_json

@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.common import (
+from benchmarks.common.measure import (
     SHAPES,
     Dtype,
     Shape,

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.common import (
+from benchmarks.common.measure import (
     SHAPES,
     Dtype,
     Shape,

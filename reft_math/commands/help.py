@@ -32,10 +32,8 @@ GROUPS = {
         " top_p top_k min_p keep engine engine_model engine_concurrency engine_timeout"
     ),
     "Evaluation": (
-        "eval_size tasks include_path num_fewshot apply_chat_template fewshot_as_multiturn system_instruction"
-        " gen_kwargs max_length log_samples statements runs against shared_only any_template first_turn scoring digits"
-        " sums alphas"
-        " only ladders rounds seconds kills processes quick"
+        "eval_size statements runs against shared_only any_template first_turn scoring digits sums alphas only ladders"
+        " rounds seconds kills processes quick"
     ),
     "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing",
     "Hub": "repo_id private license commit_message create_pr",
@@ -43,13 +41,13 @@ GROUPS = {
 }
 # What stands for the value of an option that is neither a number, nor one of a few choices, nor a name.
 METAVARS = {
-    "DIR": "data_dir finds include_path output_dir results",
+    "DIR": "data_dir finds output_dir results",
     "FILE": "config json output",
     "PATH": "adapter match only reft regressor runs site_path source",
     "GATE": "gate gates",
     "GRID": "grid",
-    "LIST": "bounds gen_kwargs grid_texts layers target_modules tasks",
-    "TEXT": "commit_message system_instruction",
+    "LIST": "bounds grid_texts layers target_modules",
+    "TEXT": "commit_message",
     "URL": "engine",
 }
 

@@ -143,7 +143,7 @@ def load_regressor(source: str | Path, revision: str | None = None, loading: Loa
 
 def _load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
     from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils import REGRESSOR_CONFIG as PEFT_CONFIG_NAME
+    from peft.utils import CONFIG_NAME as PEFT_CONFIG_NAME
     from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
     try:
