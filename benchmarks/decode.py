@@ -28,7 +28,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.common.measure import SHAPES, Dtype, Shape, matrix_peak, random_llama, read_peak, sharing, spread, timed, wait
+from benchmarks.common.measure import (
+    SHAPES,
+    Dtype,
+    Shape,
+    matrix_peak,
+    random_llama,
+    read_peak,
+    sharing,
+    spread,
+    timed,
+    wait,
+)
 from reft_math.commands.run import run
 from reft_math.errors import require
 from reft_math.files.atomic import write_json

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reft_math.commands.run import run
-from reft_math.errors import require, require_different, require_one_process
+from reft_math.errors import require, require_different, require_one_process, require_there
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class CompareOptions:
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder or file")
         require_different(self.runs)
+        require_there(self, "runs")
         require_one_process("a comparison")
 
 

@@ -51,6 +51,28 @@ def require(options: object, name: str, holds: Callable[[Any], bool], rule: str)
         raise UserError(f"--{name.replace('_', '-')} must be {rule}; got {value}")
 
 
+def require_there(options: object, *names: str) -> None:
+    """Raises `UserError` where an option's value reads as a path and no file or folder is there.
+
+    Hub ids have one slash at most, but for ``org/repo/file.gguf``; a name whose first part is a folder here is a path.
+    """
+    for name in names:
+        values = getattr(options, name, None)
+        for value in [values] if isinstance(values, str) else values or ():
+            first, _, rest = value.partition("/")
+            is_path = (
+                value.startswith((".", "/", "~"))
+                or value.endswith((".json", ".jsonl"))
+                or ("/" in rest and not value.endswith(".gguf"))
+                or (rest != "" and Path(first).is_dir())
+            )
+            if is_path and not Path(value).exists():
+                raise UserError(
+                    f"--{name.replace('_', '-')} names a path, and nothing is there: {value}"
+                    " (paths start from the working folder)"
+                )
+
+
 def require_seed(options: object) -> None:
     """Raises `UserError` where ``seed`` is none that numpy takes."""
     require(options, "seed", lambda value: value is None or 0 <= value < 2**32, "from 0 to 4294967295")
