@@ -6,7 +6,7 @@ import copy
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
 from interventions.bias import BiasIntervention
 from interventions.gates import PromptOnly, parse_gate
@@ -37,7 +37,8 @@ def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedM
         every_token: Fold an adapter whose own gate is ``prompt``, too.
 
     Returns:
-        A new model of the base's class, on the base's device.
+        A new model of the base's class, on the base's device; of a Qwen2, whose linears but three cannot have biases, a
+        Llama that computes the same.
 
     Raises:
         UserError: The adapter cannot be folded, not into this architecture, or into numbers that its dtype holds.
@@ -50,6 +51,8 @@ def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedM
         raise UserError("quantised weights cannot be folded into; load the base in bfloat16 or float32")
     if not isinstance(module := site_module(base, site, 0), nn.Linear):
         raise UserError(f"only a linear module can be folded into; {site} is a {type(module).__name__}")
+    if f"{site_path(base, site, 0)}.bias" not in base.state_dict():
+        base = _as_llama(base)
     config, state = copy.deepcopy(base.config), {name: tensor.clone() for name, tensor in base.state_dict().items()}
     if f"{site_path(base, site, 0)}.bias" not in state:
         config, zeros = _switch_biases_on(base, site)
@@ -68,7 +71,7 @@ def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedM
             f"merged weights must be finite; {bad[0]} is not in {base.dtype}: fold into a base of another --dtype"
         )
     merged = _with_weights(base, config, state)
-    merged.generation_config = copy.deepcopy(base.generation_config)
+    merged.generation_config = copy.deepcopy(reft_model.model.generation_config)
     return merged.eval().to(base.device)
 
 
@@ -114,6 +117,22 @@ def _with_weights(base: PreTrainedModel, config: PretrainedConfig, state: Tensor
 def _check_affine(act_fn: str) -> None:
     if act_fn != LINEAR:
         raise UserError(f"only affine interventions can be folded into weights; the adapter has act_fn {act_fn}")
+
+
+def _as_llama(base: PreTrainedModel) -> PreTrainedModel:
+    """A Qwen2 without sliding windows as the Llama it is, with biases in attention; any other base as it is."""
+    if base.config.model_type != "qwen2" or base.config.use_sliding_window:
+        return base
+    own = base.config.to_dict()
+    same = {name: own[name] for name in LlamaConfig().to_dict() if name in own} | {"attention_bias": True}
+    config = LlamaConfig(**{name: value for name, value in same.items() if name not in ("model_type", "architectures")})
+    state = dict(base.state_dict())
+    for layer in range(config.num_hidden_layers):
+        state[f"model.layers.{layer}.self_attn.o_proj.bias"] = torch.zeros(
+            config.hidden_size, dtype=base.dtype, device=base.device
+        )
+    llama = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=base.dtype)
+    return llama.eval().to(base.device)  # type: ignore[no-any-return]
 
 
 def _switch_biases_on(base: PreTrainedModel, site: str) -> tuple[PretrainedConfig, Tensors]:
