@@ -52,7 +52,7 @@ def main(options: PrefixReftOptions) -> None:
     decoders = {"base": job.model.generate, "reft" if prefix.is_ordinary else "prefix": model.generate}
     if not isinstance(parse_gate(model.gate), AlwaysOn):
         decoders["always_on"] = partial(model.generate, gate="always")
-    evaluation = None if prefix.is_sharded else jobs.evaluate_all(job, decoders)
+    evaluation = jobs.evaluate_all(job, decoders)
     results = prefix_training.summary(prefix)
     leave_process_group()
     noise = prefix_training.noise(prefix) if prefix.calibrates else None

@@ -25,6 +25,7 @@ from reft_math.decoding.completions import Complete, CompletionSettings, Generat
 from reft_math.files.atomic import write_json
 from reft_math.models import load_model, load_tokenizer
 from reft_math.models.base import check_vocabulary, end_token_ids, load_skeleton
+from reft_math.models.sharding import is_sharded
 from reft_math.scoring.evaluate import (
     Scorer,
     default_batch_size,
@@ -170,13 +171,17 @@ def completion_settings(job: TrainingSetup) -> CompletionSettings:
     )
 
 
-def evaluate_all(job: TrainingSetup, decoders: Mapping[str, Generate]) -> dict[str, dict[str, Any]]:
+def evaluate_all(job: TrainingSetup, decoders: Mapping[str, Generate]) -> dict[str, dict[str, Any]] | None:
     """Evaluates every decoder on the held-out problems and summarises each against the first, the base.
+
+    None where no problems are to be evaluated on, or the base is spread over processes, for training.
 
     On the embedded world the base is evaluated once more with the careful style's first tokens given to it: the ceiling
     for what starting well can do.
     """
     options = job.options
+    if not job.test_problems or is_sharded(job.model):
+        return None
     assert options.eval_batch_size is not None  # resolved
     assert options.eval_dataset is not None
     plain = completion_settings(job)
@@ -237,10 +242,11 @@ def report(job: TrainingSetup, evaluation: Mapping[str, Any] | None, results: Ma
     scores = {"evaluation": evaluation, "score_tables": tables}
     write_json(folder / RESULTS_NAME, {**head, **settings, **results, **scores})
     if evaluation is None:
-        adapter = f"--adapter {folder / 'adapter'} --device-map auto"
+        adapter = f"--adapter {folder / 'adapter'}"
+        why = "a sharded base is for training" if is_sharded(job.model) else "--eval-size is 0"
         print(
-            "not evaluated: a sharded base is for training. On one machine that holds it:"
-            f" eval/calibrate_gate.py {adapter} --dataset {options.eval_dataset} --save, then eval/gsm8k.py {adapter}"
+            f"not evaluated: {why}. On a machine that holds the base: eval/calibrate_gate.py {adapter}"
+            f" --dataset {options.eval_dataset} --save, then eval/gsm8k.py {adapter}"
         )
     else:
         title = f"{options.eval_dataset}, {len(job.test_problems)} held-out problems, greedy"

@@ -128,12 +128,14 @@ def test_the_default_gate_is_the_last_of_the_most_accurate_on_validation_problem
 
 
 @pytest.mark.parametrize(("arguments", "gate"), [("--gate kl:3", "kl:3"), ("--no-calibrate-gate", "tokens:10")])
-def test_a_gate_that_is_given_is_not_calibrated(
+def test_a_gate_that_is_given_is_not_calibrated_and_without_problems_nothing_is_evaluated(
     call: Callable[[str], None], tmp_path: Path, tiny_base: str, arguments: str, gate: str
 ) -> None:
-    call(f"train/prefix_reft.py --model {tiny_base} {SMALL} {arguments} --output-dir {tmp_path}/run")
+    call(f"train/prefix_reft.py --model {tiny_base} {SMALL} {arguments} --eval-size 0 --output-dir {tmp_path}/run")
     assert read(tmp_path / "run" / "adapter" / "reft_config.json")["gate"] == gate
+    assert read(tmp_path / "run" / "results.json")["evaluation"] is None
     assert not (tmp_path / "run" / "calibration").exists()
+    assert not (tmp_path / "run" / "records").exists()
 
 
 def test_a_run_stopped_in_evaluation_goes_on_without_training_again(

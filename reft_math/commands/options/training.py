@@ -113,7 +113,9 @@ class TrainingOptions(FittingOptions):
         metadata={"help": "Share of arithmetic's training solutions with one wrong step (0.5); for no other set."},
     )
     save_steps: int = field(default=200, metadata={"help": "Optimiser steps between checkpoints."})
-    eval_size: int = field(default=500, metadata={"help": "Held-out test problems at most."})
+    eval_size: int = field(
+        default=500, metadata={"help": "Held-out test problems at most; 0 trains and does not evaluate."}
+    )
     eval_batch_size: int | None = field(
         default=None, metadata={"help": "Problems a batch in evaluation (16; arithmetic 100)."}
     )
@@ -123,7 +125,8 @@ class TrainingOptions(FittingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("eval_size", "save_steps", "eval_batch_size", "max_new_tokens"):
+        require(self, "eval_size", lambda value: value >= 0, "0 or more")
+        for name in ("save_steps", "eval_batch_size", "max_new_tokens"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
         require(self, "noise", lambda value: value is None or 0 <= value <= 1, "in [0, 1]")
         if self.noise is not None and self.dataset != "arithmetic":
