@@ -17,8 +17,7 @@ from reft_math.commands.interrupt import PARENT
 from reft_math.commands.output_folder import RUN_CONFIG
 from reft_math.errors import UserError
 from reft_math.files.atomic import write_json
-from reft_math.files.schema import from_json
-from reft_math.files.strict import read_object
+from reft_math.files.strict import from_json, read_object
 
 FINISHED_NAME = "finished.json"
 

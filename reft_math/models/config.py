@@ -16,8 +16,7 @@ from reft_math.commands.options.training import ELEMENTWISE
 from reft_math.data.arithmetic import EMBEDDED_MODEL
 from reft_math.errors import UserError
 from reft_math.files.atomic import write_json
-from reft_math.files.schema import from_json
-from reft_math.files.strict import read_object
+from reft_math.files.strict import from_json, read_object
 from reft_math.models.base import absolute_name
 from reft_math.models.gguf_files import file_sha256, is_gguf
 

@@ -16,8 +16,7 @@ from reft_math.data.rows import Prompt
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
 from reft_math.files.atomic import write_json
-from reft_math.files.schema import from_json
-from reft_math.files.strict import read_object
+from reft_math.files.strict import from_json, read_object
 from reft_math.regression.grid import Grid, make_grid, number_texts, parse_numbers
 from reft_math.regression.heads import HEADS, HeadName
 from reft_math.regression.tokens import Start, add_number_tokens

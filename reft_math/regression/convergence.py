@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from reft_math.files.plots import PALETTE
+from reft_math.files.plots import OPEN_AXES, PALETTE
 from reft_math.scoring.comparison import Run
 
 
@@ -27,7 +27,7 @@ def convergence_figure(runs: Sequence[Run]) -> Figure:
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns + 1.5, 3.2 * rows), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         all_axes = [figure.add_subplot(rows, columns, index + 1) for index in range(len(panels))]
     for axes, (title, members) in zip(all_axes, panels.items(), strict=True):
         losses = [run.results["regressor"]["loss"] for run in members]
@@ -67,7 +67,7 @@ def training_rows_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for row in sorted((row for row in rows if row["chosen"] and row["rows"]), key=lambda row: row["rows"]):
         curves.setdefault(row["curve"], []).append(row)
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         left, right = figure.subplots(1, 2)
     for index, curve in enumerate(curves.values()):
         x = [row["rows"] for row in curve]

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reft_math.files.plots import PALETTE
+from reft_math.files.plots import OPEN_AXES, PALETTE
 from reft_math.regression.grid import number_texts, parse_numbers
 from reft_math.scoring.comparison import Record, Run
 
@@ -29,7 +29,7 @@ def distributions_figure(changes: Sequence[tuple[Run, Sequence[Pair]]]) -> Figur
     """
     panels = 2 + len(EXAMPLES)
     figure = Figure(figsize=(2.6 * panels, 2.4 * len(changes)), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 8, "axes.titlesize": 9}):
+    with mpl.rc_context({**OPEN_AXES, "font.size": 8, "axes.titlesize": 9}):
         all_axes = figure.subplots(len(changes), panels, squeeze=False)
     for axes, (run, pairs) in zip(all_axes, changes, strict=True):
         _row(axes, run, pairs)

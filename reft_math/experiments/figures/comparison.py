@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from reft_math.files.plots import PALETTE
+from reft_math.files.plots import OPEN_AXES, PALETTE
 
 
 def comparison_figure(rows: Sequence[Mapping[str, Any]], reference: str) -> Figure:
@@ -21,7 +21,7 @@ def comparison_figure(rows: Sequence[Mapping[str, Any]], reference: str) -> Figu
     names = [f"{row['run']}:{row['decoder']}" for row in rows]
     runs = list(dict.fromkeys(row["run"] for row in rows))
     figure = Figure(figsize=(8, 1.2 + 0.3 * len(rows)), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         axes = figure.subplots()
     for position, row in enumerate(rows):
         color = PALETTE[runs.index(row["run"]) % len(PALETTE)]

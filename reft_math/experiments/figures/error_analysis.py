@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from reft_math.files.plots import PALETTE
+from reft_math.files.plots import OPEN_AXES, PALETTE
 
 TableRow = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ def error_figure(errors: Sequence[TableRow], positions: Sequence[TableRow]) -> F
     """
     names = list(dict.fromkeys(_name(row) for row in errors))
     figure = Figure(figsize=(11, 1.8 + 0.35 * len(names)), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         left, right = figure.subplots(1, 2)
     _draw_kinds(left, names, errors)
     for index, name in enumerate(names):

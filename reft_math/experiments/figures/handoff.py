@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from reft_math.files.plots import PALETTE
+from reft_math.files.plots import OPEN_AXES, PALETTE
 
 # Sources often share a stretch: the later line lets the earlier one show through.
 STYLES = (("o", "-"), ("s", "-"), ("^", ":"))
@@ -21,7 +21,7 @@ def handoff_figure(table: Sequence[Mapping[str, Any]], sets: Mapping[str, Collec
         table, sets: From `reft_math.probes.handoff`.
     """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         panels = figure.subplots(1, len(sets), sharey=True)
     sources = dict.fromkeys(row["source"] for row in table)
     lengths = [str(k) for k in dict.fromkeys(row["k"] for row in table)]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from interventions.gates import KLGate, TokenGate, parse_gate
-from reft_math.files.plots import PALETTE
+from reft_math.files.plots import OPEN_AXES, PALETTE
 
 _TOKENS = "first N tokens"
 
@@ -29,7 +29,7 @@ def kl_profile_figure(
         levels: Summaries whose accuracies are drawn across, such as the base's.
     """
     figure = Figure(figsize=(11, 7), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         (divergence, closings), (thresholds, tokens) = figure.subplots(2, 2)
     total = next(iter(levels.values()))["total"]
     figure.suptitle(f"n = {total} problems; accuracies with 95 % intervals", fontsize=10)

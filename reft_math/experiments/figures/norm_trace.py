@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from reft_math.errors import UserError
-from reft_math.files.plots import PALETTE
+from reft_math.files.plots import OPEN_AXES, PALETTE
 from reft_math.scoring.comparison import Run, run_names
 from reft_math.training.tracking import tracking
 
@@ -53,7 +53,7 @@ def _course(norm: Mapping[str, Any]) -> str:
 def norm_trace(runs: Sequence[Run]) -> Figure:
     """One panel for the norm, one for the distance of RED's scales from 1; one line a run, the target dashed."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         norm_axes, scale_axes = figure.subplots(1, 2)
     for index, (name, run) in enumerate(_named(runs)):
         norm = bias_norm(run)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from reft_math.files.plots import PALETTE
+from reft_math.files.plots import OPEN_AXES, PALETTE
 
 TableRow = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ def probes_figure(readings: Sequence[TableRow]) -> Figure:
         readings: The rows of ``probes.csv``.
     """
     figure = Figure(figsize=(12, 6.8), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         axes = figure.subplot_mosaic([["identity", "log2", "error"], ["places"] * 3])
     whole = [row for row in readings if row["where"] == row["place"] == "all"]
     for name, target, measure in (
@@ -107,7 +107,7 @@ def pushes_figure(pushes: Sequence[TableRow], thresholds: Sequence[TableRow]) ->
     """
     places = list(dict.fromkeys(row["where"] for row in pushes))
     figure = Figure(figsize=(4.2 * len(places), 3.8), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         panels = figure.subplots(1, len(places), sharex=True, sharey=True, squeeze=False)[0]
     smallest = min(abs(row["alpha"]) for row in pushes if row["alpha"])
     for axes, where in zip(panels, places, strict=True):
@@ -147,7 +147,7 @@ def changes_figure(
     """
     sources = list(dict.fromkeys(row["source"] for row in positions))
     figure = Figure(figsize=(4.0 * (len(sources) + 1), 3.8), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         *panels, sums = figure.subplots(1, len(sources) + 1)
     layers = list(dict.fromkeys(row["layer"] for row in histogram))
     ends = [float(f"{sign}{point}") for sign, point in breaking.items() if point is not None]

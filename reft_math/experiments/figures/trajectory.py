@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure, SubFigure
 
-from reft_math.files.plots import PALETTE
+from reft_math.files.plots import OPEN_AXES, PALETTE
 from reft_math.probes.trajectory import FATES, SCORERS
 
 FATE_COLORS = (PALETTE[2], PALETTE[0], PALETTE[4], "0.6")
@@ -23,7 +23,7 @@ def trajectory_figure(positions: Sequence[Mapping[str, Any]], partings: Sequence
     """
     figure = Figure(figsize=(12, 7), layout="constrained")
     above, below = figure.subfigures(2, 1)
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         _likelihoods(above, positions)
         _partings(below, partings)
     return figure

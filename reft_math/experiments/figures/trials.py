@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from reft_math.experiments.trials import FACTORS
-from reft_math.files.plots import PALETTE
+from reft_math.files.plots import OPEN_AXES, PALETTE
 
 TableRow = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def norm_sweep_figure(
     """
     decoders = [name for name in _DECODERS if any(row["decoder"] == name for row in norms)]
     figure = Figure(figsize=(4.2 * (len(decoders) + 1), 3.9), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         *panels, last = figure.subplots(1, len(decoders) + 1)
     for axes, decoder in zip(panels, decoders, strict=True):
         rows = [row for row in norms if row["decoder"] == decoder]
@@ -104,7 +104,7 @@ def ablation_figure(cells: Sequence[TableRow], base: TableRow) -> Figure:
         base: The base's summary on the same problems.
     """
     figure = Figure(figsize=(8, 3.9), layout="constrained")
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+    with mpl.rc_context(OPEN_AXES):
         axes = figure.subplots()
     names = []
     for place, row in enumerate(reversed(cells)):
