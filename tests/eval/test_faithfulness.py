@@ -162,7 +162,7 @@ def test_an_adapter_of_zeros_changes_nothing_and_a_stopped_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "part_ways", stop)
+        patched.setattr(module, "leave_process_group", stop)
         with pytest.raises(KeyboardInterrupt):
             call(f"{line} {folder}")
     path = folder / "records" / "scores-gated.jsonl"

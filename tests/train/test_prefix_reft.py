@@ -390,7 +390,7 @@ def test_what_needs_a_whole_base_does_not_run_under_fsdp(
     message: str,
 ) -> None:
     monkeypatch.setattr(sharding, "fsdp_requested", lambda: True)
-    monkeypatch.setattr(base, "is_asked_for", lambda: True)
+    monkeypatch.setattr(base, "fsdp_requested", lambda: True)
     with pytest.raises(SystemExit) as stopped:
         call(f"{line} --output-dir {tmp_path}/run")
     assert stopped.value.code == 2

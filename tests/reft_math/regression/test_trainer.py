@@ -341,11 +341,11 @@ TWO_PROCESSES = """
 import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from reft_math.commands.processes import part_ways
-from test_regression import fitted, regressor_of, weights
+from reft_math.commands.processes import leave_process_group
+from test_trainer import fitted, regressor_of, weights
 regressor = regressor_of("red", scale=64)
 trace = fitted(regressor, Path({folder!r}), batch_size=2).trace()
-part_ways()
+leave_process_group()
 torch.save((weights(regressor), trace), {result!r})
 """
 

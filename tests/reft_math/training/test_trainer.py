@@ -393,15 +393,15 @@ TWO_PROCESSES = """
 import sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from reft_math.commands.processes import part_ways, process_state
-from reft_math.models.sharding import is_asked_for
+from reft_math.commands.processes import leave_process_group, process_state
+from reft_math.models.sharding import fsdp_requested
 from test_trainer import finish, stop
-assert is_asked_for()
+assert fsdp_requested()
 folder = Path({folder!r})
 ends = {{shards: finish({base!r}, folder / f"sharded {{shards}}", 2, shards) for shards in (True, False)}}
 ends["stops"] = [stop({base!r}, folder / f"stops {{shards}}", shards) for shards in (True, False)]
 torch.save(ends, folder / f"{{process_state().process_index}}.pt")
-part_ways()
+leave_process_group()
 """
 
 
