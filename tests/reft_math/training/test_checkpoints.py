@@ -84,7 +84,7 @@ def test_without_power_a_checkpoint_is_whole_or_known_to_be_not(tmp_path: Path, 
     assert lost_without_power(lambda: make(tmp_path, 3), tmp_path) == []
 
 
-@pytest.mark.parametrize("content", ["[]", "3", '{"a": 1}', "{", "[" * 100_000])
+@pytest.mark.parametrize("content", ["[]", "3", '{"a": 1}', "{"])
 def test_a_list_of_checksums_that_is_none_is_a_flaw(tmp_path: Path, content: str) -> None:
     (tmp_path / "a").write_text("whole")
     (tmp_path / CHECKSUMS_NAME).write_text(content)
