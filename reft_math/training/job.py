@@ -242,8 +242,8 @@ def report(job: TrainingSetup, evaluation: Mapping[str, Any] | None, results: Ma
     scores = {"evaluation": evaluation, "score_tables": tables}
     write_json(folder / RESULTS_NAME, {**head, **settings, **results, **scores})
     if evaluation is None:
-        adapter = f"--adapter {folder / 'adapter'}"
         why = "a sharded base is for training" if is_sharded(job.model) else "--eval-size is 0"
+        adapter = f"--adapter {folder / 'adapter'}" + " --device-map auto" * is_sharded(job.model)
         print(
             f"not evaluated: {why}. On a machine that holds the base: eval/calibrate_gate.py {adapter}"
             f" --dataset {options.eval_dataset} --save, then eval/gsm8k.py {adapter}"
