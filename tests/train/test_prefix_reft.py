@@ -404,7 +404,7 @@ MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--model no/such/model", "model 'no/such/model' must be 'arithmetic', a folder"),
+        ("--model no-such/model", "model 'no-such/model' must be 'arithmetic', a folder"),
         ("--dataset nosuch", 'unknown data set "nosuch": expected one of arithmetic, gsm8k'),
         ("--dataset gsm8k --data-dir {folder}", 'train.jsonl, line 2: field "answer" is missing'),
         ("--dataset svamp --data-dir {folder}", '"svamp" has no train split'),
