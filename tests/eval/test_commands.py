@@ -110,7 +110,7 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--adapter {folder}/nothing", "there is no folder"),
+        ("--adapter {folder}/nothing", "--adapter names a path, and nothing is there"),
         ("--adapter {folder}", "holds no reft_config.json"),
         ("--gate tokens:3", "opens an adapter's interventions; pass --adapter"),
         ("--adapter {adapter} --gate half", "a gate is 'off', 'always', 'prompt', 'tokens:N' or 'kl:NATS'"),
