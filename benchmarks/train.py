@@ -67,7 +67,7 @@ class TrainBenchmarkOptions:
     dtype: Dtype = field(default="float32", metadata={"help": "Of the base's weights."})
     intervention: Literal["red", "bias", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     k: int = field(default=10, metadata={"help": "Solution tokens that ours and padded512 train on."})
-    batch_size: int = field(default=16, metadata={"help": "Problems a batch."})
+    batch_size: int = field(default=16, metadata={"help": "Problems per batch."})
     steps: int = field(default=8, metadata={"help": "Batches a round."})
     rounds: int = field(default=5, metadata={"help": "Rounds that are timed, after one step each that is not."})
     json: str | None = field(default=None, metadata={"help": "File for the figures."})

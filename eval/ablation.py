@@ -2,11 +2,11 @@
 
     uv run eval/ablation.py --seeds 3
 
-*Truncation*: trained on the first K tokens of solutions, or on whole ones. *Norm control*: the bias norm held at its
-target, or free. *Gate*: decoded under the gate chosen on validation problems, or always on. Trials are in ``trials/``,
+*Truncation*: training on the first K tokens of solutions, or on whole ones. *Norm control*: the bias norm held at its
+target, or free. *Gate*: decoding under the gate chosen on validation problems, or always on. Trials are in ``trials/``,
 with adapter, records and results; the options are those of `train/prefix_reft.py`. Writes ``cells.csv``,
-``effects.csv`` (what each of the three adds, paired by seed and problem), ``trials.csv``, the figure (PNG and
-SVG) and ``results.json``. ``--resume`` runs the trials that are missing, also those of more seeds.
+``effects.csv`` (the effect of each of the three, paired by seed and problem), ``trials.csv``, the figure (PNG and
+SVG) and ``results.json``. ``--resume`` runs missing trials; ``--seeds`` may grow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class AblationOptions(PrefixOptions):
     target_norm: float = field(
         default=0.54, metadata={"help": "Set point of the bias norm (mean over layers of ‖b‖₂)."}
     )
-    seeds: int = field(default=3, metadata={"help": "Runs of each kind, with seeds from --seed on."})
+    seeds: int = field(default=3, metadata={"help": "Number of runs of each kind, with consecutive seeds from --seed."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,9 +18,9 @@ from reft_math.commands.run import run
 @dataclass(frozen=True)
 class ArithmeticOptions(EvaluationOptions):
     output_dir: str = field(default="results/arithmetic", metadata={"help": "Records and results go here."})
-    batch_size: int = field(default=100, metadata={"help": "Problems a batch."})
+    batch_size: int = field(default=100, metadata={"help": "Problems per batch."})
     opener: Literal["none", "at_once", "combined", "stepwise"] = field(
-        default="none", metadata={"help": "Style whose first tokens are given to every completion."}
+        default="none", metadata={"help": "Solution style whose first tokens start every completion."}
     )
 
 

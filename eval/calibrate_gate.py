@@ -3,8 +3,8 @@
     uv run eval/calibrate_gate.py --adapter results/prefix-reft/adapter
     uv run eval/calibrate_gate.py --adapter results/prefix-reft/adapter --gates tokens:1 tokens:2 tokens:4 tokens:8
 
-Prints accuracy against the gate; the most accurate is chosen, of several the last named. ``--save`` makes it the
-default in the adapter's ``reft_config.json``.
+Prints accuracy against the gate and chooses the most accurate gate; among tied gates the last wins. ``--save`` makes
+it the default in the adapter's ``reft_config.json``.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class CalibrationOptions(RunOptions):
         default="arithmetic", metadata={"help": "Data set, or .json/.jsonl file, with a validation split."}
     )
     gates: list[str] | None = field(
-        default=None, metadata={"help": "Candidates, from the first to close (kl:0.25,min=1 to kl:16,min=1, doubling)."}
+        default=None, metadata={"help": "Candidates, in order of closing (kl:0.25,min=1 to kl:16,min=1, doubling)."}
     )
-    limit: int | None = field(default=200, metadata={"help": "Validation problems at most."})
+    limit: int | None = field(default=200, metadata={"help": "Maximum number of validation problems."})
     output_dir: str = field(default="results/calibration", metadata={"help": "Records and results go here."})
     save: bool = field(default=False, metadata={"help": "Write the choice into the adapter's folder."})
 

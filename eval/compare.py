@@ -1,22 +1,20 @@
-"""The main table: what runs were trained on, their accuracy, and the exact McNemar test against the first.
+"""Make the main table: the runs' training data, their accuracy, and the exact McNemar test against the first.
 
     uv run eval/compare.py --runs results/prefix-reft results/lora
     uv run eval/compare.py --runs results/prefix-reft results/lora --against results/lora:lora
     uv run eval/compare.py --runs results/gsm8k elsewhere.jsonl --first-turn --output-dir results/compare-elsewhere
 
-``data_num`` counts training problems, ``prefix`` the solution tokens trained on, ``tracking`` is the bias norm's error
-against its target, ``strict`` counts stated answers, ``flexible`` last numbers, ``p`` is McNemar's, ``only first`` and
-``only this`` count the problems that one alone solved. Tokens an answer, and how many more or less than the first's to
-the same problems (``against first``), have 95 % intervals bootstrapped over problems.
+``data_num`` counts training problems, ``prefix`` the solution tokens trained on; ``tracking`` is the bias norm's error
+against its target; ``strict`` counts stated answers, ``flexible`` last numbers; ``p`` is McNemar's; ``only first`` and
+``only this`` count problems that only one of the two solved. Tokens per answer, and their difference from the first
+run's on the same problems (``against first``), have 95 % intervals bootstrapped over problems.
 
-Runs over different problems, or with different prompt templates, are refused unless ``--shared-only`` or
-``--any-template`` says that it is meant.
+Runs over different problems need ``--shared-only``, runs with different prompt templates ``--any-template``.
 
-Completions made elsewhere, rows of {"question", "gold", "completion"}, are scored as our own are. Those that repeat
-their prompt or go on with further turns are counted; ``--first-turn`` scores their first answer alone. Problems are
-paired by question, and where a data set asks one twice in its order. Writes ``comparison.csv``, the
-figure (PNG and SVG), outcomes by problem and the scores of completions made elsewhere (``records/``), and
-``results.json``.
+Completions made elsewhere, rows of {"question", "gold", "completion"}, are scored like our own. Those that repeat
+their prompt or go on with further turns are counted; ``--first-turn`` scores only their first answer. Problems are
+paired by question, repeated questions also by their order. Writes ``comparison.csv``, the figure (PNG and SVG),
+outcomes by problem and the scores of completions made elsewhere (``records/``), and ``results.json``.
 """
 
 from __future__ import annotations
@@ -40,28 +38,28 @@ class CompareOptions:
     against: str | None = field(
         default=None,
         metadata={
-            "help": "RUN:DECODER, one of the runs, that p-values are against; a file's decoder is elsewhere (the first"
-            " run's first)."
+            "help": "RUN:DECODER to compute p-values against, from one of the runs; a file's decoder is elsewhere (the"
+            " first run's first)."
         },
     )
-    shared_only: bool = field(default=False, metadata={"help": "Compare on the problems that all runs have."})
-    any_template: bool = field(default=False, metadata={"help": "Compare runs with different prompts, too."})
+    shared_only: bool = field(default=False, metadata={"help": "Compare on the problems that all runs share."})
+    any_template: bool = field(default=False, metadata={"help": "Also compare runs with different prompts."})
     scoring: Literal["auto", "numeric", "math"] = field(
         default="auto",
         metadata={
-            "help": "How completions made elsewhere are scored: auto is as the folders are, and without folders as"
-            " numbers where every gold is one."
+            "help": "Scoring of completions made elsewhere: auto scores like the folders, or without folders as"
+            " numbers if every gold answer is one."
         },
     )
     first_turn: bool = field(
         default=False,
         metadata={
-            "help": "Score the first answer only of completions made elsewhere that repeat their prompt or run on."
+            "help": "Score only the first answer of completions made elsewhere that repeat their prompt or run on."
         },
     )
     output_dir: str = field(default="results/compare", metadata={"help": "Table, figure and outcomes go here."})
-    resume: bool = field(default=False, metadata={"help": "Write table and figure again where they are."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
+    resume: bool = field(default=False, metadata={"help": "Write table and figure again in the same folder."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run in the output folder and start over."})
 
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder or file")

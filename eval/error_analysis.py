@@ -1,17 +1,17 @@
-"""Share of errors by calculation: where wrong solutions first go wrong, and where in a solution equations are false.
+"""Measure errors of calculation: where wrong solutions first go wrong, and where in a solution equations are false.
 
     uv run eval/error_analysis.py --runs results/prefix-reft
     uv run eval/error_analysis.py --runs results/gsm8k elsewhere.jsonl --output-dir results/errors-gsm8k
 
-Of every decoder's wrong solutions: how many go wrong first by a false equation (``47+38=75``) or by a given of the
-question copied wrongly; in how many equations are true and givens right, so that the plan was wrong; and how many hold
-no equation that can be read, or no answer. Equations are checked in exact arithmetic; what they may round and what
-counts as copied wrongly: `reft_math.probes.equations` and `reft_math.probes.solution_errors`. Tokens are counted from
-characters, as if all were of a length. Writes a figure (PNG and SVG), ``results.json``, ``records/errors.jsonl`` (every
-wrong solution with what is wrong) and
+Counts for every decoder the wrong solutions whose first error is a false equation (``47+38=75``) or a given of the
+question copied wrongly; those with true equations and right givens, whose plan was wrong; and those with no readable
+equation, or no answer. Equations are checked in exact arithmetic; `reft_math.probes.equations` defines what they may
+round, `reft_math.probes.solution_errors` what counts as copied wrongly. Token counts are estimated from characters, as
+if all tokens had equal length. Writes a figure (PNG and SVG), ``results.json``, ``records/errors.jsonl`` (every wrong
+solution with its errors) and
 
-- ``errors.csv``: by run, decoder and kind of error, its share of the wrong solutions and the median place of the first;
-- ``positions.csv``: by quarter of a solution, right or wrong, how many of its equations are false.
+- ``errors.csv``: by run, decoder and kind of error, its share of wrong solutions and the first one's median position;
+- ``positions.csv``: number of false equations by quarter of a solution, right or wrong.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class ErrorAnalysisOptions:
         },
     )
     output_dir: str = field(default="results/error_analysis", metadata={"help": "Tables and figure go here."})
-    resume: bool = field(default=False, metadata={"help": "Write tables and figure again where they are."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
+    resume: bool = field(default=False, metadata={"help": "Write tables and figure again in the same folder."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run in the output folder and start over."})
 
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder or file")

@@ -1,19 +1,19 @@
-"""Fit probes that tell true statements from false ones, and measure how an adapter shifts what they say.
+"""Fit probes that tell true statements from false ones, and measure how an adapter shifts their scores.
 
     uv run eval/faithfulness.py --adapter results/prefix-reft/adapter
     uv run eval/faithfulness.py --adapter results/prefix-reft/adapter --reft results/reft-free/adapter
     uv run eval/faithfulness.py --statements results --output-dir results/arithmetic-truth
 
 The statements are sentences of the question, repeated as answers, and the same with one given number changed; or, for
-arithmetic truth, those of reference solutions with one result changed. Logistic probes are fitted on the base, by
-layer, of the residual stream and of every attention head, on three quarters of the questions; on the rest they score
-true less false statements for the base and for the adapter always on, for the tokens it was trained on, and under its
-gate. Without ``--adapter`` the base alone. Writes figures (PNG and SVG), ``probes/*.safetensors``, records,
+arithmetic truth, those of reference solutions with one result changed. Logistic probes are fitted on the base and three
+quarters of the questions, for the residual stream and every attention head of each layer. On the rest, scores of true
+minus false statements are taken for the base and for the adapter always on, for the tokens it was trained on, and under
+its gate. Without ``--adapter`` only the base. Writes figures (PNG and SVG), ``probes/*.safetensors``, records,
 ``results.json`` and
 
 - ``probes.csv``: accuracy on held-out questions, by layer and head; ``reads``: better than chance;
 - ``scores.csv``: scores and their differences from the base's (``delta``), by source, layer, head and position;
-  ``open``: the share of texts after which the gate is open; ``mixed``: pairs left out, after one text of which it is.
+  ``open``: share of texts after which the gate is open; ``mixed``: pairs left out because it is open after one only.
 
 ``--resume`` goes on from the records.
 """
@@ -33,14 +33,14 @@ class FaithfulnessOptions(RunOptions):
     dataset: str = field(default="arithmetic", metadata={"help": "Data set, or .json/.jsonl file."})
     statements: Literal["givens", "results"] = field(
         default="givens",
-        metadata={"help": "Made false in a given of the question, or in a result of the solution (arithmetic truth)."},
+        metadata={"help": "Number to falsify: a given of the question, or the solution's result (arithmetic truth)."},
     )
     reft: str | None = field(
-        default=None, metadata={"help": "Ordinary ReFT, to show beside the adapter: folder or hub id."}
+        default=None, metadata={"help": "Ordinary ReFT adapter to show beside the adapter: folder or hub id."}
     )
-    limit: int | None = field(default=500, metadata={"help": "First problems only."})
-    seed: int = field(default=0, metadata={"help": "Of wrong numbers and the problems probes are held to."})
-    batch_size: int = field(default=100, metadata={"help": "Texts a batch."})
+    limit: int | None = field(default=500, metadata={"help": "Use only the first N problems."})
+    seed: int = field(default=0, metadata={"help": "Seed of wrong numbers and held-out problems."})
+    batch_size: int = field(default=100, metadata={"help": "Texts per batch."})
     output_dir: str = field(default="results/faithfulness", metadata={"help": "Everything goes here."})
 
     def __post_init__(self) -> None:

@@ -1,12 +1,12 @@
-"""Let the first k tokens of an answer come from the base, the adapter always on, or the adapter under its gate, and
-the base go on alone: accuracy against k.
+"""Measure accuracy against k when the first k tokens of an answer come from the base, the adapter always on, or the
+adapter under its gate, and the base goes on alone.
 
     uv run eval/handoff.py --adapter results/prefix-reft/adapter --batch-size 100
     uv run eval/handoff.py --adapter results/prefix-reft/adapter --reft results/reft-free/adapter
 
-On all problems, on those that always-on gets wrong, and on those that the base gets wrong: whoever is tried again on
-another's mistakes does better on them than on all, the base as well. Writes ``handoff.csv``, the figure
-(PNG and SVG), every record, and ``results.json``.
+Measured on all problems, on those that always-on gets wrong, and on those that the base gets wrong. Any decoder,
+the base included, gains on problems chosen for another's mistakes. Writes ``handoff.csv``, the figure (PNG and SVG),
+every record, and ``results.json``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class HandoffOptions(RunOptions):
         default=None,
         metadata={"help": "Another adapter for always_on, such as ordinary ReFT: folder or hub id (the same adapter)."},
     )
-    limit: int | None = field(default=200, metadata={"help": "First problems only."})
+    limit: int | None = field(default=200, metadata={"help": "Use only the first N problems."})
     output_dir: str = field(default="results/handoff", metadata={"help": "Everything goes here."})
 
     def __post_init__(self) -> None:

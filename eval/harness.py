@@ -1,10 +1,10 @@
-"""Let lm-eval judge a model, with or without an adapter: its command line, our decoding under a gate.
+"""Evaluate a model, with or without an adapter, through lm-eval's command line and our decoding under a gate.
 
     uv run eval/harness.py --adapter results/prefix-reft/adapter --gate kl:0.5 --tasks gsm8k --use_cache results/answers
 
-All options but those below are lm-eval's, in its own words: ``lm-eval run --help`` lists them. Without an adapter, or
-with ``--gate off``, the numbers are those of lm-eval's own ``hf`` model. ``docs/lm-eval.md`` says what a gate means for
-log-likelihoods. A stopped run goes on from the answers in ``--use_cache``.
+All other options are lm-eval's own: ``lm-eval run --help`` lists them. Without an adapter, or with ``--gate off``, the
+numbers equal those of lm-eval's ``hf`` model. ``docs/lm-eval.md`` says what a gate means for log-likelihoods. A stopped
+run resumes from the answers in ``--use_cache``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from reft_math.errors import UserError
 
 @dataclass(frozen=True)
 class HarnessOptions(DecoderOptions):
-    HANDS_ON: ClassVar[bool] = True  # options that are not ours
+    HANDS_ON: ClassVar[bool] = True  # passes unknown options on to lm-eval
 
 
 def main(options: HarnessOptions) -> None:
@@ -43,7 +43,7 @@ def main(options: HarnessOptions) -> None:
         cli_evaluate()
     except UserError:
         raise
-    except ValueError as error:  # a task that it does not know, settings that exclude each other
+    except ValueError as error:  # unknown tasks, settings that exclude each other
         raise UserError(f"lm-eval: {error}") from error
     leave_process_group()
 

@@ -2,14 +2,13 @@
 
     uv run eval/norm_sweep.py --target-norms 0.27 0.54 1.08 --seeds 3 --project-number-direction
 
-A trial for each norm and seed, in ``trials/``, with adapter, records and results; the options are those of
+Each norm and seed is a trial in ``trials/``, with adapter, records and results; the options are those of
 `train/prefix_reft.py`. Writes ``trials.csv``, ``norms.csv`` (accuracy against the achieved norm, always on and gated;
-the norm best on validation problems is ``chosen``, the smallest of the ``tied``, ``at_edge`` where the grid ends;
-intervals are ``over`` problems, and seeds where there are several), ``shares.csv`` (|cosine| of biases, and of the
-changes they make, with the number direction, beside ``chance``), the figure (PNG and SVG) and
-``results.json``. ``--project-number-direction`` adds a curve of biases kept off the number direction of their layer,
-``--bias-alone`` one of biases without scales. ``--resume`` runs the trials that are missing, also those of more norms
-and seeds, and of the bias alone.
+the norm best on validation problems is ``chosen``, the smallest of the ``tied``, ``at_edge`` if it ends the grid;
+intervals are ``over`` problems, and over seeds if there are several), ``shares.csv`` (|cosine| of biases, and of the
+changes they make, with the number direction, beside ``chance``), the figure (PNG and SVG) and ``results.json``.
+``--project-number-direction`` adds a curve of biases kept off their layer's number direction, ``--bias-alone`` one of
+biases without scales. ``--resume`` runs missing trials; norms, seeds and the bias alone may be added.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ class NormSweepOptions(PrefixOptions):
     target_norms: list[float] = field(
         default_factory=lambda: list(NORMS), metadata={"help": "Set points of the bias norm (0.14 to 4.32)."}
     )
-    seeds: int = field(default=3, metadata={"help": "Runs at each norm, with seeds from --seed on."})
+    seeds: int = field(default=3, metadata={"help": "Number of runs at each norm, with consecutive seeds from --seed."})
     project_number_direction: bool = field(
-        default=False, metadata={"help": "A second curve with biases kept off the number direction (RED, bias)."}
+        default=False, metadata={"help": "Add a curve with biases kept off the number direction (RED, bias)."}
     )
 
-    bias_alone: bool = field(default=False, metadata={"help": "A curve of the bias alone beside RED's."})
+    bias_alone: bool = field(default=False, metadata={"help": "Add a curve of the bias alone beside RED's."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,8 +18,8 @@ from reft_math.errors import require, require_different, require_one_process, re
 class NormTraceOptions:
     runs: list[str] = field(default_factory=list, metadata={"help": "Output folders of train/prefix_reft.py."})
     output_dir: str = field(default="results/norm_trace", metadata={"help": "Table and figure go here."})
-    resume: bool = field(default=False, metadata={"help": "Write table and figure again where they are."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
+    resume: bool = field(default=False, metadata={"help": "Write table and figure again in the same folder."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run in the output folder and start over."})
 
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder")

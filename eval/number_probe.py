@@ -3,12 +3,11 @@
     uv run eval/number_probe.py --adapter results/prefix-reft/adapter
     uv run eval/number_probe.py --adapter results/prefix-reft/adapter --reft results/reft-free/adapter
 
-Without ``--adapter`` probes and pushes of the base alone. A push adds α times a direction to the output of layers, at
-every position. Writes tables (CSV), figures (PNG and SVG), ``probes/*.safetensors``,
-records and ``results.json``:
+Without ``--adapter`` only the base is probed and pushed. A push adds α times a direction to the output of layers, at
+every position. Writes tables (CSV), figures (PNG and SVG), ``probes/*.safetensors``, records and ``results.json``:
 
 - ``probes.csv``: R² and error of ``ŷ = wᵀh + c`` on held-out problems, by layer and place;
-- ``pushes.csv``, ``thresholds.csv``: wrong sums against α; the |α| at which 5 in 1,000 more are wrong;
+- ``pushes.csv``, ``thresholds.csv``: wrong sums against α; the |α| at which 5 more in 1,000 are wrong;
 - ``changes.csv``, ``shares.csv``, ``positions.csv``: an adapter's changes of each block's output along its probe.
 
 ``--resume`` goes on from the records.
@@ -30,20 +29,20 @@ ALPHAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 class NumberProbeOptions(RunOptions):
     dataset: str = field(default="arithmetic", metadata={"help": "Data set, or .json/.jsonl file."})
     reft: str | None = field(
-        default=None, metadata={"help": "Ordinary ReFT, to show beside the adapter: folder or hub id."}
+        default=None, metadata={"help": "Ordinary ReFT adapter to show beside the adapter: folder or hub id."}
     )
-    limit: int | None = field(default=200, metadata={"help": "First problems only."})
+    limit: int | None = field(default=200, metadata={"help": "Use only the first N problems."})
     digits: int = field(default=2, metadata={"help": "Digits of each number in the sums."})
-    sums: int = field(default=1000, metadata={"help": "Sums to push."})
+    sums: int = field(default=1000, metadata={"help": "Number of sums to push."})
     alphas: list[float] = field(
         default_factory=lambda: list(ALPHAS),
         metadata={"help": "|α|, in units of a layer's mean residual norm (0.02 to 1); both signs are pushed."},
     )
     layer: int | None = field(
-        default=None, metadata={"help": "Layer to push beside all and the middle one (the best read of the others)."}
+        default=None, metadata={"help": "Layer to push beside all and the middle one (the best-read other layer)."}
     )
-    seed: int = field(default=0, metadata={"help": "Of sums, directions and the problems probes are held to."})
-    batch_size: int = field(default=100, metadata={"help": "Texts, sums or completions a batch."})
+    seed: int = field(default=0, metadata={"help": "Seed of sums, directions and held-out problems."})
+    batch_size: int = field(default=100, metadata={"help": "Texts, sums or completions per batch."})
     output_dir: str = field(default="results/number_probe", metadata={"help": "Everything goes here."})
 
     def __post_init__(self) -> None:

@@ -1,11 +1,11 @@
-"""Make one HTML page of a folder of results: tables, figures, settings, and the command of each run.
+"""Make one HTML page from a folder of results: tables, figures, settings, and the command of each run.
 
     uv run eval/report.py --results results --output report.html
     uv run eval/report.py --quick
 
-The page needs no network and can be read on a phone. With ``--quick`` every experiment is run first, on the embedded
-model and from a checkout: under 30 minutes on two cores, a line and a log for each. The same command goes on where a
-stopped or failed one left off. For other models run the commands themselves (README.md), then this one on their folder.
+The page needs no network and can be read on a phone. ``--quick`` first runs every experiment on the embedded model,
+from a checkout: under 30 minutes on two cores, with a line and a log for each. After a stop or failure the same command
+resumes. For other models run the commands themselves (README.md), then this one on their folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ReportOptions:
     )
     output: str | None = field(default=None, metadata={"help": "Path of the page (report.html in the results)."})
     quick: bool = field(
-        default=False, metadata={"help": "First run every experiment on the embedded model, into --results."}
+        default=False, metadata={"help": "First run every experiment on the embedded model and write to --results."}
     )
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Show a few problems' completions token by token, coloured by the divergence from the base, on one HTML page.
+"""Show completions of a few problems token by token, coloured by the divergence from the base, on one HTML page.
 
     uv run eval/token_view.py --adapter results/prefix-reft/adapter --gate kl:2
 
-Side by side: the base, the adapter under its gate, and the adapter always on. The page needs no network.
+It shows the base, the adapter under its gate, and the adapter always on side by side. The page needs no network.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from reft_math.errors import require, require_one_process
 @dataclass(frozen=True)
 class TokenViewOptions(ModelOptions):
     dataset: str = field(default="arithmetic", metadata={"help": "Name of a data set, or a .json or .jsonl file."})
-    problems: int = field(default=5, metadata={"help": "How many of the first problems."})
+    problems: int = field(default=5, metadata={"help": "Show the first N problems."})
     output: str = field(default="results/token_view.html", metadata={"help": "Path of the page."})
 
     def __post_init__(self) -> None:

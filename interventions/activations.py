@@ -1,4 +1,4 @@
-"""What flows through a base model: hidden states read off, pushed along directions, and what an adapter changes."""
+"""Reads hidden states of a base model, pushes them along directions, and measures what an adapter changes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from reft_math.errors import UserError
 
 @torch.no_grad()
 def read_activations(model: PreTrainedModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]], site: str) -> Array:
-    """Hidden states at the site of every layer, for one batch.
+    """Returns hidden states at the site of every layer, for one batch.
 
     Args:
         model: The base.
-        rows: Of each text its token ids, and the indices of the tokens to read.
+        rows: For each text, its token ids and the indices of the tokens to read.
         site: A name from `interventions.sites`.
 
     Returns:
@@ -46,7 +46,7 @@ def read_activations(model: PreTrainedModel, rows: Sequence[tuple[Sequence[int],
 
 @contextmanager
 def pushing(model: PreTrainedModel, vectors: Mapping[int, torch.Tensor]) -> Iterator[None]:
-    """``h ← h + v`` on the output of the given layers at every position; ``v: (batch or 1, 1, hidden size)``."""
+    """Adds ``v: (batch or 1, 1, hidden size)`` to the output of the given layers at every position."""
 
     def push(module: nn.Module, args: Any, output: Any, vector: torch.Tensor) -> Any:
         hidden = _hidden(output)
@@ -64,12 +64,12 @@ def pushing(model: PreTrainedModel, vectors: Mapping[int, torch.Tensor]) -> Iter
 def project_changes(
     reft_model: HookedReftModel, input_ids: torch.Tensor, mask: torch.Tensor, directions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``u_lᵀΔ_l`` and ``‖Δ_l‖`` with ``Δ_l = block_l(x; with interventions) − block_l(x; without)``, of the same ``x``.
+    """Returns ``u_lᵀΔ_l`` and ``‖Δ_l‖``, ``Δ_l = block_l(x; with interventions) − block_l(x; without)``, same ``x``.
 
-    The input ``x`` is what reaches the block in the intervened run: what earlier layers changed is in it and counts
-    for nothing here. A change at ``ffn_up`` goes through the MLP's product with its gate and its down projection,
-    that of ``attn_k`` through the attention from every later position. Below float32 a small difference of large
-    outputs is mostly rounding.
+    The input ``x`` is what reaches the block in the intervened run, so changes by earlier layers are not counted.
+    A change at ``ffn_up`` passes through the MLP's product with its gate and through its down projection, a change
+    at ``attn_k`` through the attention from every later position. Below float32 a small difference of large outputs
+    is mostly rounding.
 
     Args:
         reft_model: The base with interventions.
@@ -86,7 +86,7 @@ def project_changes(
 
     def project(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any, direction: torch.Tensor) -> None:
         with reft_model.intervening(None):
-            plain = module.forward(*args, **kwargs)  # not the call, which would come back to this hook
+            plain = module.forward(*args, **kwargs)  # calling the module would run this hook again
         change = _hidden(output).float() - _hidden(plain).float()
         projections.append(change @ direction.to(change))
         norms.append(change.norm(dim=-1))
@@ -101,7 +101,7 @@ def project_changes(
 
 
 def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """``(row, longest)``. No attention mask is needed: under causal attention no real token sees what follows it."""
+    """Returns ``(row, longest)``. It needs no attention mask: under causal attention no real token sees the padding."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
 
 
@@ -114,11 +114,11 @@ Array = npt.NDArray[Any]
 
 
 def check_states(states: np.ndarray[Any, Any], names: Sequence[str]) -> None:
-    """Raises `UserError` where hidden states are NaN or infinite: no probe can read them.
+    """Raises `UserError` if hidden states are NaN or infinite: no probe can read them.
 
     Args:
         states: ``(row, …)``.
-        names: What each row is of.
+        names: A name for each row.
     """
     is_finite = np.isfinite(states).reshape(len(states), -1).all(axis=1)
     if not is_finite.all():
@@ -136,13 +136,13 @@ def read_states(
     reft_model: HookedReftModel | None = None,
     acts: torch.Tensor | None = None,
 ) -> tuple[Array, Array]:
-    """Hidden states at the last token of each text.
+    """Returns hidden states at the last token of each text.
 
     Args:
         model: The base.
         rows: Token ids of a batch of texts.
-        reft_model: What intervenes; None for nothing.
-        acts: Boolean ``(text, position)``, where it does.
+        reft_model: The base with interventions; None to read the base alone.
+        acts: Boolean ``(text, position)``, true where interventions act.
 
     Returns:
         The residual stream behind each layer, ``(text, layer, hidden size)``, and the heads' outputs as they enter the
@@ -161,7 +161,7 @@ def read_states(
 
     with ExitStack() as stack:
         if reft_model is not None:
-            stack.enter_context(reft_model.intervening(acts))  # before the hooks, which then see what it changed
+            stack.enter_context(reft_model.intervening(acts))  # before the hooks, so that they see its changes
         for layer in range(num_layers(model)):
             stack.callback(site_module(model, "block", layer).register_forward_hook(pick_output).remove)
             stack.callback(site_module(model, "attn_o", layer).register_forward_pre_hook(pick_input).remove)

@@ -14,10 +14,10 @@ class BiasIntervention(Edit):
     """``Bias(h) = h + b``
 
     ``h: (…, width)`` of any dtype; ``b: (width,)``, kept and added in float32, from zeros, so that a fresh
-    intervention changes nothing. The result has the dtype of ``h``. RED without its scale, whose edit a norm of ``b``
-    bounds wholly.
+    intervention changes nothing. The result has the dtype of ``h``. This is RED without its scale; the norm of ``b``
+    is the size of the edit.
 
-    pyvene constructs it as it does `RedIntervention`: the width may come later, by `set_interchange_dim`.
+    pyvene constructs it like `RedIntervention`: the width may be set later, by `set_interchange_dim`.
     """
 
     bias: nn.Parameter

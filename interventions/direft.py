@@ -10,8 +10,8 @@ from interventions.subspace import SubspaceIntervention
 class DireftIntervention(SubspaceIntervention):
     """``DiReFT(h) = h + Rᵀσ(Wh + b)``
 
-    Shapes and dtypes as in `SubspaceIntervention`; ``σ(x) = x`` by default. LoReFT without ``−Rh``: what is in the
-    subspace already stays. As in pyreft's class, and unlike the paper's, R is orthonormal.
+    Shapes and dtypes as in `SubspaceIntervention`; ``σ(x) = x`` by default. This is LoReFT without ``−Rh``: it keeps
+    what the subspace already holds. R is orthonormal as in pyreft's class, unlike in the paper.
 
     Source: Wu et al., "ReFT: Representation Finetuning for Language Models" (NeurIPS 2024), section 3.2.
     """

@@ -1,4 +1,4 @@
-"""What all interventions share: one input, and parameters that a cast to half precision passes by."""
+"""The base class of all interventions: one input, and parameters that stay float32 when the model is cast."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 class Edit(pv.SourcelessIntervention, pv.TrainableIntervention, pv.DistributedRepresentationIntervention):
-    """A map of a representation to one of the same shape and dtype.
+    """Maps a representation to one of the same shape and dtype.
 
-    Parameters are float32 whatever torch's default dtype is, and never less: ``.to(torch.bfloat16)`` and ``.half()``,
-    of the model around it too, move them between devices and leave their dtype. ``.double()`` makes them float64.
+    Parameters are at least float32 whatever torch's default dtype is: ``.to(torch.bfloat16)`` and ``.half()``, called
+    here or on the model around it, move them between devices and keep their dtype. ``.double()`` makes them float64.
     """
 
     def __init__(self, **kwargs: Any) -> None:

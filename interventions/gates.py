@@ -1,4 +1,4 @@
-"""Gates: for how long interventions act in decoding. Pure functions of tensors and step numbers."""
+"""Gates decide how long interventions act in decoding. Pure functions of tensors and step numbers."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from reft_math.errors import UserError
 
 Direction = Literal["mod||base", "base||mod"]
 
-# Nats a token that rounding alone accounts for, by the base's dtype: a little over its 99th percentile on a model of
-# 135 M parameters (docs/gate.md). Divergence goes with the square of an error, and float16 rounds eight times finer.
+# Nats per token that rounding alone causes, by the base's dtype: a little over its 99th percentile on a model of
+# 135 M parameters (docs/gate.md). Divergence grows with the square of an error, and float16 rounds eight times finer.
 DEAD_BANDS = {torch.bfloat16: 1e-2, torch.float16: 2e-4}
 
 _NUMBER = re.compile(r"-?(inf|nan|[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?)")  # float() itself takes spaces and underscores
 
 
 class Gate:
-    """Decides row by row who draws a token: the model with interventions while the gate is open, then the base.
+    """Decides for each row which model draws a token: the one with interventions while the gate is open, then the base.
 
     Tokens are numbered by ``step`` from 0. A gate that has closed stays closed; the caller keeps track of that.
     """
 
     def allows(self, step: int) -> bool:
-        """Whether a gate may still be open at ``step``, whatever the divergence."""
+        """Returns whether a gate may still be open at ``step``, whatever the divergence."""
         return True
 
     def on(self, dtype: torch.dtype) -> Gate:
-        """The gate as it is on a base of that dtype."""
+        """Returns the gate with defaults resolved for a base of that dtype."""
         return self
 
     def counted(self, kl: torch.Tensor) -> torch.Tensor:
-        """Of ``D_t``, in nats, the part that counts: ``C_t`` is its sum."""
+        """Returns the part of ``D_t``, in nats, that counts: ``C_t`` is its sum."""
         return kl
 
     def stays_open(self, step: int, cumulative_kl: torch.Tensor) -> torch.Tensor:
-        """Whether open gates stay open at ``step``.
+        """Returns whether open gates stay open at ``step``.
 
         Args:
             step: The token about to be drawn.
-            cumulative_kl: ``C_t``, what is `counted` of all tokens up to and including this one, ``(rows,)``, in nats.
+            cumulative_kl: ``C_t``, the sum of `counted` over all tokens up to and including this; nats, ``(rows,)``.
 
         Returns:
             Boolean, ``(rows,)``.
@@ -61,7 +61,7 @@ class AlwaysOn(Gate):
 
 @dataclass(frozen=True)
 class PromptOnly(Gate):
-    """Interventions act on the prompt; generated tokens are left alone and read its changed cache (pyreft's way)."""
+    """Interventions act on the prompt only; generated tokens read its changed cache (pyreft's way)."""
 
     def __str__(self) -> str:
         return "prompt"
@@ -69,7 +69,7 @@ class PromptOnly(Gate):
 
 @dataclass(frozen=True)
 class TokenGate(Gate):
-    """Open for the first ``num_tokens`` tokens; 0 is the base on its own."""
+    """Open for the first ``num_tokens`` tokens; with 0 the base runs alone."""
 
     num_tokens: int
 
@@ -88,16 +88,16 @@ class TokenGate(Gate):
 class KLGate(Gate):
     """Open at token t while ``C_t = Σ_{s≤t} max(0, D_s − δ) ≤ threshold``, in nats.
 
-    The dead band δ takes from each token what rounding accounts for. It is taken off the larger divergences, too, so
-    that C does not jump where D passes it; in half precision that much of them is rounding.
+    The dead band δ subtracts from each token what rounding causes. It is subtracted from larger divergences, too, so
+    that C does not jump where D passes δ; in half precision that much of them is rounding.
 
     Attributes:
         threshold: ``τ ≥ 0``, may be infinite.
-        direction: ``D_t = KL(p_mod ‖ p_base)``, or ``base||mod``, the other way round.
-        min_tokens: As many tokens are drawn with interventions whatever the divergence.
-        max_tokens: At most as many are.
-        dead_band: ``δ ≥ 0``. None is that of the base's dtype: 0 in float32, `DEAD_BANDS` below; 0 where τ is, for
-            that asks for the base token for token.
+        direction: ``mod||base``: ``D_t = KL(p_mod ‖ p_base)``; ``base||mod``: ``KL(p_base ‖ p_mod)``.
+        min_tokens: Least number of tokens drawn with interventions, whatever the divergence.
+        max_tokens: Greatest number of tokens drawn with interventions; None for no limit.
+        dead_band: ``δ ≥ 0``. None takes the default of the base's dtype: 0 in float32, `DEAD_BANDS` in half
+            precision; and 0 if τ is 0, which asks for the base's own tokens.
     """
 
     threshold: float
@@ -146,14 +146,14 @@ def _written(nats: float) -> str:
 def kl_divergence(
     mod_logits: torch.Tensor, base_logits: torch.Tensor, direction: Direction = "mod||base"
 ) -> torch.Tensor:
-    """``D = Σ_v p(v) (log p(v) − log q(v))`` over the vocabulary, in nats; p is the first of ``direction``.
+    """Returns ``D = Σ_v p(v) (log p(v) − log q(v))`` over the vocabulary, in nats; p is the first of ``direction``.
 
-    Exactly 0 for equal logits, infinite where q excludes a token that p allows, never below 0 by rounding; NaN where
-    logits are, which closes every gate.
+    Exactly 0 for equal logits, infinite if q excludes a token that p allows, never below 0 by rounding. NaN if logits
+    are NaN, which closes every gate.
 
     Args:
         mod_logits, base_logits: Raw logits ``(rows, vocabulary)``; read in float32, or float64 if they are.
-        direction: Which of the two is p.
+        direction: Names p, then q.
 
     Returns:
         ``(rows,)``.
@@ -166,13 +166,13 @@ def kl_divergence(
 
 
 def parse_gate(text: str) -> Gate:
-    """A gate by its text, the inverse of ``str``.
+    """Parses a gate's text, the inverse of ``str``.
 
     ``off``, ``always``, ``prompt``, ``tokens:N``, or ``kl:T`` with, after commas, ``min=N``, ``max=N``, ``band=D``,
     ``base||mod``.
 
     Raises:
-        UserError: Anything else.
+        UserError: The text is none of these.
     """
     if not isinstance(text, str):
         raise UserError(f"a gate is a Gate or its text; got {text!r}")

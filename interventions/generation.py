@@ -42,21 +42,21 @@ def generate_with_gate(
     streamer: BaseStreamer | None = None,
     **kwargs: Any,
 ) -> Any:
-    """``model.generate`` under a gate, with all that ``generate`` takes but beams and assistants.
+    """Runs ``model.generate`` under a gate, with all options of ``generate`` but beam search and assistant models.
 
     Args:
-        model: The base, interventions hooked in.
+        model: The base, with the interventions hooked in.
         inputs: Prompts, ``(batch, position)``, padded on the left.
-        interventions: What the gate opens.
-        gate: When they act. Under ``off``, ``always`` and ``prompt`` this is stock ``generate``, beams and all.
+        interventions: The interventions that the gate switches.
+        gate: When they act. With ``off``, ``always`` and ``prompt`` this is stock ``generate``, beam search included.
         handoff, until_closed: See `gated_generate`.
         streamer, **kwargs: As for ``model.generate``.
 
     Returns:
-        What ``model.generate`` returns; with ``return_dict_in_generate`` a `GatedOutput` under all other gates.
+        What ``model.generate`` returns; under the other gates, with ``return_dict_in_generate``, a `GatedOutput`.
 
     Raises:
-        UserError: An option that a gate cannot go with, or logits that are NaN or infinite.
+        UserError: An option does not work with a gate, or logits are NaN or infinite.
     """
     _check_handoff(handoff)
     if until_closed and (gate == TokenGate(0) or isinstance(gate, AlwaysOn | PromptOnly)):
@@ -83,13 +83,13 @@ def generate_with_gate(
 
 
 def _guarded(processors: Sequence[LogitsProcessor] | None) -> LogitsProcessorList:
-    """Before a caller's own processors, which may exclude every token, one that stops at logits that are not finite."""
+    """Puts a check for finite logits before the caller's own processors, which may exclude every token."""
     is_guarded = any(isinstance(processor, FiniteLogits) for processor in processors or ())
     return LogitsProcessorList([*([] if is_guarded else [FiniteLogits()]), *(processors or ())])
 
 
 def _make_stop_strings_a_criterion(model: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-    """Moves ``stop_strings`` from ``kwargs``, or the configuration they fall back on, to ``stopping_criteria``."""
+    """Moves ``stop_strings`` from ``kwargs``, or else from the configuration, to ``stopping_criteria``."""
     tokenizer = kwargs.pop("tokenizer", None)
     config: GenerationConfig = kwargs.get("generation_config") or model.generation_config
     strings = kwargs.get("stop_strings", config.stop_strings or model.generation_config.stop_strings)
@@ -99,7 +99,7 @@ def _make_stop_strings_a_criterion(model: PreTrainedModel, kwargs: dict[str, Any
         raise UserError("stop_strings are found in text: pass the tokenizer too, generate(…, tokenizer=tokenizer)")
     criterion = StopStringCriteria(stop_strings=strings, tokenizer=tokenizer)
     kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or []), criterion])
-    kwargs["stop_strings"] = None  # wins over both configurations
+    kwargs["stop_strings"] = None  # overrides both configurations
 
 
 @torch.no_grad()
@@ -117,40 +117,40 @@ def gated_generate(
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
 ) -> Any:
-    """A decoding loop for ``model.generate(custom_generate=gated_generate, interventions=…, gate=…)``.
+    """Decoding loop for ``model.generate(custom_generate=gated_generate, interventions=…, gate=…)``.
 
-    While any gate is open, one forward pass a step runs a batch of B *survivors* and one *companion* for each open row,
-    on one KV cache. Survivors are the rows that go on after the gate has closed: the base's with ``handoff="base"``,
-    the intervened ones with ``"keep"``; companions are the other half of the pair, and leave when the row's gate
-    closes. Once all have left, stock sampling goes on from the survivors' cache.
+    While any gate is open, one forward pass per step runs a batch of B *survivors* and one *companion* for each open
+    row, on one KV cache. Survivors are the rows that go on after the gate has closed: the base's with
+    ``handoff="base"``, the intervened ones with ``"keep"``. A companion is the other half of the pair and leaves when
+    its row's gate closes. Once all have left, stock sampling goes on from the survivors' cache.
 
     ``D_t`` is measured on raw logits; logits processors act on those of the model that draws the token. A gate that
-    counts tokens closes before a step's forward pass, one that measures divergence after it: then the base draws that
-    step's token in either case, and ``keep`` goes on without interventions from the next.
+    counts tokens closes before a step's forward pass, one that measures divergence after it. In the second case the
+    base draws that step's token with either ``handoff``, and ``keep`` runs without interventions from the next step.
 
     Args:
         model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs: As stock ``generate``
             hands them to its own loops.
-        interventions: What the gate opens.
+        interventions: The interventions that the gate switches.
         gate: A gate or its text; the interventions' own by default.
-        handoff: ``base`` goes on as the base that has read prompt and prefix itself; ``keep`` from the cache that the
-            interventions have changed, without them.
-        until_closed: Stop when all gates are closed or their rows ended; what comes after is another's to write.
-        streamer: Gets tokens as from stock ``generate``, which does not forward its own ``streamer`` to a custom loop:
-            bind it, ``partial(gated_generate, streamer=streamer)``.
+        handoff: ``base`` goes on with the base, which has read prompt and prefix itself; ``keep`` goes on without
+            interventions from the cache that they have changed.
+        until_closed: Stop when all gates are closed or their rows ended; the caller completes the rows elsewhere.
+        streamer: Receives tokens as from stock ``generate``, which does not pass its own ``streamer`` to a custom
+            loop: bind it with ``partial(gated_generate, streamer=streamer)``.
 
     Returns:
         Sequences ``(rows, position)``, or a `GatedOutput` with ``return_dict_in_generate``.
 
     Raises:
-        UserError: An option that a gate cannot go with, or logits that are NaN or infinite.
+        UserError: An option does not work with a gate, or logits are NaN or infinite.
     """
     if not isinstance(gate, Gate):
         gate = parse_gate(interventions.gate if gate is None else gate)
     if getattr(interventions, "model", model) is not model:
         raise UserError("interventions act on the model they were put on; got another one's")
     _check_handoff(handoff)
-    # The base's own habit, which nobody has asked for in the call.
+    # A default of the base's configuration, not asked for in this call.
     if not generation_config.use_cache and model.generation_config.use_cache is False:
         cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         generation_config.use_cache = True
@@ -175,7 +175,7 @@ def gated_generate(
             raise UserError(f"until_closed needs a gate that closes; got {gate}")
         with interventions.decoding(input_ids.shape[1], acting_positions(gate, interventions)):
             return go_on(input_ids, logits_processor, stopping_criteria, **model_kwargs)
-    # As in stock sampling, rows that ended are padded where there is an end token at all.
+    # As in stock sampling, ended rows are padded if there is an end token.
     pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     pad_token = generation_config._pad_token_tensor if pads else None
     pairs = TwoModelBatch(model, interventions, gate, handoff, input_ids, generation_config, pad_token, model_kwargs)
@@ -186,14 +186,14 @@ def gated_generate(
         return pairs.output(None)
     processor = LogitsProcessorList([*logits_processor, _PadEnded(pairs.ended, pairs.pad_token)])
     criteria = StoppingCriteriaList([*stopping_criteria, _StayEnded(pairs.ended)])
-    # Where there is no mask stock generate reads from here that input_ids hold what is in the cache, too.
+    # Without a mask stock generate reads from here that input_ids also hold the tokens in the cache.
     generation_config._mask_length = pairs.input_ids.shape[1]
-    generation_config.prefill_chunk_size = None  # the prompt is in the cache; transformers 5.17 would read it again
+    generation_config.prefill_chunk_size = None  # the prompt is in the cache; transformers 5.17 would process it again
     return pairs.output(go_on(pairs.input_ids, processor, criteria, **pairs.model_kwargs))
 
 
 def acting_positions(gate: Gate, interventions: HookedReftModel) -> Positions:
-    """Where the interventions act while the gate is open."""
+    """Returns where the interventions act while the gate is open."""
     if not isinstance(gate, PromptOnly):
         return interventions.positions
     if interventions.positions == "generated":
@@ -226,7 +226,7 @@ def _check(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
 
 
 class _StayEnded(StoppingCriteria):  # type: ignore[misc]
-    """Rows that ended in pairs stay ended: stock sampling starts by taking all rows for unfinished."""
+    """Keeps rows that ended in the paired loop ended: stock sampling starts with all rows unfinished."""
 
     def __init__(self, ended: torch.Tensor) -> None:
         self.ended = ended
@@ -236,7 +236,7 @@ class _StayEnded(StoppingCriteria):  # type: ignore[misc]
 
 
 class _PadEnded(LogitsProcessor):  # type: ignore[misc]
-    """Makes the padding token the only choice of rows that have ended."""
+    """Leaves ended rows no token but the padding token."""
 
     def __init__(self, ended: torch.Tensor, pad_token: torch.Tensor | None) -> None:
         self.ended, self.pad_token = ended, pad_token

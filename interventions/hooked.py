@@ -22,11 +22,11 @@ from interventions.red import RedIntervention
 from interventions.sites import site_device, site_module
 from reft_math.errors import UserError
 
-_EVERYWHERE = torch.ones((), dtype=torch.bool)  # a mask known to be true without a look at it
+_EVERYWHERE = torch.ones((), dtype=torch.bool)  # a mask known to be true without reading it
 
 
 class _Hook:
-    """A module's forward hook, which keeps nobody alive; a copy of the base alone has one that does nothing."""
+    """A module's forward hook. It keeps no model alive, and in a copy of the base alone it does nothing."""
 
     def __init__(self, owner: HookedReftModel | None = None, key: str = "") -> None:
         self._owner = None if owner is None else weakref.ref(owner)
@@ -49,10 +49,10 @@ def _remove(handles: list[RemovableHandle]) -> None:
 class HookedReftModel(pyreft.ReftModel):
     """A `pyreft.ReftModel` whose interventions act through persistent hooks, by row and position.
 
-    It differs from its parent in how it runs, not in what it is: configuration and interventions are pyvene's.
-    `forward` takes what the base takes and an ``intervention_mask``; `generate` takes what the base takes and a
-    ``gate``. Outside these two calls the hooks do nothing, so the base model itself stays usable, with its logits
-    unchanged to the last bit, and hooks set by other code stay in place.
+    It differs from its parent only in how it runs: configuration and interventions are pyvene's. `forward` takes the
+    base's arguments and an ``intervention_mask``; `generate` takes the base's arguments and a ``gate``. Outside these
+    two calls the hooks do nothing, so the base model itself stays usable, with its logits unchanged to the last bit,
+    and hooks set by other code stay in place.
 
     Args:
         config: pyvene's, with an intervention for each layer.
@@ -67,17 +67,17 @@ class HookedReftModel(pyreft.ReftModel):
         for representation, intervention in zip(self.config.representations, self.interventions.values(), strict=True):
             self._sites.append(site_module(model, site, representation.layer))
             device = site_device(model, site, representation.layer)
-            if device.type != "meta":  # where a base that is yet to be sharded has no weights
+            if device.type != "meta":  # a base that is yet to be sharded has no weights there
                 intervention.to(device)
         self._attach_anew()
-        # pyvene keeps the modules themselves in its config; loggers want to write it as JSON.
+        # pyvene keeps the modules themselves in its config, which loggers write as JSON.
         self.config.representations = [item._replace(intervention=None) for item in self.config.representations]
         self.config.intervention_types = [str(type(intervention)) for intervention in self.interventions.values()]
 
     @property
     @abstractmethod
     def positions(self) -> Positions:
-        """Where the interventions act."""
+        """The positions where the interventions act."""
 
     @property
     @abstractmethod
@@ -87,7 +87,7 @@ class HookedReftModel(pyreft.ReftModel):
     # --- the hooks ----------------------------------------------------------------------------------------------
 
     def _attach(self) -> None:
-        """Hooks in what is not: a stock pyvene model on the same base clears all hooks, these too, at its calls."""
+        """Adds missing hooks: a stock pyvene model on the same base clears all hooks, these included, at each call."""
         if not self._sites:
             raise UserError("the interventions were taken off by unload(); load them onto the base again")
         pairs = zip(self._handles, self._sites, strict=True) if self._handles else ()
@@ -97,21 +97,21 @@ class HookedReftModel(pyreft.ReftModel):
                 self._handles.append(module.register_forward_hook(_Hook(self, key)))
 
     def _attach_anew(self) -> None:
-        """Forgets handles that are another's, and takes the hooks off once this model is no more."""
+        """Drops handles copied from another model, and removes the hooks once this model is deleted."""
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove, self._handles).atexit = False
         if self._sites:
             self._attach()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy's, or a pickle's: the base has come with hooks of the original, which do nothing in it."""
+        """Restores a copy or a pickle, whose base comes with the original's hooks; these do nothing in it."""
         super().__setstate__(state)
         for handle in self._handles:
             handle.remove()
         self._attach_anew()
 
     def _edited(self, key: str, output: Any) -> Any:
-        """A module's output as the intervention of that name leaves it; None for as it is."""
+        """Returns a module's output as edited by the intervention of that name; None leaves the output unchanged."""
         if self._mask is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
@@ -122,7 +122,7 @@ class HookedReftModel(pyreft.ReftModel):
 
     @contextmanager
     def intervening(self, mask: torch.Tensor | None) -> Iterator[None]:
-        """Within it interventions act where ``mask: (batch or 1, position or 1)`` is true."""
+        """Lets interventions act where ``mask: (batch or 1, position or 1)`` is true."""
         self._attach()
         before, self._mask = self._mask, mask
         try:
@@ -131,23 +131,23 @@ class HookedReftModel(pyreft.ReftModel):
             self._mask = before
 
     def _remove_forward_hooks(self) -> None:
-        """pyvene clears every hook of the base before its calls; here hooks are persistent, and others' not ours."""
+        """Does nothing: pyvene would clear every hook of the base, including these and those set by other code."""
 
     def unload(self) -> PreTrainedModel:
-        """Takes the interventions off and returns the base model."""
+        """Removes the interventions and returns the base model."""
         _remove(self._handles)
         self._sites.clear()
         return self.model
 
     @property
     def device(self) -> torch.device:
-        """The base's: where prompts go."""
+        """The base's device, where prompts go."""
         device: torch.device = self.model.device
         return device
 
     @property
     def hf_device_map(self) -> Any:
-        """The base's, where it lies on several devices: by it a trainer sees that it must stay there."""
+        """The device map of a base spread over several devices, from which a trainer sees that it must not move it."""
         return self.model.hf_device_map
 
     # --- running ------------------------------------------------------------------------------------------------
@@ -159,14 +159,14 @@ class HookedReftModel(pyreft.ReftModel):
         intervention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The base's forward pass with interventions.
+        """Runs the base's forward pass with interventions.
 
         Args:
             input_ids: ``(batch, position)``.
             attention_mask: ``(batch, position)``.
             intervention_mask: Boolean ``(batch or 1, position)``, true where interventions act. May be left out by
                 adapters that act on all positions.
-            **kwargs: What else the base takes (``labels``, ``position_ids``, ``inputs_embeds``, …).
+            **kwargs: The base's other arguments (``labels``, ``position_ids``, ``inputs_embeds``, …).
 
         Returns:
             The base's output.
@@ -192,15 +192,15 @@ class HookedReftModel(pyreft.ReftModel):
         input_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The base's ``generate`` with interventions while the gate is open.
+        """Runs the base's ``generate`` with interventions while the gate is open.
 
         Args:
             inputs, input_ids: Prompts, ``(batch, position)``, padded on the left; one of the two names.
             gate: A gate, or its text: ``kl:NATS``, ``tokens:N``, ``always``, ``prompt`` or ``off``; the adapter's own
                 by default.
-            handoff: ``base`` goes on as the base that has read prompt and prefix itself, ``keep`` from the cache that
-                the interventions have changed.
-            **kwargs: What the base's ``generate`` takes.
+            handoff: ``base`` goes on with the base, which has read prompt and prefix itself; ``keep`` goes on from the
+                cache that the interventions have changed.
+            **kwargs: Arguments of the base's ``generate``.
 
         Returns:
             What the base's ``generate`` returns: prompts and completions, padded on the right; with
@@ -221,7 +221,7 @@ class HookedReftModel(pyreft.ReftModel):
 
     @contextmanager
     def decoding(self, prompt_length: int, positions: Positions | None = None) -> Iterator[None]:
-        """Within it every forward pass of the base is intervened on: columns before ``prompt_length`` as prompt."""
+        """Lets interventions act in every forward pass of the base; columns before ``prompt_length`` are the prompt."""
         positions = positions or self.positions
 
         def set_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -242,14 +242,14 @@ class HookedReftModel(pyreft.ReftModel):
     # --- training -----------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
-        """As every module's; pyvene's own reaches the base only and returns nothing."""
+        """Sets the mode like any module; pyvene's own method sets the base's only and returns nothing."""
         return nn.Module.train(self, mode)  # type: ignore[return-value]
 
     def eval(self) -> Self:
         return self.train(False)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As every module's; pyvene's own takes no argument."""
+        """Clears gradients like any module; pyvene's own method takes no argument."""
         nn.Module.zero_grad(self, set_to_none)
 
     def get_output_embeddings(self) -> nn.Module:
@@ -259,11 +259,11 @@ class HookedReftModel(pyreft.ReftModel):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """As the base's, and the recomputation in the backward pass sees the mask of its forward pass."""
+        """Enables the base's checkpointing; recomputation in the backward pass uses the mask of the forward pass."""
         settings = {
             **(gradient_checkpointing_kwargs or {}),
             "use_reentrant": False,
-            "context_fn": self._recomputing,  # a method, which a copy of the model has of its own
+            "context_fn": self._recomputing,  # a method, so that a copy of the model calls its own
         }
         if hasattr(self.model, "activation_checkpointing_enable"):  # the method's name from transformers 5.23 on
             self.model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings, **options)
@@ -276,21 +276,21 @@ class HookedReftModel(pyreft.ReftModel):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """`gradient_checkpointing_enable` under the name that transformers 5.23 and later call."""
+        """Calls `gradient_checkpointing_enable`; transformers 5.23 and later use this name."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
     def gradient_checkpointing_disable(self) -> None:
         self.model.gradient_checkpointing_disable()
 
     def biases(self) -> dict[int, torch.Tensor]:
-        """``b`` by layer: RED's and a bias's ``(width,)``, the others' ``(rank,)``."""
+        """Returns ``b`` by layer: ``(width,)`` for RED and bias, ``(rank,)`` for the others."""
         return {layer: intervention.bias for layer, intervention in self.by_layer()}
 
     def scales(self) -> dict[int, torch.Tensor]:
-        """RED's ``s`` by layer; empty for the others, which have none."""
+        """Returns RED's ``s`` by layer; empty for the others, which have no scale."""
         return {layer: module.scale for layer, module in self.by_layer() if isinstance(module, RedIntervention)}
 
     def by_layer(self) -> Iterator[tuple[int, Any]]:
-        """Layers and their interventions."""
+        """Yields each layer and its intervention."""
         for representation, intervention in zip(self.config.representations, self.interventions.values(), strict=True):
             yield representation.layer, intervention

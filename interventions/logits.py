@@ -1,4 +1,4 @@
-"""Numbers that are NaN or infinite: which tensor has some, which module made the first, and which row's logits do."""
+"""Logits that are NaN or infinite: which row has some, and which module made the first."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from reft_math.errors import UserError
 
 
 class NotFiniteLogits(UserError):
-    """Logits from which no token can be drawn.
+    """Raised for logits from which no token can be drawn.
 
     Attributes:
-        row: Whose they are, by its place in the batch.
+        row: Index of the row in the batch.
     """
 
     def __init__(self, row: int, name: str | None = None) -> None:
@@ -30,11 +30,11 @@ class NotFiniteLogits(UserError):
 
 
 def check_logits(logits: torch.Tensor, names: Sequence[str] | None = None) -> None:
-    """Raises `NotFiniteLogits` where a row's have a NaN or +inf, or nothing but −inf: no token is the likeliest.
+    """Raises `NotFiniteLogits` if a row holds NaN or +inf, or only −inf: then no token is the likeliest.
 
     Args:
         logits: ``(row, …, vocabulary)``.
-        names: What each row is about; its number by default.
+        names: A name for each row; its number by default.
     """
     is_finite = logits.amax(dim=-1).isfinite().reshape(len(logits), -1).all(dim=1)
     if not is_finite.all():
@@ -43,7 +43,7 @@ def check_logits(logits: torch.Tensor, names: Sequence[str] | None = None) -> No
 
 
 class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
-    """Changes nothing, and stops at logits from which no token can be drawn: `torch.argmax` would draw a NaN's."""
+    """Checks logits and changes none: `torch.argmax` would draw the token whose logit is NaN."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         check_logits(scores)
@@ -52,9 +52,9 @@ class FiniteLogits(LogitsProcessor):  # type: ignore[misc]
 
 @contextmanager
 def watching(model: nn.Module) -> Iterator[list[str]]:
-    """Yields a list that collects, in forward order, the names of modules whose output holds a NaN or an infinity.
+    """Yields a list that collects, in forward order, the names of modules whose output holds NaN or infinity.
 
-    A module's own output counts, before hooks that were on it already change it.
+    It looks at a module's own output, before hooks already set on the module change it.
     """
     found: list[str] = []
 

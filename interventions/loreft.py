@@ -12,8 +12,8 @@ class LoreftIntervention(SubspaceIntervention):
 
     Shapes and dtypes as in `SubspaceIntervention`; ``σ(x) = x`` by default.
 
-    Departures from pyreft's class: parameters do not come back as bfloat16 after loading, nor without ``σ`` and
-    dropout, and R is computed once a call instead of three times. Its norm is ``‖b‖₂ = ‖Rᵀb‖₂``.
+    Differences from pyreft's class: loading keeps the parameters' dtype, ``σ`` and dropout, and R is computed once per
+    call instead of three times. Its norm is ``‖b‖₂ = ‖Rᵀb‖₂``.
 
     Source: Wu et al., "ReFT: Representation Finetuning for Language Models" (NeurIPS 2024), equation 2.
     """

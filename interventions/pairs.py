@@ -1,4 +1,4 @@
-"""Two models in one batch: the rows of base and intervened model while gates are open."""
+"""Runs two models in one batch: the rows of base and intervened model while gates are open."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Handoff = Literal["base", "keep"]
 
 @dataclass
 class GatedOutput(GenerateDecoderOnlyOutput):  # type: ignore[misc]
-    """Stock ``generate``'s output and what the gate saw.
+    """Stock ``generate``'s output with the gate's measurements.
 
     Attributes:
-        kl: ``D_t``, ``(rows, steps)`` in nats, from the first token to the last that any gate was open at; NaN where
+        kl: ``D_t``, ``(rows, steps)`` in nats, from the first token to the last at which any gate was open; NaN where
             a row's gate was closed.
-        cumulative_kl: ``C``, ``(rows,)``: the sum of what the gate counts of it.
-        closing_positions: The first token each row's base drew, ``(rows,)``; -1 where the row ended before.
-        dead_band: Nats a token that the gate did not count; None where it counted all.
+        cumulative_kl: ``C``, ``(rows,)``: the sum of the part of ``D_t`` that the gate counts.
+        closing_positions: Index of the first token that the base drew, ``(rows,)``; -1 if the row ended before.
+        dead_band: Nats per token that the gate did not count; None if it counted all.
     """
 
     kl: torch.Tensor | None = None
@@ -55,7 +55,7 @@ class TwoModelBatch:
 
     Attributes:
         input_ids: Prompts and tokens drawn so far, ``(B, position)``.
-        model_kwargs: What the survivors' next forward pass takes, the KV cache among it.
+        model_kwargs: Arguments of the survivors' next forward pass, with the KV cache.
         ended: Rows that have stopped, ``(B,)``.
     """
 
@@ -100,18 +100,18 @@ class TwoModelBatch:
             self.closing_positions[self.open_rows[~stays_open]] = self.step
             self._leave(stays_open & ~self.ended[self.open_rows])
             self.step += 1
-        if len(self.open_rows):  # closed by count
+        if len(self.open_rows):  # gates that count tokens close before the forward pass
             self.closing_positions[self.open_rows] = self.step
             self._leave(torch.zeros_like(self.open_rows, dtype=torch.bool))
         if self.step:
             self.model_kwargs["past_key_values"] = _moved(self.model_kwargs["past_key_values"], self.final_cache)
 
     def _forward(self) -> torch.Tensor:
-        """Raw logits ``(survivors + companions, vocabulary)`` of the next token."""
+        """Returns raw logits ``(survivors + companions, vocabulary)`` of the next token."""
         acts_on_prompt = self.interventions.positions != "generated"
         acts_on_generated = self.interventions.positions != "prompt"
         is_prefill = self.step == 0
-        # Where the interventions leave the prompt alone, it is read once for both.
+        # If the interventions do not act on the prompt, it is read once for both models.
         in_pairs = not is_prefill or acts_on_prompt
         rows = torch.cat([self.all_rows, self.open_rows]) if in_pairs else self.all_rows
         kwargs = {name: _select(value, rows, len(self.all_rows)) for name, value in self.model_kwargs.items()}
@@ -135,7 +135,7 @@ class TwoModelBatch:
         return logits[both]
 
     def _acting(self, rows: torch.Tensor) -> torch.Tensor:
-        """Which rows interventions act on, ``(rows, 1)``: companions, or with ``keep`` the survivors still open."""
+        """Marks the rows that interventions act on, ``(rows, 1)``: companions, or with ``keep`` the open survivors."""
         acts = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         if self.handoff == "base":
             acts[len(self.all_rows) :] = True
@@ -144,7 +144,7 @@ class TwoModelBatch:
         return acts[:, None]
 
     def _gated_logits(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw logits of whoever draws, ``(rows, vocabulary)``, and which open rows stay open."""
+        """Returns raw logits of the model that draws, ``(rows, vocabulary)``, and which open rows stay open."""
         survivors, companions = logits.split([len(self.all_rows), len(self.open_rows)])
         if self.handoff == "base":
             base, mod = survivors[self.open_rows], companions
@@ -152,7 +152,7 @@ class TwoModelBatch:
             base, mod = companions, survivors[self.open_rows]
         direction = self.gate.direction if isinstance(self.gate, KLGate) else "mod||base"
         kl = kl_divergence(mod, base, direction)
-        if kl.isnan().any():  # infinite where a token is impossible to one of the two
+        if kl.isnan().any():  # infinity is valid: one of the two models excludes a token
             raise NotFiniteLogits(int(self.open_rows[kl.isnan()][0]))
         if self.cumulative_kl is None:
             self.cumulative_kl = torch.zeros(len(survivors), dtype=kl.dtype, device=kl.device)
@@ -163,7 +163,7 @@ class TwoModelBatch:
         return survivors.index_copy(0, self.open_rows, drawing), stays_open
 
     def _draw(self, logits: torch.Tensor, logits_processor: LogitsProcessorList) -> torch.Tensor:
-        """As stock sampling does, so that the same seed gives the same tokens."""
+        """Draws tokens as stock sampling does, so that the same seed gives the same tokens."""
         logits = logits.to(copy=True, dtype=torch.float32, device=self.input_ids.device)
         scores = logits_processor(self.input_ids, logits)
         if self.config.return_dict_in_generate:
@@ -176,7 +176,7 @@ class TwoModelBatch:
         return tokens if self.pad_token is None else tokens.where(~self.ended, self.pad_token)
 
     def _leave(self, stay: torch.Tensor) -> None:
-        """Takes the companions of open rows that do not ``stay`` out of the batch."""
+        """Removes the companions of open rows that do not ``stay`` from the batch."""
         if stay.all():
             return
         companions = len(self.all_rows) + stay.nonzero().squeeze(1)
@@ -184,7 +184,7 @@ class TwoModelBatch:
         self.open_rows = self.open_rows[stay]
 
     def output(self, rest: Any) -> Any:
-        """As stock ``generate`` would return what was drawn in pairs and the ``rest`` that stock sampling drew."""
+        """Joins the tokens drawn in pairs and the ``rest`` drawn by stock sampling into stock ``generate``'s output."""
         if not self.config.return_dict_in_generate:
             return self.input_ids if rest is None else rest
         rest = rest or GenerateDecoderOnlyOutput(self.input_ids, past_key_values=self.model_kwargs["past_key_values"])
@@ -201,13 +201,13 @@ class TwoModelBatch:
 
 
 def _select(value: Any, rows: torch.Tensor, batch_size: int) -> Any:
-    """Rows of tensors that have one for each of the batch; anything else as it is."""
+    """Selects rows of tensors with one row for each of the batch; returns anything else unchanged."""
     is_by_row = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == batch_size
     return value[rows] if is_by_row else value
 
 
 def _growing(cache: Cache, model: PreTrainedModel) -> Cache:
-    """A cache whose rows can leave: the given one, or a dynamic one in a static one's place."""
+    """Returns a cache from which rows can be removed: the given one, or a dynamic one in place of a static one."""
     kinds = {type(layer) for layer in cache.layers}
     if cache.offloading or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer, StaticLayer}:
         names = ", ".join(sorted(kind.__name__ for kind in kinds))
@@ -216,7 +216,7 @@ def _growing(cache: Cache, model: PreTrainedModel) -> Cache:
 
 
 def _moved(cache: Cache, final_cache: Cache) -> Cache:
-    """``cache``, in ``final_cache`` where that is another."""
+    """Returns ``cache``, copied into ``final_cache`` if that is another object."""
     if cache is final_cache:
         return cache
     for index, layer in enumerate(cache.layers):

@@ -16,7 +16,7 @@ class RedIntervention(Edit):
     ``h: (…, width)`` of any dtype; ``s, b: (width,)``, kept and applied in float32, ``s`` from ones and ``b`` from
     zeros, so that a fresh intervention changes nothing. The result has the dtype of ``h``.
 
-    pyvene constructs it from a `RepresentationConfig`'s fields and ``embed_dim``; where the width is not known yet
+    pyvene constructs it from a `RepresentationConfig`'s fields and ``embed_dim``; if the width is not known yet
     (``embed_dim=None``), `set_interchange_dim` makes the parameters.
 
     Source: Wu et al., "Advancing Parameter Efficiency in Fine-tuning via Representation Editing" (ACL 2024).

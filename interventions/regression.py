@@ -1,4 +1,4 @@
-"""`load_regressor` where saved regressors' cards import it from."""
+"""Provides `load_regressor` at the path from which saved regressors' cards import it."""
 
 from importlib import import_module
 from typing import Any

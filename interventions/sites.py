@@ -1,4 +1,4 @@
-"""Sites: which module's output is edited, by name or by path.
+"""Sites name the module whose output is edited, by name or by path.
 
 | site       | representation                | Llama's module     | GPT-NeoX's          | width                       |
 | ---------- | ----------------------------- | ------------------ | ------------------- | --------------------------- |
@@ -10,15 +10,15 @@
 | `attn_o`   | the attention's output        | `self_attn.o_proj` | `attention.dense`   | hidden size                 |
 | `block`    | the residual stream behind it | the layer itself   | the layer itself    | hidden size                 |
 
-Mistral, Qwen and Gemma name their modules as Llama does. So does Phi-3, which has `ffn_down`, `attn_o` and `block`
-only: one module makes its up projection and the gate's, one its queries, keys and values, and so does GPT-NeoX's. Every
-other decoder has `block`.
+Mistral, Qwen and Gemma name their modules as Llama does. So does Phi-3, but it has only `ffn_down`, `attn_o` and
+`block`: one module computes its up and gate projections together, another its queries, keys and values. GPT-NeoX also
+computes queries, keys and values in one module. Every other decoder has `block`.
 
-A site can be a path, too: that of any module within the model, with ``{layer}`` for the layer's number, such as
+A site can also be the path of any module within the model, with ``{layer}`` for the layer's number, such as
 ``model.layers.{layer}.mlp.gate_up_proj``.
 
-`register_sites` tells pyvene the names, so that a folder saved here loads with plain ``pyvene.IntervenableModel.load``
-once ``interventions`` is imported. For paths, and for families without names, the folder holds paths.
+`register_sites` gives pyvene the names: a folder saved here loads with plain ``pyvene.IntervenableModel.load`` once
+``interventions`` is imported. For paths, and for families without names, the folder holds paths.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _FAMILIES: dict[str, dict[str, str]] = {
 def register_sites() -> None:
     """Adds the site names of every family to pyvene's tables.
 
-    No widths are registered: pyvene's table cannot say "heads × head size", so interventions take theirs from
+    It registers no widths: pyvene's table cannot express "heads × head size", so interventions get theirs from
     `set_interchange_dim`, which pyvene calls on loading with the saved width.
     """
     for family, paths in _FAMILIES.items():
@@ -85,8 +85,8 @@ def num_layers(model: PreTrainedModel) -> int:
 
 
 def sites_of(model: PreTrainedModel) -> Mapping[str, str]:
-    """The model's sites by name, as paths."""
-    family = type(model).__name__.removeprefix("FSDP")  # how FSDP2 renames the class of what it shards
+    """Returns the path of each named site of the model."""
+    family = type(model).__name__.removeprefix("FSDP")  # FSDP2 adds this prefix to the class name of a sharded module
     if family in _FAMILIES:
         return _FAMILIES[family]
     stacks = (name for name, module in model.named_modules() if _is_stack(module, num_layers(model)))
@@ -99,7 +99,7 @@ def _is_stack(module: nn.Module, layers: int) -> bool:
 
 
 def check_site(model: PreTrainedModel, site: str) -> None:
-    """Raises `UserError` for a name that the model's family does not have, or a path that leads nowhere."""
+    """Raises `UserError` for a name that the model's family does not have, or a path to no module."""
     if LAYER in site:
         site_module(model, site, 0)
     elif site not in sites_of(model):
@@ -110,15 +110,15 @@ def check_site(model: PreTrainedModel, site: str) -> None:
 
 
 def site_path(model: PreTrainedModel, site: str, layer: int) -> str:
-    """Within the model, the path of the module whose output is the site's representation."""
+    """Returns the path within the model of the module whose output is the site's representation."""
     return sites_of(model).get(site, site).replace(LAYER, str(layer))
 
 
 def site_module(model: PreTrainedModel, site: str, layer: int) -> nn.Module:
-    """The module whose output is the site's representation.
+    """Returns the module whose output is the site's representation.
 
     Raises:
-        UserError: There is none at that path.
+        UserError: No module has that path.
     """
     module: nn.Module = model
     path = site_path(model, site, layer)
@@ -133,7 +133,7 @@ def site_module(model: PreTrainedModel, site: str, layer: int) -> nn.Module:
 
 
 def site_device(model: PreTrainedModel, site: str, layer: int) -> torch.device:
-    """Where the site is calculated: with the weights of its module, or of the nearest around it that has any."""
+    """Returns the device that computes the site: of its module's weights, or of the nearest enclosing module's."""
     path = site_path(model, site, layer)
     while next(model.get_submodule(path).parameters(), None) is None:
         path = path.rpartition(".")[0]
@@ -141,21 +141,21 @@ def site_device(model: PreTrainedModel, site: str, layer: int) -> torch.device:
 
 
 def component(model: PreTrainedModel, site: str, layer: int) -> str:
-    """The site in pyvene's terms: the name that `register_sites` has told it, or the module's path."""
+    """Returns the site in pyvene's terms: the name that `register_sites` registered, or the module's path."""
     return site if site in _FAMILIES.get(type(model).__name__, ()) else f"{site_path(model, site, layer)}.output"
 
 
 def site_at(path: str) -> str | None:
-    """The site that is the output of a Llama layer's submodule, such as ``mlp.up_proj``; None where there is none."""
+    """Returns the site that is the output of a Llama layer's submodule, such as ``mlp.up_proj``, or None."""
     whole = f"{_LLAMA['block']}.{path}" if path else _LLAMA["block"]
     return next((site for site, known in _LLAMA.items() if known == whole), None)
 
 
 def site_width(model: PreTrainedModel, site: str, layers: Sequence[int] = (0,)) -> int:
-    """Last dimension of the site's representation.
+    """Returns the last dimension of the site's representation.
 
     Raises:
-        UserError: At one of the layers there is no such representation, or one of another width.
+        UserError: A layer has no such representation, or one of another width.
     """
     if site in _FAMILIES.get(type(model).__name__, ()):
         module = site_module(model, site, 0)
@@ -173,7 +173,7 @@ def site_width(model: PreTrainedModel, site: str, layers: Sequence[int] = (0,)) 
 
 @torch.no_grad()
 def _measured_widths(model: PreTrainedModel, site: str, layers: Sequence[int]) -> dict[int, int | None]:
-    """Widths of what the modules give in a forward pass; None where it is of no such shape, or the pass goes past."""
+    """Returns widths of the modules' outputs in a forward pass; None for another shape or a module not called."""
     tokens = torch.zeros(2, 3, dtype=torch.long, device=model.device)
     widths: dict[int, int | None] = dict.fromkeys(layers)
 
@@ -186,16 +186,16 @@ def _measured_widths(model: PreTrainedModel, site: str, layers: Sequence[int]) -
         for layer in layers:
             handle = site_module(model, site, layer).register_forward_hook(partial(note, layer=layer))
             stack.callback(handle.remove)
-        # With a cache, or transformers would look at the positions for packed rows, which on meta there is no doing.
+        # With a cache: without one transformers inspects the positions for packed rows, which is impossible on meta.
         model(tokens, use_cache=True)
     return widths
 
 
 def parse_layers(layers: str | Sequence[int], total: int) -> tuple[int, ...]:
-    """``all``, or layer numbers and inclusive ranges such as ``0,2,8-11``, or the numbers themselves.
+    """Parses ``all``, layer numbers and inclusive ranges such as ``0,2,8-11``, or a sequence of numbers.
 
     Raises:
-        UserError: Not of that form, a layer twice, or a layer outside ``0 … total-1``.
+        UserError: Another form, a layer given twice, or a layer outside ``0 … total-1``.
     """
     numbers = _parse_layer_text(layers, total) if isinstance(layers, str) else list(layers)
     outside = [number for number in numbers if not 0 <= number < total]
@@ -214,14 +214,14 @@ def _parse_layer_text(text: str, total: int) -> list[int]:
         for part in text.split(","):
             first, _, last = part.partition("-")
             start = int(first)
-            numbers += range(start, min(int(last or first), start + total) + 1)  # one too many is refused as all are
+            numbers += range(start, min(int(last or first), start + total) + 1)  # one too many is enough
     except ValueError:
         raise UserError(f"layers must be 'all' or numbers and ranges such as 0,2,8-11; got {text!r}") from None
     return numbers
 
 
 def running_device(module: nn.Module) -> torch.device:
-    """Where the module calculates. Weights that are offloaded lie on no device between its calls."""
+    """Returns the device on which the module computes. Between calls offloaded weights lie on no device."""
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)  # accelerate's, alone or in a sequence
         for each in getattr(hook, "hooks", [hook]):

@@ -1,4 +1,4 @@
-"""What LoReFT and DiReFT share: an edit within a learnt low-rank subspace."""
+"""The base class of LoReFT and DiReFT: an edit within a learnt low-rank subspace."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ class Rotation(nn.Module):
 
 
 def orthonormal(width: int, rank: int) -> nn.Module:
-    """A random `Rotation`, parametrised."""
+    """Returns a random `Rotation` whose columns a parametrisation keeps orthonormal."""
     # Without trivialisation: its base matrix is (width, width), 64 MB a layer at width 4096.
     return parametrizations.orthogonal(Rotation(width, rank), use_trivialization=False)
 
 
 class SubspaceIntervention(Edit):
-    """``f(h) = h + Rᵀ edit(h)``, with dropout on the whole while training
+    """``f(h) = h + Rᵀ edit(h)``, with dropout on the result while training
 
     ``h: (…, width)`` of any dtype; ``R, W: (rank, width)`` with ``RRᵀ = I``; ``b: (rank,)``; ``σ = act_fn``, one of
     transformers' activations without parameters. Parameters are kept and applied in float32, outside autocast; the
     result has the dtype of ``h``.
 
-    pyvene constructs it from a `RepresentationConfig`'s fields, which have no place for ``act_fn`` and ``dropout``:
-    where they are not the defaults they go with the parameters into its files.
+    pyvene constructs it from a `RepresentationConfig`'s fields, which lack ``act_fn`` and ``dropout``: values other
+    than the defaults are saved with the parameters.
     """
 
     rotate_layer: nn.Module
@@ -102,12 +102,12 @@ class SubspaceIntervention(Edit):
             return self.dropout(edited.to(base.dtype))  # type: ignore[no-any-return]
 
     def edit(self, hidden: torch.Tensor, rotation: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Of ``h``, ``Rᵀ: (width, rank)`` and ``σ(Wh + b): (…, rank)``, what is added within the subspace."""
+        """Returns the change within the subspace, from ``h``, ``Rᵀ: (width, rank)`` and ``σ(Wh + b): (…, rank)``."""
         raise NotImplementedError
 
 
 def _write_options(module: SubspaceIntervention, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """As bytes: what handles states expects tensors."""
+    """Writes the options as bytes, because code that handles state dicts expects tensors."""
     if module.options != {"act_fn": LINEAR, "dropout": 0.0}:
         text = json.dumps(module.options).encode()
         state[prefix + OPTIONS] = torch.tensor(list(text), dtype=torch.uint8)

@@ -19,13 +19,13 @@ from reft_math.errors import require, require_one_process, require_seed
 @dataclass(frozen=True)
 class PretrainingOptions:
     output_dir: str = field(default="results/arithmetic-model", metadata={"help": "Model and tokenizer go here."})
-    seed: int = field(default=0, metadata={"help": "Draws weights, problems and styles."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, problems and styles."})
     steps: int = field(default=13_000, metadata={"help": "Optimiser steps."})
-    batch_size: int = field(default=32, metadata={"help": "Problems a step; each is seen once."})
+    batch_size: int = field(default=32, metadata={"help": "Problems per step; each is seen once."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW (cosine)."})
     save_steps: int = field(default=1000, metadata={"help": "Optimiser steps between checkpoints."})
-    resume: bool = field(default=False, metadata={"help": "Go on where a stopped run left off."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
+    resume: bool = field(default=False, metadata={"help": "Resume a stopped run."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run in the output folder and start over."})
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "save_steps"):
@@ -87,7 +87,7 @@ def main(options: PretrainingOptions) -> None:
     rescale_up_projections(model, UP_PROJECTION_SCALE)
     write_files(folder, model.save_pretrained)
     write_files(folder, tokenizer.save_pretrained)
-    # Not the metrics that `train` returns: a resumed run's are of the steps since.
+    # Not the metrics that `train` returns: in a resumed run they cover only the steps since.
     losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     write_json(folder / RESULTS_NAME, {**provenance(options), "losses": losses})
     print(f"model: {folder}")

@@ -1,10 +1,10 @@
-"""Import an adapter that pyreft or a fork of it (LoReFT, DiReFT, biases) or BREP's code (RED, biases) has saved.
+"""Import an adapter saved by pyreft or a fork of it (LoReFT, DiReFT, biases), or by BREP's code (RED, biases).
 
     uv run train/import_checkpoint.py --source their/folder --model meta-llama/Meta-Llama-3-8B-Instruct \
         --act-fn linear --output-dir results/imported
     uv run train/import_checkpoint.py --source delta_vector.pth --model … --gate tokens:9 --output-dir results/imported
 
-The output folder is an adapter like those that training makes, for every ``--adapter``. docs/adapters.md is the guide.
+The output folder is an adapter as training writes it, for any ``--adapter``. docs/adapters.md is the guide.
 """
 
 from __future__ import annotations
@@ -19,36 +19,35 @@ from reft_math.errors import printable, require, require_one_process
 @dataclass(frozen=True)
 class ImportOptions:
     source: str | None = field(
-        default=None, metadata={"help": "Folder saved by pyreft, or BREP's delta_vector.pth or the folder it is in."}
+        default=None, metadata={"help": "Folder saved by pyreft, or BREP's delta_vector.pth or its folder."}
     )
     model: str | None = field(
         default=None,
         metadata={
-            "help": "The base it was trained on: hub id or folder (what a train_config.json names, if it is here)."
+            "help": "Base that it was trained on: hub id or folder (the one in its train_config.json, if that exists)."
         },
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
     positions: Literal["all", "generated", "prompt"] | None = field(
-        default=None, metadata={"help": "Where it acts, which the files do not hold (all)."}
+        default=None, metadata={"help": "Tokens that it acts on, which the files do not hold (all)."}
     )
     gate: str | None = field(
         default=None,
         metadata={
-            "help": "Its gate by default: kl:NATS[,min=N][,max=N], tokens:N, always, prompt or off (prompt for"
-            " pyreft's; has to be said for BREP's: tokens:N+1 for n_prefix = N, always for -1, off for 0)."
+            "help": "Default gate: kl:NATS[,min=N][,max=N], tokens:N, always, prompt or off (pyreft: prompt; required"
+            " for BREP: tokens:N+1 for n_prefix = N, always for -1, off for 0)."
         },
     )
     act_fn: str | None = field(
         default=None,
         metadata={
-            "help": "LoReFT's and DiReFT's: linear if there was none, or an activation; has to be said where the files"
-            " do not."
+            "help": "Activation of LoReFT and DiReFT; linear if there was none. Required if the files do not give it."
         },
     )
-    dropout: float | None = field(default=None, metadata={"help": "LoReFT's and DiReFT's, for further training (0)."})
+    dropout: float | None = field(default=None, metadata={"help": "Dropout of LoReFT and DiReFT, to train on (0)."})
     output_dir: str = field(default="results/imported", metadata={"help": "The adapter goes here."})
-    resume: bool = field(default=False, metadata={"help": "Write the adapter again where it is."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's adapter and start anew."})
+    resume: bool = field(default=False, metadata={"help": "Write the adapter again in the same folder."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the adapter in the output folder and start over."})
 
     def __post_init__(self) -> None:
         require(self, "source", bool, "a folder or a file to import")

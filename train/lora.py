@@ -3,8 +3,8 @@
     uv run train/lora.py --rank 8
     uv run train/lora.py --match results/prefix-reft/adapter --output-dir results/lora-matched
 
-The second has as many parameters as the adapter: on the embedded model rank 1 on query, key and value has exactly RED's
-3,072. The adapter that it saves is peft's; evaluation commands take its folder as ``--model``.
+The second trains as many parameters as the adapter has: on the embedded model rank 1 on query, key and value has
+exactly RED's 3,072. The saved adapter is peft's; evaluation commands take its folder as ``--model``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoraOptions(TrainingOptions):
-    """LoRA's options, after those that every training command has."""
+    """LoRA's options, added to those of every training command."""
 
     LEARNING_RATE: ClassVar[float] = 1e-3
 
     output_dir: str = field(default="results/lora", metadata={"help": "Adapter, records and results go here."})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak, AdamW with cosine decay (1e-3; arithmetic 5e-3)."}
+        default=None, metadata={"help": "Peak learning rate of AdamW, cosine decay (1e-3; arithmetic 5e-3)."}
     )
     rank: int | None = field(default=None, metadata={"help": "Rank of the update (8)."})
     alpha: int | None = field(default=None, metadata={"help": "Scaling numerator (twice the rank)."})
@@ -39,8 +39,8 @@ class LoraOptions(TrainingOptions):
     match: str | None = field(
         default=None,
         metadata={
-            "help": "Choose the rank, and the modules unless they are named, so that as many parameters are trained as"
-            " this adapter has (folder or hub id), or this many."
+            "help": "Number of parameters to train, or an adapter with as many (folder or hub id); sets the rank,"
+            " and the modules unless they are named."
         },
     )
     k: int | None = field(default=None, metadata={"help": "Solution tokens to train on (whole solutions)."})
@@ -83,7 +83,7 @@ def main(options: LoraOptions) -> None:
     options = replace(options, rank=rank, alpha=options.alpha or 2 * rank, target_modules=names)
     if names != "all-linear":
         paths = [f".{path}" for path, _ in job.model.named_modules()]
-        for name in names.split(","):  # peft minds only where none is found
+        for name in names.split(","):  # peft fails only if it finds no module
             if not any(path.endswith(f".{name}") for path in paths):
                 raise UserError(f"--target-modules must name linear modules of the model; got {name!r}")
     config = LoraConfig(
@@ -131,9 +131,9 @@ def main(options: LoraOptions) -> None:
 
 
 def _save(model: PeftModel, folder: Path) -> None:
-    # Embeddings are not trained, and to find that out peft would ask the hub.
+    # Embeddings are not trained; peft would ask the hub to find that out.
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink()  # a blank form of a card, with the base's path in it
+    (folder / "README.md").unlink()  # an empty card template that holds the base's path
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Fold an adapter into its base's weights: a plain transformers checkpoint that is intervened on at every token.
+"""Fold an adapter into its base's weights: a plain transformers checkpoint with the intervention at every token.
 
     uv run train/merge_adapter.py --adapter results/prefix-reft/adapter --output-dir results/merged
 
-Whatever loads checkpoints loads the output folder, without this project. docs/adapters.md says what cannot be folded.
+Any loader of checkpoints loads the output folder, without this project. docs/adapters.md says what cannot be folded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class MergeOptions:
     model: str | None = field(default=None, metadata={"help": "Base: hub id or folder (the adapter's base)."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
     every_token: bool = field(
-        default=False, metadata={"help": "Fold an adapter whose own gate is prompt, so that it acts at every token."}
+        default=False, metadata={"help": "Fold an adapter with gate prompt, which then acts at every token."}
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="auto", metadata={"help": "Of the weights; auto is the base's own."}
+        default="auto", metadata={"help": "Dtype of the weights; auto is the base's own."}
     )
     output_dir: str = field(default="results/merged", metadata={"help": "Model and tokenizer go here."})
-    resume: bool = field(default=False, metadata={"help": "Write the checkpoint again where it is."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's checkpoint and start anew."})
+    resume: bool = field(default=False, metadata={"help": "Write the checkpoint again in the same folder."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's checkpoint and start over."})
 
     def __post_init__(self) -> None:
         require(self, "adapter", bool, "an adapter's folder or hub id")

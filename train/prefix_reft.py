@@ -9,7 +9,7 @@ On a real model and data set:
     uv run train/prefix_reft.py --k 10 --target-norm 0.54 --model meta-llama/Meta-Llama-3-8B-Instruct --dataset gsm8k
 
 On several GPUs: ``torchrun --nproc-per-node 4 train/prefix_reft.py …``, or ``accelerate launch --config_file
-configs/fsdp2.yaml …`` for a base that one of them does not hold, which leaves evaluation to commands of its own. The
+configs/fsdp2.yaml …`` for a base that does not fit on one GPU; then evaluate with the evaluation commands. The
 output folder holds ``adapter/`` (for `PrefixReftModel.from_pretrained`, `pyreft.ReftModel.load` and
 `pyvene.IntervenableModel.load`), ``records/`` (every completion), ``checkpoints/`` and ``results.json``.
 """
@@ -82,7 +82,7 @@ def main(options: PrefixReftOptions) -> None:
     adapter = Path(options.output_dir) / "adapter"
     found = {**results, "calibration": calibration, "noise_floor": noise, "parameters": parameters_sha256(adapter)}
     jobs.report(job, evaluation, found, *notes)
-    (adapter / CARD_NAME).unlink(missing_ok=True)  # written by a save, before there were results and a gate
+    (adapter / CARD_NAME).unlink(missing_ok=True)  # written on saving, without results and gate
     write_adapter_card(adapter, notes_beside(adapter))
 
 

@@ -3,7 +3,7 @@
     hf auth login
     uv run train/push_to_hub.py --adapter results/prefix-reft/adapter --repo-id user/name --license apache-2.0
 
-The card says what was trained on what and how well it does, as far as that is known; its text is yours to edit.
+The card names base, data and results as far as they are known; its text is yours to edit.
 docs/hub.md is the guide.
 """
 
@@ -19,13 +19,13 @@ from reft_math.errors import UserError, require, require_one_process
 @dataclass(frozen=True)
 class PushOptions:
     adapter: str | None = field(default=None, metadata={"help": "Folder of an adapter or a regressor."})
-    repo_id: str | None = field(default=None, metadata={"help": "Where: user/name, or name for one's own account."})
-    private: bool = field(default=False, metadata={"help": "Make the repository private, where it is made now."})
+    repo_id: str | None = field(default=None, metadata={"help": "Repository: user/name, or name for your own account."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
     license: str | None = field(
-        default=None, metadata={"help": "The card's, as the hub names it, such as apache-2.0 (none is put in)."}
+        default=None, metadata={"help": "License for the card, by its name on the hub, such as apache-2.0 (not set)."}
     )
-    revision: str | None = field(default=None, metadata={"help": "Branch, made where missing (main)."})
-    commit_message: str = field(default="Upload with reft-math", metadata={"help": "The commit's first line."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, created if missing (main)."})
+    commit_message: str = field(default="Upload with reft-math", metadata={"help": "First line of the commit message."})
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing to main."})
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ def main(options: PushOptions) -> None:
         )
 
     def save(folder: Path) -> None:
-        # A run's settings and results name its machine and its paths; what of them is for others stands in the card.
+        # Settings and results name the machine and its paths; the card holds what others need of them.
         without = shutil.ignore_patterns(RUN_CONFIG, RESULTS_NAME, "*.tmp")
         shutil.copytree(source, folder, dirs_exist_ok=True, ignore=without)
         write_card(folder, notes_beside(source))

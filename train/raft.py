@@ -1,6 +1,6 @@
-"""Train a language model to predict numbers, by a regression-aware loss or one of its rivals, and evaluate it.
+"""Train a language model to predict numbers, with a regression-aware loss or a baseline, and evaluate it.
 
-Without further options it trains RED with RAFT on a made set, on the embedded model, in a few minutes on two cores:
+Without further options it trains RED with RAFT on synthetic data and the embedded model, in minutes on two cores:
 
     uv run train/raft.py --output-dir results/raft
 
@@ -70,7 +70,7 @@ def main(options: RegressionOptions) -> None:
     evaluation = {"start": evaluate("start")}
     saved = folder / "regressor"
     if saved.is_dir():  # resumed after training
-        del model, regressor  # two may not fit
+        del model, regressor  # two models may not fit
         regressor = load_regressor(saved, loading=options)
     else:
         trainer = fit(regressor, splits.train, splits.validation, options, folder / "checkpoints")
@@ -79,7 +79,7 @@ def main(options: RegressionOptions) -> None:
     evaluation["tuned"] = evaluate("tuned")
     leave_process_group()
     jobs.report(options, regressor.regressor_config, splits, saved, evaluation)
-    (saved / CARD_NAME).unlink(missing_ok=True)  # written by a save, before there were results
+    (saved / CARD_NAME).unlink(missing_ok=True)  # written on saving, without results
     write_regressor_card(saved, notes_beside(saved))
 
 

@@ -1,9 +1,9 @@
-"""Sample solutions of training problems from a model and keep the right ones: a model's own solutions to train on.
+"""Sample solutions of training problems from a model and keep the right ones, to train the model on.
 
     uv run train/solutions.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset gsm8k --samples 4 --limit 1000
     uv run train/prefix_reft.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset own.jsonl --eval-dataset gsm8k
 
-Reference solutions are often terser than the model's own, and teach it to answer in fewer steps than it needs. The
+Reference solutions are often shorter than the model's own and teach it to answer in fewer steps than it needs. The
 output folder holds ``solutions.jsonl`` (``own.jsonl`` above), ``records/`` (every sample with its score) and
 ``results.json`` (settings, versions, yield). With ``--engine`` a server draws the samples.
 """
@@ -22,12 +22,12 @@ from reft_math.errors import UserError
 @dataclass(frozen=True)
 class SolutionsOptions(EvaluationOptions):
     dataset: str = field(
-        default="arithmetic", metadata={"help": "arithmetic, gsm8k, math10k, or a .json/.jsonl file of one's own."}
+        default="arithmetic", metadata={"help": "arithmetic, gsm8k, math10k, or your own .json/.jsonl file."}
     )
-    samples: int = field(default=4, metadata={"help": "Solutions a problem."})
-    temperature: float | None = field(default=0.7, metadata={"help": "Samples at this temperature."})
+    samples: int = field(default=4, metadata={"help": "Solutions per problem."})
+    temperature: float | None = field(default=0.7, metadata={"help": "Sampling temperature."})
     keep: Literal["all", "shortest"] = field(
-        default="all", metadata={"help": "Every right solution, or the shortest one of each problem."}
+        default="all", metadata={"help": "Keep every right solution, or the shortest one of each problem."}
     )
     output_dir: str = field(default="results/solutions", metadata={"help": "Solutions, records and results go here."})
 

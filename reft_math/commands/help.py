@@ -1,4 +1,4 @@
-"""How ``--help`` looks: options in groups, the same names in the same order for every command."""
+"""Formats ``--help``: options in groups, the same names in the same order for every command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 from argparse import SUPPRESS, Action, ArgumentParser, HelpFormatter
 from pathlib import Path
 
-# Groups and their options, in the order in which they are shown. Light: ``--help`` waits for it.
+# Groups and their options, in the order in which they are shown. Light to import: ``--help`` waits for it.
 GROUPS = {
     "Model": (
         "shape hidden_size num_layers vocabulary model gguf_file revision dtype quantization device_map"
@@ -39,7 +39,7 @@ GROUPS = {
     "Hub": "repo_id private license commit_message create_pr",
     "Run": "seed seeds save_steps report_to results output json finds output_dir resume overwrite dry_run config help",
 }
-# What stands for the value of an option that is neither a number, nor one of a few choices, nor a name.
+# Placeholders for values that are neither numbers, nor one of a few choices, nor names.
 METAVARS = {
     "DIR": "data_dir finds output_dir results",
     "FILE": "config json output",
@@ -53,7 +53,7 @@ METAVARS = {
 
 
 class Formatter(HelpFormatter):
-    """Paragraphs of the description are wrapped, indented ones are examples and keep their lines."""
+    """Wraps paragraphs of the description; indented ones are examples and keep their lines."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
@@ -68,7 +68,7 @@ class Formatter(HelpFormatter):
         return textwrap.wrap(text, width, break_on_hyphens=False)
 
     def _format_action_invocation(self, action: Action) -> str:
-        if action.nargs == "?":  # a flag that takes true and false too, as in YAML
+        if action.nargs == "?":  # a flag that also takes true and false, as in YAML
             return ", ".join(action.option_strings)
         return super()._format_action_invocation(action)
 
@@ -76,7 +76,7 @@ class Formatter(HelpFormatter):
 def arrange(parser: ArgumentParser) -> None:
     """Puts the options into their groups, under one name each, with a short usage line.
 
-    An option that no group names stays where argparse puts it, under "options".
+    An option in no group stays where argparse puts it, under "options".
     """
     parser.prog = "/".join(Path(sys.argv[0]).parts[-2:])
     parser.usage = "%(prog)s [options]"
@@ -93,14 +93,14 @@ def arrange(parser: ArgumentParser) -> None:
 
 
 def _tidy(action: Action, metavar: str | None) -> None:
-    """Shows an option under one name, with hyphens (underscores work too), and its default where it has one."""
+    """Shows an option under one name, with hyphens (underscores work too), and its default if it has one."""
     action.option_strings = [option for option in action.option_strings if "_" not in option]
     is_flag = action.nargs in (0, "?")
     if action.choices is None and not is_flag:
         action.metavar = metavar or {int: "N", float: "X"}.get(action.type, "NAME")  # type: ignore[call-overload]
     if action.dest == "help":
         action.help = "Show this help."
-    elif action.default is True:  # the --no-… beside it says all
+    elif action.default is True:  # --no-… beside it says that it is on
         action.help = SUPPRESS
     elif action.nargs == 0:
         action.help = f"Do not {str(action.help)[0].lower()}{str(action.help)[1:]}"

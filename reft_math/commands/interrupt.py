@@ -1,5 +1,5 @@
-"""Ends that come from outside: the process goes at once, as by a kill, with all that it has started, and says how to
-go on. What is finished is on the disk."""
+"""Ends the process and its children at once on Ctrl-C or its launcher's end, and says how to go on.
+Finished work is on the disk."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from threading import Thread
 
 import psutil  # type: ignore[import-untyped]
 
-EXIT_CODE = 130  # the shell's for a process that Ctrl-C ended
-PARENT = "REFT_MATH_PARENT"  # in the environment: the number of the process that this one is not to outlive
+EXIT_CODE = 130  # the shell's code for a process ended by Ctrl-C
+PARENT = "REFT_MATH_PARENT"  # environment variable: id of the process that this one must not outlive
 _LOOK_S = 0.5
 
 
 @contextmanager
 def ends_on_interrupt(last_words: Callable[[], str]) -> Iterator[None]:
-    """Within, Ctrl-C prints the last words and ends the process with all processes that it has started.
+    """Makes Ctrl-C print the last words and end the process with all processes that it has started.
 
-    A thread does so: Python would run a handler when the main thread is back from what it is at in C, such as a
-    backward pass, or waiting for another process. Where Ctrl-C is ignored or handled already, it stays so.
+    A thread does it: Python would run a handler only when the main thread returns from C code, such as a backward
+    pass or waiting for another process. If Ctrl-C is already ignored or handled, nothing changes.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -31,7 +31,7 @@ def ends_on_interrupt(last_words: Callable[[], str]) -> Iterator[None]:
     os.set_blocking(writer, False)
     thread = Thread(target=_watch, args=(reader, last_words), daemon=True)
     thread.start()
-    signal.signal(signal.SIGINT, lambda *_: thread.join())  # the main thread does nothing more
+    signal.signal(signal.SIGINT, lambda *_: thread.join())  # stops the main thread
     before = signal.set_wakeup_fd(writer)
     try:
         yield
@@ -45,12 +45,12 @@ def ends_on_interrupt(last_words: Callable[[], str]) -> Iterator[None]:
 
 
 def end_with_parent(last_words: Callable[[], str]) -> None:
-    """From here on the process ends soon after the one that started it, where `PARENT` or ``torchrun`` says which.
+    """Ends the process soon after the one that started it, if `PARENT` or ``torchrun`` says which that is.
 
-    A launcher that is killed takes nobody along: its workers would wait for each other, or write where a run that was
-    started again writes. A shell may go, and its commands stay.
+    Killing a launcher does not end its workers: they would wait for each other, or write into the folder of a run
+    that was started again. Commands outlive the shell that started them.
     """
-    parent = os.environ.pop(PARENT, None)  # those that this one starts have another
+    parent = os.environ.pop(PARENT, None)  # child processes get another parent
     if parent is None and "TORCHELASTIC_RUN_ID" in os.environ:
         parent = str(os.getppid())
     if parent is not None:
@@ -58,14 +58,14 @@ def end_with_parent(last_words: Callable[[], str]) -> None:
 
 
 def _watch_parent(parent: int, last_words: Callable[[], str]) -> None:
-    """An orphan is given another parent."""
+    """Waits until the process gets another parent, as an orphan does, and ends it."""
     while os.getppid() == parent:
         time.sleep(_LOOK_S)
     _end(last_words())
 
 
 def _watch(reader: int, last_words: Callable[[], str]) -> None:
-    """Reads the numbers of signals as they come; 0 is the end."""
+    """Reads signal numbers as they arrive; 0 ends the thread."""
     while number := os.read(reader, 1)[0]:
         if number == signal.SIGINT:
             _end(last_words())
@@ -73,7 +73,7 @@ def _watch(reader: int, last_words: Callable[[], str]) -> None:
 
 def _end(last_words: str) -> None:
     try:
-        with suppress(OSError):  # who read them may be gone as well
+        with suppress(OSError):  # the reader may be gone as well
             os.write(2, last_words.encode())
         for child in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):

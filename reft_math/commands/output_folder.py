@@ -1,4 +1,4 @@
-"""A run's output folder: claimed by one run, resumed by the same one, never mixed."""
+"""Claims a run's output folder: one run writes to it, only that run resumes it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class OutputOptions(Protocol):
 
 
 def claim_output_dir(config: Any, fingerprints: Mapping[str, Any] | None = None) -> Path:
-    """Makes the output folder the run's own and writes its resolved settings there.
+    """Claims the output folder for the run and writes its resolved settings there.
 
     Args:
         config: The settings.
-        fingerprints: Of the rows that the run reads, by split, and of an adapter's parameters.
+        fingerprints: Fingerprints of the rows that the run reads, by split, and of an adapter's parameters.
 
     Raises:
         UserError: The folder is in use and neither ``resume`` nor ``overwrite`` is given, or ``resume`` is given with
@@ -54,7 +54,7 @@ def claim_output_dir(config: Any, fingerprints: Mapping[str, Any] | None = None)
 
 
 def check_claim(config: Any, fingerprints: Mapping[str, Any] | None = None) -> None:
-    """Raises `UserError` where `claim_output_dir` would but for what the disk says. Writes nothing."""
+    """Raises `UserError` if `claim_output_dir` would, apart from disk errors. Writes nothing."""
     check_output_dir(config)
     folder = Path(config.output_dir)
     if config.resume and is_used(folder):
@@ -62,9 +62,9 @@ def check_claim(config: Any, fingerprints: Mapping[str, Any] | None = None) -> N
 
 
 def check_output_dir(config: Any) -> None:
-    """Raises `UserError` where `claim_output_dir` would whatever the settings resolve to.
+    """Raises `UserError` if `claim_output_dir` would whatever the settings resolve to.
 
-    Writes nothing; a folder that is there is the run's own from here on.
+    Writes nothing, but locks an existing folder for this run.
     """
     folder = Path(config.output_dir)
     if config.overwrite and config.resume:
@@ -92,17 +92,17 @@ def _hold(folder: Path) -> None:
 
 
 def check_output_file(path: Path) -> None:
-    """Raises `UserError` where ``--output`` can be seen to be no file that could be written. Writes nothing."""
+    """Raises `UserError` if ``--output`` cannot be written as a file. Writes nothing."""
     if path.is_dir():
         raise UserError(f"--output must be a file; {path} is a folder")
     if reason := why_not_writable(path.parent):
         raise UserError(f"--output must be a file in a folder that can be written to; {reason}")
 
 
-ROWS = "fingerprints"  # stands among the settings
+ROWS = "fingerprints"  # key among the settings
 
 
-# Where results go, how a run is told to go on, and what cannot change a result.
+# Settings for where results go and how a run resumes, and others that cannot change a result.
 _FREE_ON_RESUME = {
     *("output_dir", "resume", "overwrite", "dry_run"),
     *("save_steps", "report_to"),
@@ -110,14 +110,14 @@ _FREE_ON_RESUME = {
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """The settings that make a run what it is, the command among them."""
+    """Returns the settings that identify a run, with the command."""
     free = _FREE_ON_RESUME | getattr(config, "FREE_ON_RESUME", frozenset())
     values = {name: value for name, value in dataclasses.asdict(config).items() if name not in free}
     return {"command": type(config).__name__, **json.loads(json.dumps(values))}
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of the run in a folder; None where there is none."""
+    """Returns the settings of the run in a folder; None if the folder holds no run."""
     try:
         return read_object(folder / RUN_CONFIG)
     except (OSError, ValueError):
@@ -125,7 +125,7 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_is_run(folder: Path, config: Any) -> None:
-    """``--overwrite`` deletes: only what the same command wrote."""
+    """Lets ``--overwrite`` delete only what the same command wrote."""
     if os.path.ismount(folder) or Path.cwd().is_relative_to(folder.resolve()):
         raise UserError(
             f"--overwrite deletes the output folder and makes it anew; {folder} is a mount point or holds the working"
@@ -146,7 +146,7 @@ def _check_same_settings(folder: Path, config: Any, fingerprints: Mapping[str, A
             f"--resume goes on with a run; {folder} holds no readable {RUN_CONFIG}: choose another --output-dir"
         )
     rows = before.pop(ROWS, None)
-    for name in (*now, *before):  # as declared: what was given before what follows from it
+    for name in (*now, *before):  # in declared order: given settings before those derived from them
         if now.get(name) != before.get(name):
             raise UserError(
                 f"--resume needs the run's own settings; {name} was {before.get(name)!r} and is {now.get(name)!r}:"

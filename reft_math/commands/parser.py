@@ -1,4 +1,4 @@
-"""A command line and a YAML file into a frozen dataclass of options."""
+"""Parses a command line and a YAML file into a frozen dataclass of options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reft_math.errors import UserError
 
 
 def parse(config_class: type, description: str | None, arguments: Sequence[str]) -> Any:
-    """A ``config_class`` from command-line arguments."""
+    """Returns a ``config_class`` from command-line arguments."""
     path = _config_path(arguments)
     from_file = _read_yaml(path, config_class) if path else []
     known, unknown = make_parser(config_class, description).parse_known_args([*from_file, *arguments])
@@ -28,14 +28,14 @@ def parse(config_class: type, description: str | None, arguments: Sequence[str])
 
 
 def make_parser(config_class: type, description: str | None) -> ArgumentParser:
-    """The options of ``config_class``, and ``--config``."""
+    """Returns a parser of the options of ``config_class`` and of ``--config``."""
     from transformers import HfArgumentParser
 
     parser: ArgumentParser = HfArgumentParser(
         config_class, description=description, formatter_class=Formatter, allow_abbrev=False
     )
     parser.error = _raise_user_error  # type: ignore[method-assign]
-    # As in Python 3.14: -2:2:1 and -1e-3 are values, too. No option begins with a digit.
+    # As in Python 3.14: -2:2:1 and -1e-3 are values, not options. No option begins with a digit.
     parser._negative_number_matcher = re.compile(r"-\.?\d")
     parser.add_argument("--config", help="YAML file with any of these settings; the command line wins over it.")
     arrange(parser)
@@ -43,7 +43,7 @@ def make_parser(config_class: type, description: str | None) -> ArgumentParser:
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
-    """``; did you mean …?`` where one of the known names is near."""
+    """Returns ``; did you mean …?`` if one of the known names is similar, else an empty text."""
     from difflib import get_close_matches
 
     return "".join(f"; did you mean {near}?" for near in get_close_matches(name, known, n=1))
@@ -62,7 +62,7 @@ def _config_path(arguments: Sequence[str]) -> str | None:
 
 
 def _read_yaml(path: str, config_class: type) -> list[str]:
-    """The file's settings as command-line arguments, to be checked like those. A run's `CONFIG_NAME` is such a file."""
+    """Returns the file's settings as command-line arguments, checked like those. A run's settings are such a file."""
     import yaml
 
     try:
@@ -74,7 +74,7 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     if (command := values.pop("command", config_class.__name__)) != config_class.__name__:
         raise UserError(f"--config must be of this command ({config_class.__name__}); {path} is a run's of {command}")
-    values.pop(ROWS, None)  # of a run's; where the same settings find other rows, that is another run
+    values.pop(ROWS, None)  # from a run's settings; a new run may read other rows
     known = [field.name for field in dataclasses.fields(config_class)]
     if unknown := sorted(values.keys() - set(known)):
         hint = _meant(unknown[0], known)
@@ -82,7 +82,7 @@ def _read_yaml(path: str, config_class: type) -> list[str]:
     arguments: list[str] = []
     for name, value in values.items():
         if any(isinstance(one, list | dict) for one in (value if isinstance(value, list) else [value])):
-            raise UserError(f"{path}: {name} must be one value, or a list of such")  # others can be without end
+            raise UserError(f"{path}: {name} must be one value, or a list of such")  # other values can be endless
         if isinstance(value, list):
             arguments += [f"--{name}", *map(str, value)]
         elif value is not None:

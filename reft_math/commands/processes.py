@@ -1,4 +1,4 @@
-"""Which of a run's processes this is."""
+"""Coordinates the processes of a run."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from accelerate import PartialState
 
 from reft_math.commands.output_folder import claim_output_dir
 
-# A process waits this long for the others: shards of an evaluation differ in how long their completions get.
+# A process waits this long for the others: shards of an evaluation differ in the length of their completions.
 PATIENCE = timedelta(hours=2)
 
 
 def process_state() -> PartialState:
-    """accelerate's state; under ``torchrun`` the processes find each other, over gloo where there is no GPU."""
+    """Returns accelerate's state; under ``torchrun`` it connects the processes, over gloo if there is no GPU."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def claim(options: Any, fingerprints: Mapping[str, Any] | None = None) -> Path:
-    """The output folder, claimed by the main process as by `claim_output_dir`; the others wait for it."""
+    """Claims the output folder in the main process, as `claim_output_dir` does, and returns it; the others wait."""
     state = process_state()
     if state.is_main_process:
         claim_output_dir(options, fingerprints)
@@ -34,12 +34,12 @@ def claim(options: Any, fingerprints: Mapping[str, Any] | None = None) -> Path:
 
 
 def leave_process_group() -> None:
-    """Ends what the processes do together: the main process goes on alone, the others end here, well.
+    """Leaves the process group: the main process goes on alone, the others exit here without an error.
 
     All leave the group at once: a process that exits while another still holds its connection may abort, and
-    ``torchrun`` would take the rest of the run down with it. The others leave the interpreter as it is: a thread of
-    gloo's may still have to let go of a Python object, and one that asks for the interpreter's lock while it is being
-    taken down aborts the process (pytorch/pytorch#179291).
+    ``torchrun`` would then end the whole run. The others skip the interpreter's shutdown: a gloo thread may still
+    release a Python object, and taking the interpreter's lock during shutdown aborts the process
+    (pytorch/pytorch#179291).
     """
     if not torch.distributed.is_initialized():
         return
@@ -52,10 +52,10 @@ def leave_process_group() -> None:
 
 
 def _meet() -> None:
-    """Waits until every process has left its last collective operation, the barrier here among them.
+    """Waits until every process has left its last collective operation, including the barrier here.
 
-    They count themselves in the store through which they found each other. A barrier alone does not do: gloo lets one
-    process out while another is still in it, and taking the group down then aborts the other.
+    They count themselves in the store through which they connected. A barrier is not enough: gloo lets one process
+    out while another is still in it, and destroying the group then aborts the other.
     """
     torch.distributed.barrier()
     store = torch.distributed.distributed_c10d._get_default_store()

@@ -1,4 +1,4 @@
-"""Progress bars of one look: on standard error, by the main process only, and sparse in a log file."""
+"""Progress bars in one style: on standard error, from the main process only, and sparse in a log file."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from tqdm import tqdm
 
 from reft_math.commands.processes import process_state
 
-# Seconds between two states of a bar: on a terminal it is drawn over, in a file each takes a line's room.
+# Seconds between two states of a bar: a terminal draws over the last one, a file gets a line for each.
 _ON_TERMINAL, _IN_FILE = 0.1, 30.0
 
 
 def progress(
     over: Iterable[Any] | None = None, *, name: str, unit: str, total: int | None = None, leave: bool = True
 ) -> Any:
-    """A bar over what is iterated, or to be moved by ``update``.
+    """Returns a progress bar, moved by iterating over it or by ``update``.
 
     Args:
-        over: What is iterated; None for a bar that is updated.
-        name: What is done.
-        unit: Of what is counted, in the singular.
-        total: How many; None for the length of ``over``.
-        leave: Whether it stays once it is full.
+        over: Items to iterate over; None for a bar moved by ``update``.
+        name: Description of the work.
+        unit: Name of one item, in the singular.
+        total: Number of items; None for the length of ``over``.
+        leave: Keep the bar once it is full.
     """
     seconds = _ON_TERMINAL if sys.stderr.isatty() else _IN_FILE
     return tqdm(

@@ -1,4 +1,4 @@
-"""Settings, versions, commit and machine of a run, beside its results."""
+"""Records settings, versions, commit and machine of a run beside its results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PACKAGES = (
 
 
 def provenance(config: Any) -> dict[str, Any]:
-    """Command, date, commit, settings, versions and machine, for the head of every ``results.json``."""
+    """Returns command, date, commit, settings, versions and machine, for the head of every ``results.json``."""
     import torch
 
     return {
@@ -51,7 +51,7 @@ def provenance(config: Any) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The project's commit where it runs from a checkout, with ``-dirty`` where files differ from it."""
+    """Returns the project's commit if it runs from a checkout, with ``-dirty`` if files differ from it."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
@@ -63,7 +63,7 @@ def _commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages a result depends on."""
+    """Returns installed versions of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Work on rows in batches, recorded one by one, shared among processes and continued where it was stopped."""
+"""Works on rows in batches, records each row, shares them among processes and resumes after a stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 
 class Identified(Protocol):
-    """A row: its record is kept under its id."""
+    """A row whose record is kept under its id."""
 
     @property
     def id(self) -> str: ...
@@ -32,21 +32,21 @@ def record_rows(
     name: str,
     batch_size: int,
 ) -> list[Record]:
-    """Does the work of every row that has no record yet; under ``torchrun`` each process a share of it.
+    """Does the work of every row that has no record yet; under ``torchrun`` each process does a share.
 
-    Batches are made from all rows before any is left out as done: what a batch as a whole decides, such as what is
-    sampled in it, is decided alike in a stopped run that goes on.
+    Batches are made from all rows before finished ones are left out, so that a resumed run has the same batches and
+    draws the same samples.
 
     Args:
-        rows: With ids of their own.
-        length: What rows are sorted by, longest first: batches hold rows of like length, and memory runs out at once or
+        rows: Rows with unique ids.
+        length: Sort key of rows, longest first: batches hold rows of similar length, and memory runs out at once or
             never.
-        work: Given a batch and those of its rows that have no record yet, the records of the latter, in their order. It
-            may raise `Unfinished` with some of them, by id: these are recorded.
-        records_path: JSONL file; finished rows in it are not done again. Each of several processes appends to a shard
-            of its own beside it, and the main process gathers them, those that a stopped run left behind as well.
-        name: Shown by the progress bar.
-        batch_size: Rows at once.
+        work: Takes a batch and those of its rows that have no record yet, and returns the latter's records in order.
+            It may raise `Unfinished` with some of them, by id: these are recorded.
+        records_path: JSONL file; finished rows in it are not done again. Each of several processes appends to its own
+            shard beside it, and the main process gathers all shards, also those left by a stopped run.
+        name: Text of the progress bar.
+        batch_size: Rows per batch.
 
     Returns:
         One record per row, in the order of ``rows``; in every process.
@@ -76,7 +76,7 @@ def record_rows(
 
 
 def _gathered(path: Path) -> RecordFile:
-    """The records of all processes."""
+    """Returns the records of all processes."""
     state = process_state()
     if state.is_main_process:
         gather_shards(path)

@@ -1,4 +1,4 @@
-"""What every command shares: parsing, one-line errors, the output folder, results and tables."""
+"""Runs a command: options from the command line, its `main`, and one line for a mistake."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from reft_math.files.lock import release
 def run(main: Callable[[Any], object], config_class: type, description: str | None) -> None:
     """Parses the command line into ``config_class`` and calls ``main`` with it.
 
-    ``--config file.yaml`` holds the same settings; the command line wins over it. A `UserError`, and a disk that is
-    full or read-only, become one line on standard error and exit code 2; Ctrl-C becomes one line and exit code 130, and
-    so does the end of ``torchrun``, for its workers.
+    ``--config file.yaml`` holds the same settings; the command line overrides it. A `UserError`, or a full or
+    read-only disk, prints one line on standard error and exits with code 2; Ctrl-C prints one line and exits with code
+    130, and so do workers of a ``torchrun`` that has ended.
     """
 
     def last_words() -> str:
@@ -33,7 +33,7 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
             config = parse(config_class, description, sys.argv[1:])
             is_claimed = hasattr(config, "output_dir") and not getattr(config, "dry_run", False)
             if is_claimed and not _rank():
-                check_output_dir(config)  # again when it is claimed; here so that nobody waits for a model first
+                check_output_dir(config)  # also checked on claiming; here to fail before a model loads
             main(config)
         except UserError as error:
             _fail(str(error))
@@ -46,21 +46,21 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
 
 
 def _way_on(config_class: type) -> str:
-    """What to type after a stop."""
+    """Returns the hint how to go on after a stop."""
     resumes = "resume" in (field.name for field in dataclasses.fields(config_class)) and "--resume" not in sys.argv
     way = " with --resume" if resumes else " again"
     return f"to go on, run the same command{way}{' in place of --overwrite' if '--overwrite' in sys.argv else ''}"
 
 
 def _fail(message: str) -> NoReturn:
-    """A mistake shows in every process, a fault perhaps in one."""
+    """Prints the error and exits. A user's mistake occurs in every process, a fault perhaps in one."""
     if "tqdm" in sys.modules:
         for bar in tuple(sys.modules["tqdm"].tqdm._instances):
-            bar.close()  # what an error left open has not ended its line
+            bar.close()  # a bar left open by an error has not ended its line
     print(f"error in process {_rank()}: {message}" if _rank() else f"error: {message}", file=sys.stderr)
     raise SystemExit(2) from None
 
 
 def _rank() -> int:
-    """``torchrun``'s number of this process."""
+    """Returns ``torchrun``'s number of this process."""
     return int(os.environ.get("RANK", "0"))

@@ -19,11 +19,10 @@ from reft_math.experiments.figures.faithfulness import heads_figure, positions_f
 from reft_math.files.atomic import write_csv, write_json
 from reft_math.files.plots import write_figure
 from reft_math.files.tables import lines, print_table
-from reft_math.probes.faithfulness import ALL, BASE, RESIDUAL, probe_rows, score_rows
 from reft_math.probes.number import held_out
 from reft_math.probes.number_measures import ActingAdapter
 from reft_math.probes.statements import encode_pairs, givens, probe_set, results
-from reft_math.probes.truth import fit_layers, score_pairs
+from reft_math.probes.truth import ALL, BASE, RESIDUAL, fit_layers, probe_rows, score_pairs, score_rows
 from reft_math.scoring.context import EvaluationContext, load_beside, load_setting
 
 _FEWEST = 8  # of six of them two each go to a fold; two are held out

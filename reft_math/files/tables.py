@@ -1,4 +1,4 @@
-"""Tables for model cards."""
+"""Tables: on the terminal, in CSV files and in model cards."""
 
 from __future__ import annotations
 

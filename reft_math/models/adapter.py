@@ -1,4 +1,4 @@
-"""A base model with interventions that stay hooked in and act where a mask says."""
+"""An adapter: interventions on a base, with their settings, files and card."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _CLASSES = {
 
 
 def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> PrefixReftModel:
-    """Puts fresh interventions on a frozen base. RED and biases change nothing yet, the others start at random.
+    """Puts fresh interventions on a frozen base. RED and biases start without effect, the others at random.
 
     Raises:
-        UserError: The model lacks the site or the layers, or its width is not the one in the config.
+        UserError: The model lacks the site or the layers, or its width differs from the config's.
     """
     if hasattr(model, "_orig_mod"):
         raise UserError("interventions go into the model itself; instead of torch.compile(model) call model.compile()")
@@ -76,10 +76,10 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
 
 
 class PrefixReftModel(HookedReftModel):
-    """Interventions on a base, with the settings, files and card that make an adapter of them.
+    """An adapter: interventions on a base, with settings, files and card.
 
-    `forward` takes what the base takes and an ``intervention_mask``; `generate` takes what the base takes and a
-    ``gate``, the adapter's own by default. Outside these two calls the base's logits are unchanged to the last bit.
+    `forward` takes the base's arguments and an ``intervention_mask``; `generate` takes the base's arguments and a
+    ``gate``, by default the adapter's own. Outside these two calls the base's logits are unchanged to the last bit.
     """
 
     def __init__(self, config: pyreft.ReftConfig, model: PreTrainedModel, prefix_config: PrefixReftConfig) -> None:
@@ -88,12 +88,12 @@ class PrefixReftModel(HookedReftModel):
 
     @property
     def positions(self) -> Positions:
-        """Where the interventions act."""
+        """The positions where the interventions act."""
         return self.prefix_config.positions
 
     @property
     def gate(self) -> str:
-        """The gate the adapter is meant to be decoded with."""
+        """The adapter's default gate in decoding."""
         return self.prefix_config.gate
 
     def generate(
@@ -104,9 +104,9 @@ class PrefixReftModel(HookedReftModel):
         input_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `HookedReftModel.generate`, and with ``tokenizer`` it knows where the adapter's template ends an answer.
+        """Calls `HookedReftModel.generate`; with ``tokenizer`` it also stops where the template ends an answer.
 
-        ``eos_token_id`` and ``stopping_criteria`` come first.
+        Given ``eos_token_id`` and ``stopping_criteria`` take precedence.
         """
         tokenizer, template = kwargs.get("tokenizer"), self.prefix_config.template
         if tokenizer is not None and template is not None and kwargs.get("generation_config") is None:
@@ -116,9 +116,9 @@ class PrefixReftModel(HookedReftModel):
     # --- files --------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Writes safetensors, ``reft_config.json``, a model card and, beside them, the layout stock pyvene loads.
+        """Writes safetensors, ``reft_config.json``, a model card and the files that stock pyvene loads.
 
-        A card that is in the folder already keeps its text.
+        A card already in the folder keeps its text.
         """
         adapter_files.save(folder, self.prefix_config, self.interventions)
         write_adapter_card(Path(folder))
@@ -136,17 +136,17 @@ class PrefixReftModel(HookedReftModel):
         """Loads an adapter from a folder or the hub onto its base.
 
         Raises:
-            UserError: No adapter there, or one that does not fit the model.
+            UserError: There is no adapter, or it does not fit the model.
         """
         folder = fetch(source, ADAPTER_CONFIG, revision)
         reft_model = get_prefix_reft_model(model, PrefixReftConfig.from_pretrained(folder))
         reft_model.load_weights(folder)
-        reft_model.interventions.eval()  # as transformers does; dropout waits for `train`
+        reft_model.interventions.eval()  # as in transformers: dropout is off until `train`
         return reft_model
 
     @classmethod
     def load(cls, *args: Any, **kwargs: Any) -> PrefixReftModel:
-        """`from_pretrained`: pyvene's own imports whatever class a folder's ``config.json`` names."""
+        """Calls `from_pretrained`: pyvene's own ``load`` imports any class that a folder's ``config.json`` names."""
         return cls.from_pretrained(*args, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:

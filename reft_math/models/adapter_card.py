@@ -58,11 +58,11 @@ model = pyreft.ReftModel.load("{PLACE}", base)  # or pyvene.IntervenableModel.lo
 
 
 def write_adapter_card(folder: Path, notes: TrainingNotes = NO_NOTES) -> None:
-    """Writes the card of the adapter saved in a folder; of a card that is there only the metadata are renewed.
+    """Writes the card of the adapter saved in a folder; in an existing card only the metadata are updated.
 
     Args:
-        folder: Written by `PrefixReftModel.save_pretrained`.
-        notes: On the run that trained it.
+        folder: Folder written by `PrefixReftModel.save_pretrained`.
+        notes: Notes on the run that trained it.
 
     Raises:
         UserError: The folder's files, or the card there, cannot be read.
@@ -82,7 +82,7 @@ def write_adapter_card(folder: Path, notes: TrainingNotes = NO_NOTES) -> None:
 
 
 def renew_gate(folder: Path, before: str, now: str) -> None:
-    """Puts another gate into the card, if its line on the gate still stands."""
+    """Replaces the gate in the card, if its line on the gate is unchanged."""
     if card := read_card(folder):
         old, new = (f"- **{_GATE}**: `{gate}`\n" for gate in (before, now))
         write_text(folder / CARD_NAME, card.replace(old, new))

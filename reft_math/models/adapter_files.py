@@ -21,7 +21,7 @@ WEIGHTS_NAME = "reft_model.safetensors"
 
 
 def save(folder: str | Path, config: PrefixReftConfig, interventions: nn.ModuleDict) -> None:
-    """Writes configuration and parameters; the folder is made where missing.
+    """Writes configuration and parameters, and creates the folder if it is missing.
 
     Raises:
         UserError: A parameter is NaN or infinite; nothing is written.
@@ -34,7 +34,7 @@ def save(folder: str | Path, config: PrefixReftConfig, interventions: nn.ModuleD
 
 
 def weights_sha256(interventions: nn.ModuleDict) -> str:
-    """SHA-256 of the parameters."""
+    """Returns the SHA-256 of the parameters."""
     return hashlib.sha256(to_bytes(_tensors(interventions))).hexdigest()
 
 
@@ -42,15 +42,15 @@ def _tensors(interventions: nn.ModuleDict) -> dict[str, torch.Tensor]:
     return {
         name: tensor.detach().contiguous().cpu()
         for name, tensor in interventions.state_dict().items()
-        if not name.endswith(f".{OPTIONS}")  # they stand in the configuration
+        if not name.endswith(f".{OPTIONS}")  # they are in the configuration
     }
 
 
 def count_parameters(source: str | Path) -> int:
-    """Parameters of a saved adapter, by folder or hub id.
+    """Returns the number of parameters of a saved adapter, by folder or hub id.
 
     Raises:
-        UserError: No adapter there.
+        UserError: There is no adapter.
     """
     return sum(tensor.numel() for tensor in load_tensors(fetch(source, ADAPTER_CONFIG)).values())
 
@@ -59,7 +59,7 @@ def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:
     """Reads parameters into interventions of the same layers and shapes.
 
     Raises:
-        UserError: As `load_tensors`, or its names or shapes are not the interventions'.
+        UserError: As in `load_tensors`, or names or shapes differ from the interventions'.
     """
     tensors = load_tensors(folder)
     try:
@@ -69,7 +69,7 @@ def load_weights(folder: str | Path, interventions: nn.ModuleDict) -> None:
 
 
 def load_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
-    """The parameters in a folder, by name.
+    """Returns the parameters in a folder, by name.
 
     Raises:
         UserError: The file is missing or damaged, or holds anything but finite numbers.

@@ -1,4 +1,4 @@
-"""Base models and tokenizers by hub id, folder, or the name of the embedded one."""
+"""Loads base models and tokenizers by hub id, folder, or the name of the embedded model."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ from reft_math.models.gguf_files import as_plain, check_digest, is_gguf, local_f
 from reft_math.models.lora import put_lora_on
 from reft_math.models.sharding import fsdp_requested
 
-_PANIC = "PanicException"  # of libraries in Rust; a BaseException, and nowhere to be imported from
-LORA = "LORA"  # the one kind of peft's adapters that is read
+_PANIC = "PanicException"  # raised by Rust libraries; a BaseException that cannot be imported
+LORA = "LORA"  # the only kind of peft adapter that can be read
 
 
 def absolute_name(name: str) -> str:
-    """The name to save for a base: a folder's or file's absolute path, so that it is found from other folders too."""
+    """Returns the name to save for a base: a folder's or file's absolute path, valid from any working folder."""
     is_local = name != EMBEDDED_MODEL and (Path(name).is_dir() or (is_gguf(name) and Path(name).is_file()))
     return str(Path(name).resolve()) if is_local else name
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token (its end of sequence where it names none).
+    """Loads the model's tokenizer, with a padding token (the end of sequence if it names none).
 
-    A peft adapter's is the one beside it, with a chat template of its own, and its base's where there is none.
+    A peft adapter uses the tokenizer beside it, which may have its own chat template, or else its base's.
 
     Raises:
-        UserError: No such model within reach.
+        UserError: No such model can be reached.
     """
     base = _base_of_lora(name, revision)
     if base is not None and not _has_tokenizer(name, revision):
         return load_tokenizer(base.name, base.revision)
     tokenizer = _from_pretrained(AutoTokenizer, name, revision)
-    with _naming(name):  # settings that mean nothing show at their first use
+    with _naming(name):  # invalid settings fail at their first use
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         if tokenizer.pad_token_id is None:
@@ -78,25 +78,25 @@ def load_model(
     random_seed: int | None = None,
     to_be_sharded: bool = False,
 ) -> PreTrainedModel:
-    """The model, frozen use in mind: in evaluation mode, on this process's device where it is told no other.
+    """Loads the model for frozen use: in evaluation mode, on this process's device unless told otherwise.
 
     Args:
-        name: Hub id, folder, ``.gguf`` file, or ``arithmetic`` for the embedded model; a peft adapter's is its base
-            with it. Its ``generate`` stops at every token that ends a turn of its tokenizer's chat template, too.
+        name: Hub id, folder, ``.gguf`` file, or ``arithmetic`` for the embedded model; a peft adapter's name loads its
+            base with it. ``generate`` also stops at every token that ends a turn of the tokenizer's chat template.
         revision: Branch, tag or commit on the hub; a ``.gguf`` file's digest.
-        loading: Dtype, quantisation, devices and attention; a command's options are such, too.
-        random_seed: Draws weights anew, by the model's own initialisation; None for the checkpoint's.
-        to_be_sharded: For `reft_math.models.sharding.shard`: off the accelerator; empty in all but the main process.
+        loading: Dtype, quantisation, devices and attention, such as a command's options.
+        random_seed: Seed of new random weights, by the model's own initialisation; None for the checkpoint's.
+        to_be_sharded: Load for `reft_math.models.sharding.shard`: off the accelerator, empty but in the main process.
 
     Raises:
-        UserError: No such model within reach, it cannot be loaded so, or the launcher asks for FSDP where a whole model
-            is needed.
+        UserError: No such model can be reached or loaded this way, or the launcher asks for FSDP but a whole model is
+            needed.
     """
     base = _base_of_lora(name, revision)
     if base is not None:
         model = load_model(base.name, base.revision, loading, random_seed, to_be_sharded)
         put_lora_on(model, name, revision, base.name)
-        model.config._commit_hash = base.adapter_commit  # goes with the name that the model was asked for by
+        model.config._commit_hash = base.adapter_commit  # belongs to the name under which the model was requested
         _learn_ends(model, name, revision)
         return model.eval()
     loading = loading or LoadingOptions()
@@ -108,13 +108,13 @@ def load_model(
         )
     if to_be_sharded and "device_map" in settings:
         raise UserError("FSDP spreads the base by itself, unquantised; leave --quantization and --device-map out")
-    # transformers reads all weights in every process, whatever accelerate is told (huggingface/transformers#43749).
+    # transformers reads all weights in every process, whatever accelerate's settings (huggingface/transformers#43749).
     is_empty = to_be_sharded and not process_state().is_main_process
     placement = {"device_map": "meta"} if is_empty else {}
     model, found = _from_pretrained(
         AutoModelForCausalLM, name, revision, **settings, **placement, output_loading_info=True
     )
-    if missing := sorted(found["missing_keys"]):  # transformers would draw them
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
         raise UserError(
             f"model {name!r} must have all of its weights; {len(missing)} are missing, such as {missing[0]}"
         )
@@ -126,11 +126,11 @@ def load_model(
         torch.manual_seed(random_seed)
         model = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
     for module in model.modules():
-        # bitsandbytes repacks weights for a CPU at the first pass without gradient, after which there never is one.
+        # On a CPU bitsandbytes repacks weights at the first pass without gradients; afterwards there are no gradients.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     model = model.eval()
-    if not (to_be_sharded or "device_map" in settings):  # else accelerate has placed it, and it must stay there
+    if not (to_be_sharded or "device_map" in settings):  # otherwise accelerate has placed it
         model = model.to(process_state().device)
     model.generation_config = _greedy(model.generation_config)
     _learn_ends(model, name, revision)
@@ -139,8 +139,8 @@ def load_model(
 
 
 def _check_positions_of(model: PreTrainedModel) -> None:
-    """Has a model that has learnt its positions (GPT-2, OPT) refuse those beyond, which would be an `IndexError`, or on
-    a GPU the end of the process. One that calculates them reads on, and transformers warns.
+    """Makes a model with learnt positions (GPT-2, OPT) refuse later ones, which would be an `IndexError`, or on a GPU
+    end the process. A model with computed positions reads on, and transformers warns.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     others = [part for part in model.modules() if isinstance(part, nn.Embedding)]
@@ -165,13 +165,13 @@ def _check_positions_of(model: PreTrainedModel) -> None:
 
 
 def load_skeleton(name: str, revision: str | None = None, loading: LoadingOptions | None = None) -> PreTrainedModel:
-    """The model without its weights, none of which are read: modules, shapes and dtypes, on the meta device.
+    """Loads the model without weights: modules, shapes and dtypes, on the meta device.
 
-    Of ``loading`` the dtype counts; ``auto`` is the one that the configuration names, float32 where it names none. Of a
-    peft adapter it is the base.
+    Of ``loading`` only the dtype is used; ``auto`` is the configuration's, or else float32. For a peft adapter it loads
+    the base.
 
     Raises:
-        UserError: No such model within reach.
+        UserError: No such model can be reached.
     """
     base = _base_of_lora(name, revision)
     if base is not None:
@@ -186,7 +186,7 @@ def load_skeleton(name: str, revision: str | None = None, loading: LoadingOption
 
 
 def check_no_adapter(name: str, revision: str | None, purpose: str) -> None:
-    """Raises `UserError` where the name is a peft adapter's: whole weights, and peft's own, are the base's alone."""
+    """Raises `UserError` if the name is a peft adapter's: training all weights or LoRA needs a plain model."""
     base = _base_of_lora(name, revision)
     if base is not None:
         raise UserError(
@@ -197,7 +197,7 @@ def check_no_adapter(name: str, revision: str | None, purpose: str) -> None:
 
 @dataclass(frozen=True)
 class _Base:
-    """Of a peft adapter: the base, its revision, and the commit of the adapter itself, where it came from the hub."""
+    """A peft adapter's base, the base's revision, and the adapter's own commit if it came from the hub."""
 
     name: str
     revision: str | None
@@ -205,7 +205,7 @@ class _Base:
 
 
 def _base_of_lora(name: str, revision: str | None) -> _Base | None:
-    """What a peft adapter was trained on; None where the name is a model's."""
+    """Returns the base of a peft adapter; None if the name is a model's."""
     if name == EMBEDDED_MODEL or is_gguf(name):
         return None
     path = _peft_config_file(name, revision)
@@ -228,7 +228,7 @@ def _base_of_lora(name: str, revision: str | None) -> _Base | None:
 def _peft_config_file(name: str, revision: str | None) -> str | None:
     try:
         path: str | None = find_adapter_config_file(name, revision=revision)
-    except (OSError, ValueError):  # neither a folder nor within reach: loading says so
+    except (OSError, ValueError):  # neither a folder nor reachable: loading reports it
         return None
     return path
 
@@ -246,17 +246,17 @@ def _has_tokenizer(name: str, revision: str | None) -> bool:
 
 
 def _learn_ends(model: PreTrainedModel, name: str, revision: str | None) -> None:
-    """Puts `end_token_ids` where ``generate`` looks for them. A checkpoint may end a sequence otherwise than a turn."""
+    """Sets `end_token_ids` for ``generate``. A checkpoint may end a sequence and a turn with different tokens."""
     try:
         tokenizer = load_tokenizer(name, revision)
         ends = end_token_ids(model, tokenizer, get_template("auto", tokenizer))
-    except UserError:  # no tokenizer, or a chat template that fails: whoever needs it will hear of it
+    except UserError:  # no tokenizer, or a chat template that fails: code that needs it will report it
         return
     model.generation_config.eos_token_id = ends
 
 
 def _settings(loading: LoadingOptions) -> dict[str, Any]:
-    """What `from_pretrained` takes."""
+    """Returns the arguments of `from_pretrained`."""
     settings: dict[str, Any] = {"dtype": loading.dtype}
     if loading.attn_implementation is not None:
         settings["attn_implementation"] = loading.attn_implementation
@@ -264,7 +264,7 @@ def _settings(loading: LoadingOptions) -> dict[str, Any]:
         settings["device_map"] = loading.device_map
     if loading.quantization is not None:
         dtype = "bfloat16" if loading.dtype == "auto" else loading.dtype
-        # It says at every product of matrices that it casts to float16.
+        # It warns at every matrix product that it casts to float16.
         logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
         config = BitsAndBytesConfig(
             load_in_8bit=loading.quantization == "8bit",
@@ -285,18 +285,18 @@ def _from_pretrained(loader: Any, name: str, revision: str | None, **kwargs: Any
             check_digest(path, revision)
             source, revision, kwargs = str(path.parent), None, {**kwargs, "gguf_file": path.name}
         _check_shards(Path(source))
-        # Left open, transformers would ask at the terminal whether to run a checkpoint's own code.
+        # If unset, transformers would ask at the terminal whether to run a checkpoint's own code.
         return loader.from_pretrained(source, revision=revision, trust_remote_code=False, **kwargs)
 
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Makes what goes wrong within it the mistake of naming this model."""
+    """Turns any error within it into a `UserError` that names this model."""
     try:
         yield
     except (torch.OutOfMemoryError, UserError):
         raise
-    except BaseException as error:  # what a damaged checkpoint raises shares no class
+    except BaseException as error:  # a damaged checkpoint can raise anything
         if not (isinstance(error, Exception) or type(error).__name__ == _PANIC):
             raise
         raise UserError(
@@ -306,7 +306,7 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _check_shards(folder: Path) -> None:
-    """Raises `ValueError` where the index of a checkpoint in several files names one outside of its folder."""
+    """Raises `ValueError` if the index of a checkpoint in several files names one outside its folder."""
     for index in (folder / SAFE_WEIGHTS_INDEX_NAME, folder / WEIGHTS_INDEX_NAME):
         names = read_object(index)["weight_map"].values() if index.is_file() else ()
         outside = next((name for name in names if Path(name).name != name), None)
@@ -319,7 +319,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _greedy(config: Any) -> Any:
-    """The checkpoint's tokens, none of its sampling habits or penalties: results are greedy unless asked otherwise."""
+    """Keeps the checkpoint's tokens and drops its sampling and penalties: results are greedy unless asked otherwise."""
     from transformers import GenerationConfig
 
     tokens = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -327,9 +327,9 @@ def _greedy(config: Any) -> Any:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> None:
-    """Raises `UserError` where a token that texts, prompts, their end or padding need has no embedding.
+    """Raises `UserError` if a token needed by texts, prompts, their end or padding has no embedding.
 
-    A model may have more embeddings than the tokenizer has tokens, and lack one for an added token that no text has.
+    A model may have more embeddings than tokens, and may lack one for an added token that no text uses.
     """
     embeddings = model.get_input_embeddings().weight.shape[0]
     ends = {template.end_token_id(tokenizer), int(tokenizer.pad_token_id)}
@@ -342,11 +342,11 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def endings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recorded: str) -> dict[str, Any]:
-    """Keyword arguments of one call of ``generate``, by which it stops where completions of a template end.
+    """Returns keyword arguments that make one call of ``generate`` stop where completions of a template end.
 
     Args:
-        model, tokenizer: The base's.
-        recorded: The template's name and version; nothing comes of one that the tokenizer does not have.
+        model, tokenizer: The base and its tokenizer.
+        recorded: The template's name and version; a template that the tokenizer lacks gives no arguments.
     """
     try:
         template = get_template(recorded.partition("/")[0], tokenizer)
@@ -358,7 +358,7 @@ def endings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recorded
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
-    """Every token that ends a solution: the model's, the tokenizer's, the template's, and what begins its next turn."""
+    """Returns tokens that end a solution: the model's, tokenizer's and template's, and those that begin a next turn."""
     from_model = model.generation_config.eos_token_id
     from_model = from_model if isinstance(from_model, list) else [from_model]
     from_template = [template.end_token_id(tokenizer), *template.stops(tokenizer)[0]]

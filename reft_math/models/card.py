@@ -1,4 +1,4 @@
-"""Model cards: a ``README.md`` of metadata for the hub, and text that is written once and then the user's."""
+"""Model cards: a ``README.md`` of metadata for the hub, and text that is written once and then left to the user."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from reft_math.errors import UserError
 from reft_math.files.atomic import write_text
 
 CARD_NAME = "README.md"
-PLACE = "folder-or-hub-id"  # stands in a card until it is pushed
+PLACE = "folder-or-hub-id"  # placeholder in a card until it is pushed
 _JOINED = ("tags", "datasets")
 
 
 @dataclass(frozen=True)
 class TrainingNotes:
-    """What a card says of the run that trained; empty where nothing is known.
+    """A card's notes on the training run; empty if nothing is known.
 
     Attributes:
         text: Markdown.
-        metadata: Data sets and results, of sets that the hub has.
+        metadata: Data sets on the hub, and results on them.
     """
 
     text: str = ""
@@ -37,12 +37,12 @@ NO_NOTES = TrainingNotes()
 
 
 def make_card(data: Mapping[str, Any], title: str, *parts: str) -> str:
-    """A card's text.
+    """Returns a card's text.
 
     Args:
-        data: Metadata; what is None is left out. Results go under the title's name.
+        data: Metadata; None values are left out. Results are listed under the title's name.
         title: The first heading.
-        parts: Markdown; empty where nothing is known.
+        parts: Markdown; empty parts are left out.
     """
     name = title if data.get("eval_results") else None
     text = "\n".join([f"# {title}\n", *filter(None, parts)])
@@ -50,9 +50,9 @@ def make_card(data: Mapping[str, Any], title: str, *parts: str) -> str:
 
 
 def update_card(before: str, new: str) -> str:
-    """``before`` with the metadata of ``new``; its text stays, and so do results, for the text tells of them.
+    """Returns ``before`` with the metadata of ``new``; text and results stay, since the text describes them.
 
-    Tags and data sets are joined. A card without text takes the new one's.
+    Tags and data sets are joined. A card without text gets the new one's.
 
     Raises:
         UserError: The metadata of ``before`` cannot be read.
@@ -77,17 +77,17 @@ def update_card(before: str, new: str) -> str:
 
 
 def with_license(card: str, license: str) -> str:
-    """The card under a license."""
+    """Returns the card with a license."""
     parsed = ModelCard(card)
     parsed.data["license"] = license
     return str(parsed)
 
 
 def read_card(folder: Path) -> str | None:
-    """The card in a folder, if there is one.
+    """Returns the card in a folder, if there is one.
 
     Raises:
-        UserError: It is no UTF-8 text.
+        UserError: It is not UTF-8 text.
     """
     path = folder / CARD_NAME
     try:
@@ -97,18 +97,18 @@ def read_card(folder: Path) -> str | None:
 
 
 def save_card(folder: Path, card: str) -> None:
-    """Writes the card into a folder; of one that is there only the metadata are renewed."""
+    """Writes the card into a folder; in an existing card only the metadata are updated."""
     before = read_card(folder)
     write_text(folder / CARD_NAME, update_card(before, card) if before else card)
 
 
 def base_metadata(base: str | None, relation: str) -> dict[str, Any]:
-    """The hub's keys for the base; none for one that is not a hub id."""
+    """Returns the hub's keys for the base; empty if it is not a hub id."""
     return {"base_model": base, "base_model_relation": relation} if base and _is_hub_id(base) else {}
 
 
 def base_in_words(base: str, revision: str | None) -> str:
-    """The base in Markdown. Of a folder's path only the last part: the rest is the trainer's own."""
+    """Returns the base in Markdown. A folder's path is cut to its last part: the rest is private."""
     if base == EMBEDDED_MODEL:
         return "reft-math's embedded arithmetic model, a tiny Llama that shows that the machinery works and no more"
     if not _is_hub_id(base):
@@ -118,7 +118,7 @@ def base_in_words(base: str, revision: str | None) -> str:
 
 
 def base_name(base: str) -> str:
-    """A hub id as it is, and the last part of a folder's path."""
+    """Returns a hub id unchanged, or the last part of a folder's path."""
     return base if _is_hub_id(base) else Path(base).name
 
 
@@ -128,17 +128,17 @@ def _is_hub_id(base: str) -> bool:
 
 
 def facts(items: Mapping[str, Any]) -> str:
-    """A Markdown list; what is None is left out."""
+    """Returns a Markdown list; None values are left out."""
     return "".join(f"- **{name}**: {value}\n" for name, value in items.items() if value is not None)
 
 
 def in_words(versions: Mapping[str, str]) -> str | None:
-    """Versions in a line; None where there are none."""
+    """Returns versions in one line; None if there are none."""
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or None
 
 
 def parameters_sha256(folder: Path) -> str:
-    """Tells the parameters below a folder from others."""
+    """Returns a checksum of the parameters below a folder, as text."""
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
         with path.open("rb") as file:

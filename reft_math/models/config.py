@@ -1,4 +1,4 @@
-"""What is saved beside an adapter's weights."""
+"""The configuration saved beside an adapter's weights."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ InterventionName = Literal["red", "bias", "loreft", "direft"]
 
 @dataclass(frozen=True)
 class PrefixReftConfig:
-    """An adapter: which intervention acts where, how it was trained, how it is meant to be decoded.
+    """An adapter's configuration: which intervention acts where, how it was trained, and its default decoding.
 
     Attributes:
         intervention: ``red``, ``bias``, ``loreft`` or ``direft``.
         site: A name from `interventions.sites`, or a module's path with ``{layer}`` for the layer's number.
         layers: ``all``, or numbers and ranges (``0,2,8-11``), or the numbers; saved as the numbers.
         positions: Where the intervention acts: ``all`` (prompt and generated tokens), ``generated`` or ``prompt``.
-        rank: LoReFT's and DiReFT's; None for the others.
-        act_fn: LoReFT's and DiReFT's ``σ``, one of transformers' activations without parameters; None for ``σ(x) = x``.
-        dropout: LoReFT's and DiReFT's, while training.
+        rank: Rank of LoReFT and DiReFT; None for the others.
+        act_fn: ``σ`` of LoReFT and DiReFT, one of transformers' activations without parameters; None: ``σ(x) = x``.
+        dropout: Dropout of LoReFT and DiReFT in training.
         width: Width of the site; filled in when the adapter is made and checked when it is loaded.
-        k: Tokens of each solution it was trained on; None for whole solutions.
-        target_norm: The bias norm held in training; None where it was free.
-        gate: Default gate in decoding: as text, such as ``kl:2,min=1``, ``tokens:N`` or ``always``.
+        k: Number of tokens of each solution it was trained on; None for whole solutions.
+        target_norm: The bias norm held in training; None if it was free.
+        gate: Default gate in decoding as text, such as ``kl:2,min=1``, ``tokens:N`` or ``always``.
         base_model, base_revision: Hub id, folder or ``.gguf`` file of the base, and its commit or the file's digest.
         template: Name and version of the prompt template, e.g. ``chat/1``.
         versions: Versions of the packages that wrote the adapter.
@@ -93,10 +93,10 @@ class PrefixReftConfig:
         check_options(self.act_fn or LINEAR, self.dropout)
 
     def resolve_base(self, model: str | None, revision: str | None) -> tuple[str, str | None]:
-        """Name and revision of the base to put the adapter on: its own unless told, with a warning where it is another.
+        """Returns name and revision of the base for the adapter: its own by default. Warns if it is another.
 
         Args:
-            model, revision: As told; None for the adapter's own.
+            model, revision: Requested base; None for the adapter's own.
         """
         base = self.base_model or EMBEDDED_MODEL
         if model is None:
@@ -116,7 +116,7 @@ class PrefixReftConfig:
         """Reads ``reft_config.json``.
 
         Raises:
-            UserError: There is none, or it has not all of the fields above, another one, or a value that means nothing.
+            UserError: The file is missing, lacks a field, or holds an unknown field or an invalid value.
         """
         path = Path(folder) / ADAPTER_CONFIG
         try:

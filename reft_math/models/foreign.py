@@ -1,7 +1,7 @@
-"""Files of other projects: pyreft's folders and those of its forks, BREP's ``delta_vector.pth``.
+"""Reads files of other projects: folders of pyreft and its forks, BREP's ``delta_vector.pth``.
 
-They are judged by what they hold. Nothing that stands in them is imported or run, and everything that they hold is
-either used or refused.
+The format is told from the contents. Nothing in the files is imported or run, and all contents are either used or
+refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reft_math.models.config import ADAPTER_CONFIG, InterventionName
 Tensors = dict[str, torch.Tensor]
 Found = tuple[int, str, Tensors]  # layer, site, parameters
 
-# pyvene would import whatever stands here; this reader imports nothing. Forks keep the names and their tensors.
+# pyvene would import any class named here; this reader imports nothing. Forks keep the names and their tensors.
 _CLASSES: dict[str, InterventionName] = {
     "LoreftIntervention": "loreft",
     "DireftIntervention": "direft",
@@ -34,9 +34,9 @@ _CLASSES: dict[str, InterventionName] = {
     "RedIntervention": "red",
 }
 _KNOWN_MODULES = ("pyreft.interventions.", "interventions.")  # pyreft's own, and ours
-_PYREFT_CONFIGS = ("config.json", ADAPTER_CONFIG)  # EasySteer's may have the name of ours
-# What pyvene, transformers and EasySteer write. Sorted keys order what acts at one place, which is refused; what
-# transformers knows of any model, and its Trainer sets, says nothing of what acts.
+_PYREFT_CONFIGS = ("config.json", ADAPTER_CONFIG)  # EasySteer may use the name of ours
+# Keys that pyvene, transformers and EasySteer write. Sorted keys order several interventions at one place, which are
+# refused; keys that transformers has for any model, or its Trainer sets, do not affect interventions.
 _CONFIG_KEYS = {
     *("mode", "representations", "intervention_types", "intervention_dimensions", "intervention_constant_sources"),
     *("sorted_keys", "act_fn", "easysteer_training"),
@@ -45,8 +45,8 @@ _CONFIG_KEYS = {
     *PretrainedConfig().to_dict(),
 }
 _PLACE_FIELDS = {"layer", "component", "unit", "max_number_of_units", "low_rank_dimension"}
-_ABOUT = re.compile(r"\..*|(README|LICENSE)(\.md|\.txt)?")  # files about an adapter, which hub downloads bring
-# pyvene's names for outputs of a layer's submodules, and the two modules whose output is that of their last linear.
+_ABOUT = re.compile(r"\..*|(README|LICENSE)(\.md|\.txt)?")  # files about an adapter in hub downloads
+# pyvene's names for outputs of a layer's submodules, and two modules whose output is that of their last linear.
 _COMPONENTS = {
     "block_output": "",
     "mlp_output": "mlp",
@@ -69,10 +69,10 @@ class Foreign:
     """An adapter of another project.
 
     Attributes:
-        intervention: Its kind.
-        found: Its parameters, by place.
-        act_fn: LoReFT's and DiReFT's, where the files say it.
-        notes: What else they say, a line each.
+        intervention: Kind of intervention.
+        found: Parameters by place.
+        act_fn: Activation of LoReFT and DiReFT, if the files give it.
+        notes: Other information in the files, one line each.
     """
 
     intervention: InterventionName
@@ -82,7 +82,7 @@ class Foreign:
 
 
 def shape_of(tensors: Tensors) -> tuple[int, ...]:
-    """``(rank, width)``; ``(width,)`` of an elementwise intervention."""
+    """Returns ``(rank, width)``, or ``(width,)`` for an elementwise intervention."""
     return tuple(tensors["weight" if "weight" in tensors else "bias"].shape)
 
 
@@ -90,10 +90,10 @@ def shape_of(tensors: Tensors) -> tuple[int, ...]:
 
 
 def pyreft_config(folder: Path) -> Path | None:
-    """The file that says what acts where; None where there is none.
+    """Returns the file that says what acts where; None if there is no such file.
 
     Raises:
-        UserError: The folder is an adapter of this project, whose files beside the config are pyvene's, too.
+        UserError: The folder is an adapter of this project, which also has pyvene's files.
     """
     ours = folder / ADAPTER_CONFIG
     if not ours.is_file():
@@ -110,14 +110,14 @@ def pyreft_config(folder: Path) -> Path | None:
 
 
 def read_pyreft(path: Path) -> Foreign:
-    """The config at ``path`` says what acts where, ``intkey_….bin`` beside it hold the parameters."""
+    """Reads the config at ``path``, which says what acts where, and the parameters in ``intkey_….bin`` beside it."""
     config, folder = _Config.read(path), path.parent
     intervention, found, files = config.intervention, [], _files(path)
     for representation, width in zip(config.representations, config.widths, strict=True):
         layer, site = _place(representation, path)
         key = _file_key(representation)
         if len(config.representations) == 1 and [file.suffix for file in files.values()] == [".bin"]:
-            key = next(iter(files))  # whatever its name
+            key = next(iter(files))  # under any name
         if key not in files:
             raise UserError(f"{folder} must hold a file for each intervention, one a layer; there is no {key}.bin")
         file = files.pop(key)
@@ -129,19 +129,19 @@ def read_pyreft(path: Path) -> Foreign:
         found.append((layer, site, tensors))
     if files:
         raise UserError(f"{folder} holds {next(iter(files.values())).name}, which its {path.name} does not account for")
-    if intervention is None:  # no place, and no class
+    if intervention is None:  # no place and no class
         raise UserError(f"{path} must name a place that is intervened on; it names none")
     notes = (*config.notes(intervention), *config.training)
     return Foreign(intervention, found, None if intervention in ELEMENTWISE else config.act_fn, notes)
 
 
 def _files(config: Path) -> dict[str, Path]:
-    """Files beside the config by pyvene's names for them, but for what is only about an adapter."""
+    """Returns files beside the config by pyvene's names for them, without files that only describe an adapter."""
     files: dict[str, Path] = {}
     for file in sorted(config.parent.iterdir()):
         if file == config or _ABOUT.fullmatch(file.name):
             continue
-        # Older versions of pyvene wrote dots where newer ones write underscores (pyreft issue 101).
+        # Older versions of pyvene wrote dots, newer ones write underscores (pyreft issue 101).
         key = file.stem.replace(".", "_") if file.suffix == ".bin" else file.name
         if key in files:
             raise UserError(
@@ -153,14 +153,14 @@ def _files(config: Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class _Config:
-    """Of a pyreft folder.
+    """The config of a pyreft folder.
 
     Attributes:
-        name: The interventions' class; None where none is named, as in EasySteer's first files.
-        representations: Where each of them acts, in pyvene's terms.
-        widths: The width of each, None where it is not said.
-        act_fn: EasySteer's.
-        training: What EasySteer says of its training, a line.
+        name: The interventions' class; None if not named, as in EasySteer's first files.
+        representations: Place of each intervention, in pyvene's terms.
+        widths: Width of each intervention; None if not given.
+        act_fn: EasySteer's activation.
+        training: EasySteer's training settings, in one line.
     """
 
     name: str | None
@@ -174,7 +174,7 @@ class _Config:
         return None if self.name is None else _CLASSES[self.name.rpartition(".")[2]]
 
     def notes(self, intervention: InterventionName) -> tuple[str, ...]:
-        """A stranger's class, named: that it calculates as pyreft's of that name does is what its tensors say."""
+        """Names a class of another project, which its tensors identify as the equivalent of a pyreft class."""
         if self.name is not None and self.name.startswith(_KNOWN_MODULES):
             return ()
         return (f"class {self.name or 'not named'}: taken for {intervention} by its tensors, and not imported",)
@@ -221,7 +221,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _place(representation: Any, config: Path) -> tuple[int, str]:
-    """Layer and site of an intervention in pyvene's terms."""
+    """Returns layer and site of an intervention given in pyvene's terms."""
     component = str(representation.component)
     raw = _RAW_COMPONENT.fullmatch(component)
     layer, path = (int(raw[1]), raw[2] or "") if raw else (representation.layer, _COMPONENTS.get(component))
@@ -236,7 +236,7 @@ def _place(representation: Any, config: Path) -> tuple[int, str]:
 
 
 def _file_key(representation: Any) -> str:
-    """pyvene's name for the file of an intervention that is alone at its place."""
+    """Returns pyvene's file name for an intervention that is alone at its place."""
     component = str(representation.component)
     is_raw = "." in component
     place = f"comp_{component.replace('.', '_')}" if is_raw else f"layer_{representation.layer}_comp_{component}"
@@ -244,9 +244,9 @@ def _file_key(representation: Any) -> str:
 
 
 def _read_parameters(file: Path, intervention: InterventionName | None) -> tuple[InterventionName, Tensors]:
-    """An intervention's parameters, and its kind: where no class is named, the one of pyreft's that keeps them so."""
+    """Returns an intervention's kind and parameters; without a named class, the pyreft kind with such parameters."""
     tensors = _load(file)
-    if "learned_source.weight" in tensors:  # the module's own names, where pyreft's LoReFT leaves them out
+    if "learned_source.weight" in tensors:  # the module's own names, which pyreft's LoReFT leaves out
         short = {name.removeprefix("learned_source."): tensor for name, tensor in tensors.items()}
         tensors = short if len(short) == len(tensors) else tensors
     if intervention is None:
@@ -263,10 +263,10 @@ def _read_parameters(file: Path, intervention: InterventionName | None) -> tuple
 
 
 def _read_subspace(file: Path, tensors: Tensors) -> tuple[Tensors, int]:
-    """``weight``, ``bias`` and ``rotation``, and the width.
+    """Returns ``weight``, ``bias`` and ``rotation``, and the width.
 
-    pyreft's LoReFT keeps its rotation as it is, its DiReFT as torch's parametrisation does:
-    ``Rᵀ = base · householder(original)``; the base is 1 where there is none.
+    pyreft's LoReFT saves its rotation directly, its DiReFT as torch's parametrisation does:
+    ``Rᵀ = base · householder(original)``; a missing base is 1.
     """
     rank, width = _size(tensors, "weight", "bias")
     shapes: dict[str, tuple[int, ...]] = {"weight": (rank, width), "bias": (rank,)}
@@ -287,9 +287,9 @@ def _read_subspace(file: Path, tensors: Tensors) -> tuple[Tensors, int]:
 
 
 def read_brep(file: Path) -> Foreign:
-    """``model.layers.{l}.{module}.delta_vector.activation_scaling`` and ``…activation_bias``, each ``(1, width)``
+    """Reads ``model.layers.{l}.{module}.delta_vector.activation_scaling`` and ``…activation_bias``, ``(1, width)``.
 
-    A file of biases alone is one of `bias`; one of scales alone is of `red`, with biases of 0.
+    A file with only biases becomes `bias`; a file with only scales becomes `red`, with biases of 0.
     """
     places: dict[tuple[int, str], Tensors] = {}
     for key, tensor in _load(file).items():
@@ -337,12 +337,12 @@ def _load(file: Path) -> Tensors:
 
 
 def _numbers(tensor: torch.Tensor, name: str, is_width: bool) -> torch.Tensor:
-    """``tensor`` in float32, if it is made of finite real numbers; a width's may be whole."""
+    """Returns ``tensor`` in float32 if it holds finite real numbers; a width may be an integer."""
     is_dense = tensor.layout == torch.strided and not tensor.is_meta
     if not is_dense or not (tensor.is_floating_point() or (is_width and tensor.dtype == torch.int64)):
         kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
         raise UserError(f"{name} must be a dense tensor of floating numbers; it is {kind}")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a few numbers, seen many times
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a view that repeats numbers
         raise UserError(f"{name} must be stored whole; its shape is {tuple(tensor.shape)}")
     numbers = tensor.detach().float()
     if not numbers.isfinite().all():
@@ -351,7 +351,7 @@ def _numbers(tensor: torch.Tensor, name: str, is_width: bool) -> torch.Tensor:
 
 
 def _size(tensors: Tensors, weight: str, bias: str) -> tuple[int, int]:
-    """Rank and width, if the shapes are what they should be."""
+    """Returns rank and width, if the shapes are consistent."""
     if weight not in tensors or bias not in tensors:
         return 0, 0
     rank = tensors[bias].numel()
@@ -359,7 +359,7 @@ def _size(tensors: Tensors, weight: str, bias: str) -> tuple[int, int]:
 
 
 def _expect(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], where: str | Path) -> None:
-    """Raises `UserError` unless these are the tensors, all of them, in these shapes."""
+    """Raises `UserError` unless exactly these tensors are present, in these shapes."""
     got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(got.keys() | shapes.keys(), key=str):
         if got.get(name) != shapes.get(name):

@@ -1,7 +1,7 @@
-"""Bases in llama.cpp's GGUF format: ``folder/file.gguf``, or ``owner/repository/file.gguf`` on the hub.
+"""Reads bases in llama.cpp's GGUF format: ``folder/file.gguf``, or ``owner/repository/file.gguf`` on the hub.
 
-transformers reads their weights back to floats. Such a base has no commit that an adapter could name, so its revision
-is the file's digest, ``sha256:…``: another file under the same name is noticed, and the same file may move.
+transformers converts their weights to floats. Such a base has no commit that an adapter could name, so its revision
+is the file's digest, ``sha256:…``: another file under the same name is refused, and the same file may move.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _DIGEST = "sha256:"
 
 
 def is_gguf(name: str) -> bool:
-    """Whether the name of a base is that of a GGUF file."""
+    """Returns whether a base's name is a GGUF file's."""
     return name.endswith(".gguf")
 
 
 def local_file(name: str, revision: str | None = None) -> Path:
-    """The file, from the hub where there is none on this machine.
+    """Returns the path of the file, downloaded from the hub if it is not on this machine.
 
     Raises:
         UserError: The package gguf is not installed.
-        ValueError: There is no such file, and the name is not the hub's.
-        OSError: The hub does not have it.
+        ValueError: There is no such file, and the name is not a hub name.
+        OSError: The hub does not have the file.
     """
     if importlib.util.find_spec("gguf") is None:
         raise UserError("a .gguf file is read by the package gguf, which is not installed: uv sync --extra gguf")
@@ -46,7 +46,7 @@ def local_file(name: str, revision: str | None = None) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """``sha256:…`` of the file."""
+    """Returns ``sha256:…`` of the file."""
     status = path.stat()
     return _digest(path.resolve(), status.st_size, status.st_mtime_ns)
 
@@ -58,7 +58,7 @@ def _digest(path: Path, size: int, modified: int) -> str:
 
 
 def check_digest(path: Path, revision: str | None) -> None:
-    """Raises `UserError` where the revision is a digest, and another file's."""
+    """Raises `UserError` if the revision is a digest of another file."""
     if revision is not None and revision.startswith(_DIGEST) and file_sha256(path) != revision:
         raise UserError(
             f"{path} must be the file that the adapter was trained on, {revision}; its digest is {file_sha256(path)}:"
@@ -67,7 +67,7 @@ def check_digest(path: Path, revision: str | None) -> None:
 
 
 def as_plain(model: PreTrainedModel, path: Path) -> PreTrainedModel:
-    """The model without marks of quantisation: its weights are floats, and can be trained, merged and saved."""
+    """Removes the marks of quantisation: the weights are floats, and can be trained, merged and saved."""
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
     model.config._commit_hash = file_sha256(path)

@@ -1,4 +1,4 @@
-"""Adapters by folder or hub id, and to the hub."""
+"""Fetches adapters by folder or hub id, and pushes them to the hub."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from reft_math.models.card import CARD_NAME, PLACE, read_card, update_card, with
 
 
 def fetch(source: str | Path, config_name: str, revision: str | None = None) -> Path:
-    """The local folder of an adapter, known by its config file, that is named by a folder or a hub id.
+    """Returns the local folder of an adapter named by a folder or hub id, identified by its config file.
 
     Raises:
-        UserError: Neither a folder with an adapter nor a hub repository that can be reached.
+        UserError: The source is neither a folder with an adapter nor a reachable hub repository.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -64,20 +64,20 @@ def push(
     create_pr: bool = False,
     license: str | None = None,
 ) -> CommitInfo:
-    """Uploads a folder with its card. A card that is in the repository already keeps its own text.
+    """Uploads a folder with its card. A card already in the repository keeps its text.
 
     Args:
-        save: Writes the folder.
-        repo_id: ``user/name``, or ``name`` for one's own; the repository is made where missing.
-        private: Whether one that is made is private; the account's default where None.
-        token: With the right to write; the one logged in with by default.
-        revision: Branch, made where missing (main).
-        commit_message: The commit's first line.
+        save: Function that writes the folder.
+        repo_id: ``user/name``, or ``name`` for your own account; the repository is created if missing.
+        private: Whether a created repository is private; None for the account's default.
+        token: Token with the right to write; by default the one of the login.
+        revision: Branch, created if missing (main).
+        commit_message: First line of the commit message.
         create_pr: Open a pull request instead of committing to main.
-        license: The card's, as the hub names it (``apache-2.0``); left as it is where None.
+        license: License for the card, by its name on the hub (``apache-2.0``); None leaves it unchanged.
 
     Returns:
-        The commit: its address as text; ``pr_url`` of a pull request.
+        The commit, with its address as text and ``pr_url`` for a pull request.
 
     Raises:
         UserError: Nobody is logged in, or the hub refuses or cannot be reached.
@@ -87,7 +87,7 @@ def push(
     token = token or get_token()
     if token is None:
         raise UserError("pushing needs a token that may write; log in with hf auth login, or set HF_TOKEN")
-    api = HfApi(token=token.strip())  # read from a file it may end with a line's end
+    api = HfApi(token=token.strip())  # a token read from a file may end with a newline
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save(folder)
@@ -105,7 +105,7 @@ def push(
             )
         except UserError:
             raise
-        except (HTTPError, OSError, ValueError, RuntimeError) as error:  # RuntimeError wraps what an upload meets
+        except (HTTPError, OSError, ValueError, RuntimeError) as error:  # RuntimeError wraps upload errors
             raise UserError(f"{repo_id} could not be pushed to {api.endpoint}: {_reason(error)}") from None
 
 
@@ -118,9 +118,9 @@ def _card_on_hub(api: HfApi, repo_id: str, revision: str | None) -> str | None:
 
 
 def _address_card(folder: Path, before: str | None, repo_id: str, license: str | None) -> None:
-    """Makes the folder's card the repository's."""
+    """Adapts the folder's card to the repository."""
     card = read_card(folder)
-    assert card is not None  # whatever saves writes one
+    assert card is not None  # every save writes one
     card = update_card(before, card) if before else card
     card = with_license(card, license) if license else card
     write_text(folder / CARD_NAME, card.replace(PLACE, repo_id))
@@ -133,10 +133,9 @@ _REFUSALS = {
 
 
 def _reason(error: Exception) -> str:
-    """A failure in one line.
+    """Returns a failure in one line.
 
-    Of a request that did not come through only the kind is told: the client's words can quote its headers, the token
-    among them.
+    For a failed request it gives only the kind of error: the client's message can quote headers that hold the token.
     """
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         error = error.__cause__

@@ -1,7 +1,7 @@
-"""Adapters of other projects, made into adapters of this one.
+"""Converts adapters of other projects into adapters of this one.
 
-Of what these files do not hold, ``act_fn`` and BREP's gate have to be said: no guess at them is a good one. Everything
-that they do hold is either used or refused.
+The files lack ``act_fn`` and BREP's gate, which must be given: no default would be safe. Everything that the files hold
+is either used or refused.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from reft_math.models.foreign import Foreign, Found, Tensors, pyreft_config, rea
 from reft_math.models.train_config import read_train_config
 
 BREP_NAME = "delta_vector.pth"
-# pyreft's columns are orthonormal to float32's rounding; ours are made so anew.
+# pyreft's columns are orthonormal up to float32's rounding; ours are orthonormalised again.
 _ORTHONORMAL = 1e-4
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read.
+    """An adapter read from another project's files.
 
     Attributes:
-        config: Of the adapter that it becomes.
-        layers: By layer ``scale, bias: (width,)`` for RED, ``bias`` for a bias; for the others ``weight: (rank,
+        config: Configuration of the new adapter.
+        layers: Per layer ``scale, bias: (width,)`` for RED, ``bias`` for a bias; for the others ``weight: (rank,
             width)``, ``bias: (rank,)`` and ``rotation: (width, rank)``, whose columns are orthonormal.
-        notes: What the files say besides, a line each.
+        notes: Other information in the files, one line each.
     """
 
     config: PrefixReftConfig
@@ -49,10 +49,10 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
     def put_on(self, model: PreTrainedModel) -> PrefixReftModel:
-        """The base with these interventions, parameters in float32. Warns where they seem to be of a base less deep.
+        """Puts the interventions on the base, with float32 parameters. Warns if they seem to be from a shallower base.
 
         Raises:
-            UserError: The model is not one that the adapter fits, or R is not orthonormal.
+            UserError: The adapter does not fit the model, or R is not orthonormal.
         """
         reft_model = get_prefix_reft_model(model, self.config)
         for layer, intervention in reft_model.by_layer():
@@ -69,7 +69,7 @@ class Checkpoint:
 
 
 def import_checkpoint(path: str | Path, model: PreTrainedModel, **unsaid: Any) -> PrefixReftModel:
-    """`read_checkpoint`, put on the base that it was trained on."""
+    """Reads a checkpoint with `read_checkpoint` and puts it on the base that it was trained on."""
     return read_checkpoint(path, **unsaid).put_on(model)
 
 
@@ -85,17 +85,17 @@ def read_checkpoint(
     template: str | None = None,
     versions: Mapping[str, str] | None = None,
 ) -> Checkpoint:
-    """Reads another project's adapter, importing and running nothing that stands in it.
+    """Reads another project's adapter without importing or running anything in it.
 
     Args:
         path: A folder saved by pyreft or a fork of it, or BREP's ``delta_vector.pth`` or the folder that holds it.
-        act_fn: LoReFT's and DiReFT's, ``linear`` for ``σ(x) = x``; has to be said for them where the files do not.
-        gate: ``prompt`` by default for pyreft's; has to be said for BREP's.
-        template: The nearest to the one that a ``train_config.json`` beside BREP's file names, by default.
+        act_fn: Activation of LoReFT and DiReFT, ``linear`` for ``σ(x) = x``; required if the files do not give it.
+        gate: Default gate; ``prompt`` if not given for pyreft, required for BREP.
+        template: Prompt template; by default the nearest to the one in a ``train_config.json`` beside BREP's file.
         dropout, positions, base_model, base_revision, versions: As in `PrefixReftConfig`.
 
     Raises:
-        UserError: Not such files, damaged ones, anything in them that cannot be used, or something left unsaid.
+        UserError: The files are of another kind, damaged or hold something unusable, or an argument is missing.
     """
     path = Path(path)
     brep = path / BREP_NAME if path.is_dir() else path
@@ -144,7 +144,7 @@ def _gate(gate: str | None) -> str:
 
 
 def _act_fn(foreign: Foreign, told: str | None) -> str | None:
-    """As told or as the files have it, once it is seen that one of them says it, and not each another."""
+    """Returns the given activation or the files'; refuses a contradiction, or both missing."""
     if told and foreign.act_fn and told != foreign.act_fn:
         raise UserError(f"act_fn must be the one of training, {foreign.act_fn} by the adapter's files; got {told}")
     if foreign.intervention not in ELEMENTWISE and not (told or foreign.act_fn):
@@ -156,7 +156,7 @@ def _act_fn(foreign: Foreign, told: str | None) -> str | None:
 
 
 def _meant(path: Path) -> str:
-    """What may have been meant by a folder: pyreft's trainer saves into one within each checkpoint."""
+    """Suggests the subfolder that was meant: pyreft's trainer saves into one within each checkpoint."""
     inside = next((file.parent for file in sorted(path.glob("*/config.json"))), None)
     return f"; did you mean {inside}?" if inside else ""
 
@@ -178,7 +178,7 @@ def _fill(
 
 
 def _in_common(found: Sequence[Found], path: Path) -> tuple[str, int, int | None]:
-    """Site, width and rank, the last None for elementwise interventions."""
+    """Returns site, width and rank; rank is None for elementwise interventions."""
     sites, layers = {site for _, site, _ in found}, {layer for layer, _, _ in found}
     if len(sites) != 1 or len(layers) < len(found):
         raise UserError(

@@ -1,4 +1,4 @@
-"""LoRA adapters by others, put on their base by peft itself: with DoRA, trained token rows and all that it knows."""
+"""Puts LoRA adapters of other projects on their base through peft, with DoRA, trained token rows and the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reft_math.files.tensors import check_finite
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-# Kinds whose work is not, or not only, done in the layers that peft puts into the model.
+# Kinds that do not work, or not only, through the layers that peft puts into the model.
 _UNSUPPORTED = {
     "alora_invocation_tokens": "aLoRA, which acts from an invocation text on",
     "arrow_config": "Arrow, which routes between further adapters",
@@ -25,10 +25,10 @@ def put_lora_on(model: PreTrainedModel, name: str, revision: str | None, base: s
     """Puts an adapter's layers into the model.
 
     Args:
-        model: Its base.
+        model: The adapter's base.
         name: The adapter's folder or hub id.
-        revision: Its branch, tag or commit on the hub.
-        base: What to call the base.
+        revision: The adapter's branch, tag or commit on the hub.
+        base: The base's name in error messages.
 
     Raises:
         UserError: The adapter is of a kind that is not supported, damaged, or does not fit the base.
@@ -45,9 +45,9 @@ def put_lora_on(model: PreTrainedModel, name: str, revision: str | None, base: s
         found = set_peft_model_state_dict(PeftModel(model, config), tensors)
     except UserError:
         raise
-    except KeyError as error:  # of weights for what peft wraps as a whole: saved modules, token rows
+    except KeyError as error:  # weights of modules that peft wraps whole: saved modules, token rows
         odd = [str(error.args[0]) if error.args else ""]
-    except Exception as error:  # what a damaged file raises shares no class
+    except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"peft adapter {name!r} does not fit its base {base!r}: {reason}") from None
     else:
@@ -66,7 +66,7 @@ def _check(config: Any, name: str) -> None:
 
 
 def _check_rows(model: PreTrainedModel, config: Any, tensors: dict[str, torch.Tensor], name: str, base: str) -> None:
-    """Raises `UserError` where the adapter was trained on a base with another number of token embeddings."""
+    """Raises `UserError` if the adapter was trained on a base with another number of token embeddings."""
     rows = model.get_input_embeddings().weight.shape[0]
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     tables = [f".{path}." for path, module in model.named_modules() if module in ends]

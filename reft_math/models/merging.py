@@ -1,4 +1,4 @@
-"""An adapter folded into its base's weights: a plain transformers model that is intervened on at every token."""
+"""Folds an adapter into its base's weights: a plain transformers model with the intervention at every token."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from reft_math.models.config import PrefixReftConfig
 
 Tensors = dict[str, torch.Tensor]
 
-# What configs call their switches for the biases of linears, where they have any.
+# Names of the configs' switches for the biases of linears.
 _SWITCHES = ("mlp_bias", "attention_bias")
 
 
 @torch.no_grad()
 def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedModel:
-    """``W ← f(W) − f(0)`` column by column and ``β ← f(β)``, of the linear ``Wx + β`` whose output ``f`` edits
+    """Sets ``W ← f(W) − f(0)`` column by column and ``β ← f(β)`` in the linear ``Wx + β`` whose output ``f`` edits.
 
     Exact for any affine ``f(h) = Ah + c``: it gives ``AW`` and ``Aβ + c``, for RED ``diag(s)W`` and ``s ⊙ β + b``, for
-    a bias ``W`` to the bit and ``β + b``. A bias at ``block``, a sum that the MLP's output enters as it is, is one at
-    ``ffn_down``. Computed in float64, kept in the base's dtype. Where the linear has no bias and the architecture's
-    config has a switch for one, the switch is set, and the other linears that it concerns get zeros.
+    a bias ``W`` to the bit and ``β + b``. A bias at ``block``, a sum to which the MLP's output is added unchanged,
+    becomes one at ``ffn_down``. Computed in float64, kept in the base's dtype. If the linear has no bias but the
+    architecture's config has a switch for one, the switch is set, and the other linears that it affects get zeros.
 
     Args:
-        reft_model: The base, left as it is, and interventions that act at every token.
-        every_token: Fold an adapter whose own gate is ``prompt``, too.
+        reft_model: The base, left unchanged, with interventions that act at every token.
+        every_token: Also fold an adapter whose own gate is ``prompt``.
 
     Returns:
         A new model of the base's class, on the base's device; of a Qwen2, whose linears but three cannot have biases, a
         Llama that computes the same.
 
     Raises:
-        UserError: The adapter cannot be folded, not into this architecture, or into numbers that its dtype holds.
+        UserError: The adapter cannot be folded, or not into this architecture, or the result overflows the dtype.
     """
     base, site = reft_model.model, reft_model.prefix_config.site
     check_mergeable(reft_model.prefix_config, every_token)
@@ -63,7 +63,7 @@ def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedM
         path, edit = site_path(base, site, layer), copy.deepcopy(intervention).eval()  # without dropout
         weight, bias = state[f"{path}.weight"], state[f"{path}.bias"]
         offset = edit(torch.zeros_like(bias, dtype=torch.float64))
-        if not isinstance(edit, BiasIntervention):  # there h + b − b would be h but for rounding
+        if not isinstance(edit, BiasIntervention):  # h + b − b would be h only up to rounding
             state[f"{path}.weight"] = (edit(weight.double().T) - offset).T.to(weight.dtype)
         state[f"{path}.bias"] = edit(bias.double()).to(bias.dtype)
     if bad := not_finite(state):
@@ -76,9 +76,9 @@ def merge(reft_model: PrefixReftModel, every_token: bool = False) -> PreTrainedM
 
 
 def check_mergeable(config: PrefixReftConfig, every_token: bool = False) -> None:
-    """Raises `UserError` for adapters that no model's weights can do the work of.
+    """Raises `UserError` for adapters that cannot be folded into any model's weights.
 
-    One whose gate is ``prompt`` leaves generated tokens alone; it takes ``every_token`` to want them changed.
+    An adapter whose gate is ``prompt`` does not act on generated tokens; ``every_token`` permits to change them.
     """
     if config.positions != "all":
         raise UserError(f"weights act at every token; the adapter acts on {config.positions} positions only")
@@ -95,7 +95,7 @@ def check_mergeable(config: PrefixReftConfig, every_token: bool = False) -> None
 
 
 def _summand(base: PreTrainedModel) -> str:
-    """The site of a linear whose output is added into the residual stream as it is, behind which a block ends."""
+    """Returns the site of a linear whose output is added unchanged to the residual stream at the end of a block."""
     if "ffn_down" not in sites_of(base) or hasattr(site_module(base, "block", 0), "post_feedforward_layernorm"):
         raise UserError(
             f"a bias at block can be folded in where a block adds up its MLP's output as it is; a"
@@ -105,7 +105,7 @@ def _summand(base: PreTrainedModel) -> str:
 
 
 def _with_weights(base: PreTrainedModel, config: PretrainedConfig, state: Tensors) -> PreTrainedModel:
-    """A model of the base's class; transformers itself would draw weights that are missing."""
+    """Returns a model of the base's class; refuses missing weights, which transformers would draw at random."""
     model, found = type(base).from_pretrained(
         None, config=config, state_dict=state, dtype=base.dtype, output_loading_info=True
     )
@@ -136,7 +136,7 @@ def _as_llama(base: PreTrainedModel) -> PreTrainedModel:
 
 
 def _switch_biases_on(base: PreTrainedModel, site: str) -> tuple[PretrainedConfig, Tensors]:
-    """A config with the site's switch set, and zeros for every bias that it brings."""
+    """Returns a config with the site's switch set, and zeros for every bias that it adds."""
     bias = f"{site_path(base, site, 0)}.bias"
     for switch in _SWITCHES:
         config, parameters = _architecture(base, switch)
@@ -157,7 +157,7 @@ def _switch_biases_on(base: PreTrainedModel, site: str) -> tuple[PretrainedConfi
 
 
 def _architecture(base: PreTrainedModel, *switches: str) -> tuple[PretrainedConfig, Tensors]:
-    """The base's config with switches set, and what parameters it then has, without their values."""
+    """Returns the base's config with switches set, and the parameters it then has, without their values."""
     config = copy.deepcopy(base.config)
     for switch in switches:
         setattr(config.get_text_config(), switch, True)

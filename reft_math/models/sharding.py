@@ -1,8 +1,8 @@
-"""A frozen base sharded over processes by FSDP2, as ``accelerate launch`` was told to (``configs/fsdp2.yaml``).
+"""Shards a frozen base over processes by FSDP2, when ``accelerate launch`` requests it (``configs/fsdp2.yaml``).
 
-Only the base is sharded. What is trained is small: it stays whole in every process and DDP averages its gradient, so
-that controllers, clipping, checkpoints and adapters are any other run's. accelerate itself would shard both, and does
-not know FSDP without an accelerator.
+Only the base is sharded. The trained part is small: it stays whole in every process and DDP averages its gradient, so
+controllers, clipping, checkpoints and adapters work as in any other run. accelerate itself would shard both, and does
+not support FSDP without an accelerator.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _SWITCH = "ACCELERATE_USE_FSDP"
 
 
 def fsdp_requested() -> bool:
-    """Whether the launcher asks for FSDP.
+    """Returns whether the launcher asks for FSDP.
 
     Raises:
-        UserError: It asks for what `shard` does not do.
+        UserError: It asks for settings that `shard` does not support.
     """
     if not parse_flag_from_env(_SWITCH):
         return False
@@ -51,17 +51,17 @@ def is_sharded(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def shard(model: PreTrainedModel) -> None:
-    """Leaves 1/n of every weight on the device of each of n processes, and gathers a decoder layer while it runs.
+    """Keeps 1/n of every weight on the device of each of n processes, and gathers a decoder layer while it runs.
 
-    Embeddings, last norm and head stay gathered from a forward to its backward pass. From here on every process must
+    Embeddings, last norm and head stay gathered from a forward to its backward pass. From then on every process must
     run the model as often as the others.
 
     Args:
-        model: Off the device, frozen; the main process's is whole, the others' may be empty (`load_model`).
+        model: Frozen model off the device; whole in the main process, possibly empty in the others (`load_model`).
     """
     state = process_state()
     weights, buffers = model.state_dict(), dict(model.named_buffers())
-    model.to("meta")  # so that a device never holds more than its shares and the tensor that is being dealt out
+    model.to("meta")  # so that a device never holds more than its shares and the tensor being distributed
     model.tie_weights()
     reshard = FullyShardedDataParallelPlugin().reshard_after_forward
     for layer in [module for module in model.modules() if type(module).__name__ in model._no_split_modules]:
@@ -71,9 +71,9 @@ def shard(model: PreTrainedModel) -> None:
     for name, share in model.named_parameters():
         whole = weights[name] if state.is_main_process else torch.empty(share.shape, dtype=share.dtype)
         share.copy_(distribute_tensor(whole.to(state.device), share.device_mesh, share.placements))
-    for name, buffer in model.named_buffers():  # such as rotary frequencies, which are in no state dict
+    for name, buffer in model.named_buffers():  # such as rotary frequencies, which no state dict holds
         if state.is_main_process:
             buffer.copy_(buffers[name])
         torch.distributed.broadcast(buffer, src=0)
-    # What is left to accelerate and the trainer is plain data parallelism.
+    # accelerate and the trainer then only do plain data parallelism.
     os.environ[_SWITCH] = "false"

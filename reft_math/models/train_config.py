@@ -1,4 +1,4 @@
-"""BREP's ``train_config.json``: on which base, at which site and with which prompt an adapter was trained."""
+"""Reads BREP's ``train_config.json``: the base, site and prompt with which an adapter was trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reft_math.errors import UserError
 from reft_math.files.strict import read_object
 
 TRAIN_CONFIG_NAME = "train_config.json"
-# The template here whose instruction and thinking are those of BREP's prompt; the frame is the tokenizer's own.
+# Our template with the instruction and thinking of BREP's prompt; the chat format is the tokenizer's own.
 _NEAREST = {
     "llama": "chat-step-by-step",
     "llama3": "chat",
@@ -27,12 +27,12 @@ _NEAREST = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What the file says; None of what it does not.
+    """Contents of the file; None for what it lacks.
 
     Attributes:
-        base: The base's folder, on the machine that trained.
-        site: ``op_position``.
-        prompt: ``template_index``.
+        base: The base's folder on the machine that trained.
+        site: The file's ``op_position``.
+        prompt: The file's ``template_index``.
     """
 
     base: str | None
@@ -41,12 +41,12 @@ class TrainConfig:
 
     @property
     def base_here(self) -> str | None:
-        """The base, where its folder is here."""
-        return self.base if self.base is not None and os.path.isdir(self.base) else None  # of any text, unlike Path's
+        """The base, if its folder exists on this machine."""
+        return self.base if self.base is not None and os.path.isdir(self.base) else None  # any text, unlike Path
 
     @property
     def template(self) -> str | None:
-        """The nearest template, with its version."""
+        """The nearest template of this project, with its version."""
         name = _NEAREST.get(self.prompt or "")
         return name and str(TEMPLATES[name])
 
@@ -59,17 +59,17 @@ class TrainConfig:
         )
 
     def compare(self, base: str | None, site: str) -> None:
-        """Warns where the adapter is put on a base of another name, or its parameters are of another site."""
+        """Warns if the adapter is put on a base of another name, or its parameters are from another site."""
         for name, said, has in (("base", self.base, base), ("site", self.site, site)):
             if said is not None and has is not None and Path(said).name.lower() != Path(has).name.lower():
                 warnings.warn(f"{TRAIN_CONFIG_NAME} says {name} {said}, and it is {has}", stacklevel=4)
 
 
 def read_train_config(folder: Path) -> TrainConfig | None:
-    """The file beside a ``delta_vector.pth``; None where there is none.
+    """Reads the file beside a ``delta_vector.pth``; None if there is no such file.
 
     Raises:
-        UserError: It is no JSON object.
+        UserError: It is not a JSON object.
     """
     path = folder / TRAIN_CONFIG_NAME
     if not path.is_file():
@@ -83,10 +83,10 @@ def read_train_config(folder: Path) -> TrainConfig | None:
 
 
 def base_beside(source: str) -> str:
-    """The base that a ``train_config.json`` beside a checkpoint names, where its folder is here.
+    """Returns the base that a ``train_config.json`` beside a checkpoint names, if its folder exists here.
 
     Raises:
-        UserError: It names none, or one that is elsewhere.
+        UserError: It names no base, or one that is elsewhere.
     """
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     said = read_train_config(folder)

@@ -1,4 +1,4 @@
-"""The body of the evaluation commands: a model, with or without an adapter, on a data set."""
+"""An evaluation's inputs: a base, with or without an adapter, and how it completes problems."""
 
 from __future__ import annotations
 

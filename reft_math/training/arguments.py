@@ -1,4 +1,4 @@
-"""What goes to `transformers.Trainer`."""
+"""Arguments of `transformers.Trainer`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from reft_math.errors import UserError
 
 
 def check_precision(options: FittingOptions) -> None:
-    """Raises `UserError` for float16 autocast without a GPU, where accelerate would leave it out and say nothing."""
+    """Raises `UserError` for float16 autocast without a GPU, which accelerate would silently skip."""
     if options.mixed_precision == "fp16" and not (torch.cuda.is_available() or options.dry_run):
         raise UserError("--mixed-precision fp16 needs a GPU, and there is none; take bf16, or leave it out")
 
 
 def training_arguments(options: FittingOptions, folder: Path, **settings: Any) -> TrainingArguments:
-    """The options, one device a process, no weight decay; ``settings`` come on top."""
+    """Returns the trainer's arguments: one device per process, no weight decay; ``settings`` override the options."""
     assert options.learning_rate is not None  # resolved
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -37,16 +37,16 @@ def training_arguments(options: FittingOptions, folder: Path, **settings: Any) -
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=options.seed,
         logging_steps=20,
-        logging_nan_inf_filter=False,  # would put another loss in its place; RowTrainer stops there
+        logging_nan_inf_filter=False,  # it would replace the loss; RowTrainer stops instead
         report_to=options.report_to,
         remove_unused_columns=False,
-        # Renamed in transformers 5.23, which warns of the old name: passed only where asked for.
+        # Renamed in transformers 5.23, which warns about the old name: passed only if requested.
         **({"gradient_checkpointing": True} if options.gradient_checkpointing else {}),
         **{"lr_scheduler_type": "cosine", **settings},
     )
-    # One process, one device: the trainer would spread a single process over all visible GPUs by DataParallel, whose
-    # replicas the hooks do not follow. Several GPUs are torchrun's.
+    # One device per process: the trainer would spread a single process over all visible GPUs by DataParallel, to whose
+    # replicas the hooks do not extend. For several GPUs use torchrun.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    # The option's to say, and recorded as such; accelerate's launcher names one in the environment.
+    # The option decides and is recorded; accelerate's launcher sets a precision in the environment.
     arguments.mixed_precision = options.mixed_precision
     return arguments

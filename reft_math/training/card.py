@@ -1,4 +1,4 @@
-"""What a model card says of a training run, from its ``results.json``."""
+"""Writes a model card's notes on a training run, from its ``results.json``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _HEADING = "## Training and results"
 
 
 def notes_beside(folder: Path) -> TrainingNotes:
-    """The notes of the finished training run that a saved folder is part of.
+    """Returns notes on the finished training run that a saved folder belongs to.
 
-    Empty where it is part of none, or where its parameters are others by now.
+    Empty if it belongs to no run, or if its parameters have changed since.
     """
     path = folder.resolve().parent / RESULTS_NAME
     try:
@@ -32,14 +32,14 @@ def notes_beside(folder: Path) -> TrainingNotes:
     if "parameters" in results and results["parameters"] != parameters_sha256(folder):
         return NO_NOTES
     if results.get("evaluation") and "score_tables" not in results:
-        return NO_NOTES  # a version before results kept their tables
+        return NO_NOTES  # written by a version whose results held no tables
     if "bias_norm" in results:
         return adapter_notes(results)
     return regressor_notes(results) if "regressor" in results and "training" in results else NO_NOTES
 
 
 def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
-    """Of `train/prefix_reft.py`'s results."""
+    """Returns notes from the results of `train/prefix_reft.py`."""
     config, norm, evaluation = results["config"], results["bias_norm"], results["evaluation"]
     first, share = f"the first {config['k']} tokens of each", config["full_fraction"]
     calibration, chosen = results["calibration"], None
@@ -56,20 +56,20 @@ def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
         "gate after training": f"`{results['gate']}`",
         "gate chosen": chosen,
     }
-    if evaluation is None:  # a sharded base is not decoded with
+    if evaluation is None:  # no decoding with a sharded base
         return TrainingNotes(f"{_HEADING}\n\n{facts(said)}", _metadata(results["dataset"]))
     own = "prefix" if "prefix" in evaluation else "reft"
     total, gate = evaluation[own]["total"], results["gate"]
     title = f"{total} held-out problems, greedy decoding; `{own}` is the adapter under `{gate}`:"
     tables = results["score_tables"]
-    costs = [row[:-1] for row in tables[LENGTH_TITLE]]  # a card tells no machine's time
+    costs = [row[:-1] for row in tables[LENGTH_TITLE]]  # a card leaves out the machine's time
     table = markdown({title: tables["evaluation"], "Mean (95 % interval):": costs})
     text = f"{_HEADING}\n\n{facts(said)}\n{table}"
     return TrainingNotes(text, _metadata(results["dataset"], evaluation[own], gate))
 
 
 def regressor_notes(results: Mapping[str, Any]) -> TrainingNotes:
-    """Of `train/raft.py`'s results."""
+    """Returns notes from the results of `train/raft.py`."""
     said = {
         "rows": ", ".join(f"{count} {split}" for split, count in results["rows"].items()),
         **_course(results),

@@ -1,4 +1,4 @@
-"""Checksums of the trainer's checkpoints, written last: training resumes only from one that agrees with them."""
+"""Checksums of the trainer's checkpoints, written last: training resumes only from a checkpoint that matches."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _KEPT = 2
 class Checksums(TrainerCallback):
     """Writes a checkpoint's checksums when every process has written its part of it, then deletes older checkpoints.
 
-    In place of the trainer's ``save_total_limit``, which deletes them before: a run killed in between would have lost a
-    whole checkpoint, or the best one, to a new one that does not count yet.
+    It replaces the trainer's ``save_total_limit``, which deletes first: a run killed in between would lose a whole
+    checkpoint, or the best one, for a new one that is not complete yet.
     """
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -42,7 +42,7 @@ def delete_older(folder: Path, best_step: int | None) -> None:
 
 
 def write_checksums(checkpoint: Path) -> None:
-    """Lists the checkpoint's files by size and SHA-256, all of them on the disk before the list is."""
+    """Lists the checkpoint's files by size and SHA-256, after all of them are on the disk."""
     others = {CHECKSUMS_NAME, CHECKSUMS_NAME + SUFFIX}
     paths = sorted(path for path in checkpoint.rglob("*") if path.name not in others)
     for path in paths:
@@ -53,7 +53,7 @@ def write_checksums(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None with a whole one."""
+    """Returns what is wrong with a checkpoint; None if it is whole."""
     try:
         seals = read_object(checkpoint / CHECKSUMS_NAME)
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def damage(checkpoint: Path) -> str | None:
         return f"{CHECKSUMS_NAME} names no file"
     for name, seal in seals.items():
         path = checkpoint / name
-        if not os.path.isfile(path):  # false of a name that no file can have, too
+        if not os.path.isfile(path):  # also false for impossible file names
             return f"{name} is missing"
         if _seal(path) != seal:
             return f"{name} is not as it was written"
@@ -72,14 +72,14 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The last checkpoint without a `damage`."""
+    """Returns the last checkpoint without `damage`."""
     return next((path for path in _newest_first(folder) if damage(path) is None), None)
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The checkpoint to go on from, the same in every process. Damaged ones are deleted, with a line for each.
+    """Returns the checkpoint to resume from, the same in every process. Damaged ones are reported and deleted.
 
-    They would count among those that the trainer keeps, and push out a whole one.
+    They would count among those that the trainer keeps, and displace a whole one.
     """
     state = process_state()
     found: list[str | None] = [None]
@@ -95,7 +95,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    paths = [path for path in folder.glob("checkpoint-*") if _step(path).isdecimal()]  # others are somebody's own
+    paths = [path for path in folder.glob("checkpoint-*") if _step(path).isdecimal()]  # others are the user's own
     return sorted(paths, key=lambda path: -int(_step(path)))
 
 

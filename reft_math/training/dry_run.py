@@ -1,4 +1,4 @@
-"""What ``--dry-run`` says: what a run would train, on what, for how long, in how much memory, and into which folder."""
+"""Prints for ``--dry-run`` what a run would train, its data, steps, memory and output folder."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from reft_math.training.memory import (
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained.
+    """Describes the trained parameters.
 
     Attributes:
         model: The base, without weights.
-        module: Whose parameters with gradients are trained; the base's own, or those beside it.
-        layers: Through whose input gradients flow.
-        kept: Bytes a token that the trained parameters keep of what they act on.
-        is_outside: Whether it acts on what layers return, which checkpointing does not reach.
-        decoded: Rows a completion takes in decoding: two where a gate compares it with the base.
-        folder: What the finished parameters are saved as, in the output folder.
+        module: Module that holds the trained parameters: the base itself, or one beside it.
+        layers: Number of layers whose input gradients flow through.
+        kept: Bytes per token of inputs that the trained parameters keep for the backward pass.
+        is_outside: Whether they act on the outputs of layers, outside checkpointing.
+        decoded: Rows per completion in decoding: two if a gate compares it with the base.
+        folder: Name of the saved parameters in the output folder.
     """
 
     model: PreTrainedModel
@@ -63,9 +63,9 @@ class Tokens:
     """Lengths of the training rows.
 
     Attributes:
-        kinds: Lengths by what is counted.
-        inputs: What the model reads of each row.
-        targets: The most logits that any row has.
+        kinds: Lengths in tokens by kind.
+        inputs: Tokens that the model reads of each row.
+        targets: Greatest number of logits of any row.
     """
 
     kinds: Mapping[str, Sequence[int]]
@@ -74,7 +74,7 @@ class Tokens:
 
 
 def solution_tokens(job: TrainingSetup, dataset: PrefixDataset) -> Tokens:
-    """Of rows that are trained on the first tokens of a solution."""
+    """Returns lengths of rows that are trained on the first tokens of a solution."""
     whole = PrefixDataset(job.train_problems, job.tokenizer, job.template, k=None)
     prompts = [len(row["prompt_ids"]) for row in dataset.rows]
     targets = [len(row["target_ids"]) for row in dataset.rows]
@@ -85,7 +85,7 @@ def solution_tokens(job: TrainingSetup, dataset: PrefixDataset) -> Tokens:
 
 
 def optimiser_steps(rows: int, options: FittingOptions, processes: int) -> int:
-    """``⌈epochs · ⌈⌈rows / (batch · processes)⌉ / accumulation⌉⌉``."""
+    """Returns ``⌈epochs · ⌈⌈rows / (batch · processes)⌉ / accumulation⌉⌉``."""
     batches = math.ceil(rows / (options.batch_size * processes))
     return math.ceil(options.epochs * math.ceil(batches / options.accumulation))
 
@@ -94,11 +94,11 @@ def show(options: FittingOptions, trained: Trained, tokens: Tokens, rows: Mappin
     """Prints the report. Writes nothing.
 
     Args:
-        options: Resolved.
-        trained: What is trained.
-        tokens: Of the training rows.
-        rows: By split, ``train`` among them.
-        trials: How many such runs there are.
+        options: Resolved options.
+        trained: The trained parameters.
+        tokens: Lengths of the training rows.
+        rows: Number of rows by split, including ``train``.
+        trials: Number of runs.
     """
     if not process_state().is_main_process:
         return
@@ -118,7 +118,7 @@ def show(options: FittingOptions, trained: Trained, tokens: Tokens, rows: Mappin
 
 
 def settings_rows(options: FittingOptions) -> list[list[str]]:
-    """The settings that are not the command's defaults, given or resolved; ``--dry-run`` aside."""
+    """Returns settings, given or resolved, that differ from the command's defaults, except ``--dry-run``."""
     rows = []
     for field in dataclasses.fields(options):
         made = field.default_factory
@@ -130,7 +130,7 @@ def settings_rows(options: FittingOptions) -> list[list[str]]:
 
 
 def run_rows(options: FittingOptions, finished: str, rows: Mapping[str, int], trials: int) -> list[list[str]]:
-    """How much is done, on what, and where to."""
+    """Returns rows on the amount of work, the data and the output folder."""
     processes = process_state().num_processes
     return [
         *([["trials, each of at most", f"{trials}"]] if trials > 1 else []),
@@ -144,7 +144,7 @@ def run_rows(options: FittingOptions, finished: str, rows: Mapping[str, int], tr
 
 
 def model_rows(options: FittingOptions, trained: Trained) -> list[list[str]]:
-    """The base and its size, and how much is trained."""
+    """Returns rows on the base, its size and the number of trained parameters."""
     model, config = trained.model, trained.model.config.get_text_config()
     count = parameter_count(trained.module, is_trained=True)
     base = parameter_count(model, is_trained=False) or count
@@ -161,7 +161,7 @@ def model_rows(options: FittingOptions, trained: Trained) -> list[list[str]]:
 
 
 def token_rows(tokens: Tokens) -> list[list[str]]:
-    """Median, longest and sum of each kind."""
+    """Returns median, greatest and total length of each kind."""
     return [
         [name, f"{statistics.median(lengths):g}", f"{max(lengths):,}", f"{sum(lengths):,}"]
         for name, lengths in tokens.kinds.items()
@@ -169,7 +169,7 @@ def token_rows(tokens: Tokens) -> list[list[str]]:
 
 
 def memory_parts(options: FittingOptions, trained: Trained, batch: Batch) -> dict[str, int]:
-    """Bytes by what takes them, as `reft_math.training.memory` has it."""
+    """Returns bytes by their use, estimated by `reft_math.training.memory`."""
     model = trained.model
     is_mixed = options.mixed_precision != "no"
     decoder = decoder_of(model.config, 2 if is_mixed else model.dtype.itemsize)
@@ -195,7 +195,7 @@ def memory_parts(options: FittingOptions, trained: Trained, batch: Batch) -> dic
 
 
 def cache_size(options: TrainingOptions, trained: Trained, tokens: Tokens) -> int:
-    """Bytes of keys and values of an evaluation batch, at the longest prompt and completion."""
+    """Returns bytes of keys and values of an evaluation batch, at the longest prompt and completion."""
     assert options.eval_batch_size is not None  # resolved
     assert options.max_new_tokens is not None
     decoder = decoder_of(trained.model.config, trained.model.dtype.itemsize)
@@ -204,7 +204,7 @@ def cache_size(options: TrainingOptions, trained: Trained, tokens: Tokens) -> in
 
 
 def size_text(size: float) -> str:
-    """Such as ``12.0 KiB`` and ``14.96 GiB``."""
+    """Formats bytes, such as ``12.0 KiB`` and ``14.96 GiB``."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
@@ -213,7 +213,7 @@ def size_text(size: float) -> str:
 
 
 def device_text() -> str:
-    """What the run would be on."""
+    """Names the device of the run."""
     device = process_state().device
     if device.type != "cuda":
         return str(device)
@@ -222,7 +222,7 @@ def device_text() -> str:
 
 
 def folder_text(options: FittingOptions, finished: str) -> str:
-    """What the run would find in its output folder, and do with it."""
+    """Describes the contents of the output folder, and what the run would do with them."""
     folder = Path(options.output_dir)
     if not is_used(folder):
         return "nothing yet"
@@ -239,7 +239,7 @@ def folder_text(options: FittingOptions, finished: str) -> str:
 def interventions_of(model: PrefixReftModel, decoded: int = 1) -> Trained:
     config, base = model.prefix_config, model.model
     layers = [layer for layer, _ in model.by_layer()]
-    # RED keeps what it acts on as it is, a bias nothing, the others in float32.
+    # RED keeps its input in the input's dtype, a bias keeps nothing, the others keep theirs in float32.
     element = {"red": base.dtype.itemsize, "bias": 0}.get(config.intervention, 4)
     assert config.width is not None  # get_prefix_reft_model
     kept = len(layers) * config.width * element

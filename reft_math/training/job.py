@@ -1,4 +1,4 @@
-"""What training commands share: inputs read and checked before anything is written, training, and evaluation after."""
+"""Steps of all training commands: read and check the inputs before writing anything, train, evaluate."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _LINES = {
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A training command's inputs, all of them read and found in order."""
+    """A training command's inputs, read and checked."""
 
     options: TrainingOptions
     model: PreTrainedModel
@@ -65,12 +65,12 @@ class TrainingSetup:
 
     @property
     def rows(self) -> dict[str, int]:
-        """Problems by split."""
+        """Number of problems by split."""
         return {name: len(problems) for name, problems in self._splits.items()}
 
     @property
     def about(self) -> dict[str, Any]:
-        """For the head of results: data set, what its rows say by split, and prompt template."""
+        """Data set, fingerprints of its rows by split, and prompt template, for the head of results."""
         about = about_problems(self.options.dataset, **self._splits)
         return {**about, "eval_dataset": self.options.eval_dataset, "template": str(self.template)}
 
@@ -80,12 +80,12 @@ class TrainingSetup:
 
     @property
     def base_revision(self) -> str | None:
-        """The base's commit on the hub, where it came from there."""
+        """The base's commit, if it came from the hub."""
         return getattr(self.model.config, "_commit_hash", None) or self.options.revision
 
 
 def resolve(options: Options) -> Options:
-    """Fills in the settings whose default depends on the data sets."""
+    """Fills in settings whose default depends on the data sets."""
     is_embedded = options.dataset == "arithmetic"
     eval_dataset = options.eval_dataset or options.dataset
     return replace(
@@ -104,23 +104,23 @@ def prepare(
     """Reads tokenizer, model and data. Writes nothing.
 
     Args:
-        options: Resolved.
-        model: The base, where it is loaded already.
+        options: Resolved options.
+        model: The base, if it is already loaded.
         to_be_sharded: As in `load_model`.
 
     Raises:
-        UserError: Any of them cannot be had as asked.
+        UserError: One of them cannot be loaded as requested.
     """
     check_precision(options)
     set_seed(options.seed)
     tokenizer = load_tokenizer(options.model, options.revision)
     template = get_template(options.template, tokenizer)
-    # The seed draws arithmetic's training problems. It does not move other sets' validation rows: evaluation commands
-    # must find the same ones.
+    # The seed draws arithmetic's training problems. It does not change the validation rows of other sets: evaluation
+    # commands must find the same ones.
     seed = options.seed if options.dataset == "arithmetic" else 0
     load = partial(load_problems, options.dataset, data_dir=options.data_dir, seed=seed)
     assert options.eval_dataset is not None  # resolved
-    # Where another set is reported on, every row is for training.
+    # If results are reported on another set, every row is for training.
     held_out = VALIDATION_SIZE if options.eval_dataset == options.dataset else 0
     train = load("train", limit=options.train_size, noise=options.noise or 0.0, validation_size=held_out)
     validation, test = held_out_problems(options.eval_dataset, options.data_dir)
@@ -130,7 +130,7 @@ def prepare(
         model = load_model(options.model, options.revision, options, to_be_sharded=to_be_sharded)
     check_vocabulary(model, tokenizer, template)
     check_thoughts(template, (problem.solution for problem in train))
-    end_token_ids(model, tokenizer, template)  # raises where a solution could not end
+    end_token_ids(model, tokenizer, template)  # raises if no token can end a solution
     return TrainingSetup(options, model, tokenizer, template, train, validation, test[: options.eval_size])
 
 
@@ -142,7 +142,7 @@ def train(
     control: NormControl | None,
     number_loss: NumberLoss | None = None,
 ) -> PrefixTrainer:
-    """Trains ``model`` in the output folder, from its last checkpoint where the run is resumed."""
+    """Trains ``model`` in the output folder; a resumed run starts from its last checkpoint."""
     checkpoints = Path(job.options.output_dir) / "checkpoints"
     trainer = PrefixTrainer(
         model=model,
@@ -161,7 +161,7 @@ def train(
 
 
 def completion_settings(job: TrainingSetup) -> CompletionSettings:
-    """Greedy completions with the job's prompts."""
+    """Returns settings for greedy completions with the job's prompts."""
     assert job.options.max_new_tokens is not None  # resolved
     return CompletionSettings(
         tokenizer=job.tokenizer,
@@ -174,10 +174,11 @@ def completion_settings(job: TrainingSetup) -> CompletionSettings:
 def evaluate_all(job: TrainingSetup, decoders: Mapping[str, Generate]) -> dict[str, dict[str, Any]] | None:
     """Evaluates every decoder on the held-out problems and summarises each against the first, the base.
 
-    None where no problems are to be evaluated on, or the base is spread over processes, for training.
+    On the embedded world the base is evaluated once more, started with the careful style's first tokens: the most that
+    a good start can achieve.
 
-    On the embedded world the base is evaluated once more with the careful style's first tokens given to it: the ceiling
-    for what starting well can do.
+    Returns:
+        Summaries by decoder; None without problems, or where the base is spread over processes, which is for training.
     """
     options = job.options
     if not job.test_problems or is_sharded(job.model):
@@ -211,7 +212,7 @@ def evaluate_kl_gates(job: TrainingSetup, generate: Generate, size: int) -> dict
     Args:
         job: The training command's inputs.
         generate: Takes a ``gate``.
-        size: Problems at most.
+        size: Maximum number of problems.
     """
     options = job.options
     assert options.eval_batch_size is not None  # resolved
@@ -228,7 +229,7 @@ def evaluate_kl_gates(job: TrainingSetup, generate: Generate, size: int) -> dict
 
 
 def report(job: TrainingSetup, evaluation: Mapping[str, Any] | None, results: Mapping[str, Any], *notes: str) -> None:
-    """Writes ``results.json`` and prints the table, or, without an evaluation, how to come by one, and the notes."""
+    """Writes ``results.json`` and prints the table, or how to evaluate if there is no evaluation, and the notes."""
     options = job.options
     folder = Path(options.output_dir)
     head = provenance(options)

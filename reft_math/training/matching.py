@@ -1,4 +1,4 @@
-"""LoRA with as many parameters as something else has."""
+"""Chooses a LoRA with a given number of parameters."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from reft_math.errors import UserError
 
 
 def match_parameters(model: PreTrainedModel, count: int, target_modules: str | None = None) -> tuple[str, int]:
-    """Target modules, comma-separated, and rank of the LoRA whose parameters come closest to ``count``.
+    """Returns comma-separated target modules and rank of the LoRA whose parameter count is closest to ``count``.
 
     Args:
         model: The base.
-        count: Parameters wanted.
-        target_modules: Taken as they are where given; else any choice of linear modules, the same in every layer.
+        count: Wanted number of parameters.
+        target_modules: Modules to use; by default any choice of linear modules, the same in every layer.
 
     Raises:
-        UserError: The closest is more than a tenth away, or a named module is none of the model's.
+        UserError: The closest differs by more than a tenth, or the model has no module of a given name.
     """
     sizes = sizes_per_rank(model)
     if target_modules not in (None, "all-linear"):
@@ -40,13 +40,13 @@ def match_parameters(model: PreTrainedModel, count: int, target_modules: str | N
 
 
 def sizes_per_rank(model: PreTrainedModel) -> dict[str, int]:
-    """LoRA's parameters for each rank, ``Σ (d_in + d_out)``, by name of linear module; the output layer left out."""
+    """Returns LoRA's parameters per rank, ``Σ (d_in + d_out)``, by linear module, without the output layer."""
     output = model.get_output_embeddings()
     sizes: dict[str, int] = {}
     for path, module in model.named_modules():
         if module is output or not isinstance(module, nn.Linear | Conv1D):
             continue
-        # A quantised linear's weight is packed: its shape is not the module's.
+        # A quantised weight is packed: its shape is not the module's.
         is_linear = isinstance(module, nn.Linear)
         width = module.in_features + module.out_features if is_linear else sum(module.weight.shape)
         name = path.rpartition(".")[2]
@@ -55,14 +55,14 @@ def sizes_per_rank(model: PreTrainedModel) -> dict[str, int]:
 
 
 def closest(sizes: Mapping[str, int], count: int, whole: bool) -> tuple[Sequence[str], int]:
-    """Modules and rank ``r ≥ 1`` that bring ``r · Σ size`` closest to ``count``.
+    """Returns the modules and rank ``r ≥ 1`` that bring ``r · Σ size`` closest to ``count``.
 
-    Of equally close choices the one of most modules, then of those that stand first in the model.
+    Among equally close choices the one with most modules wins, then the one whose modules come first in the model.
 
     Args:
-        sizes: Parameters for each rank by module, in the model's order.
-        count: Parameters wanted.
-        whole: Whether all modules have to be taken.
+        sizes: Parameters per rank by module, in the model's order.
+        count: Wanted number of parameters.
+        whole: Use all modules.
     """
     fewest = len(sizes) if whole else 1
     choices = [choice for number in range(len(sizes), fewest - 1, -1) for choice in combinations(sizes, number)]

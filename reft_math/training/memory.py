@@ -1,12 +1,12 @@
-"""What training needs of memory: the arithmetic of it, for a decoder of attention and gated MLPs.
+"""Estimates the memory of training, for a decoder of attention and gated MLPs.
 
 Notation: B rows of L tokens with n targets each; N layers of hidden size d and h heads, with q and k the widths of all
-queries and of all keys, and f the MLP's; V tokens in the vocabulary; e bytes a number of the dtype computed in.
+queries and of all keys, and f the MLP's; V tokens in the vocabulary; e bytes per number of the computing dtype.
 
-The weights of the base are frozen, so that a linear layer keeps nothing of its input. What is kept for the backward
-pass is what is between them: each of the two norms its input and scale in float32; attention its queries, keys and
-values (both once a head, however few there are), output, additive mask and a sum a head; the MLP both factors of its
-product and what went into its activation.
+The weights of the base are frozen, so a linear layer keeps nothing of its input. The backward pass keeps only what is
+between linear layers: for each of the two norms, its input and its scale in float32; for attention, queries, keys and
+values (keys and values once per head, even if shared), output, additive mask and one sum per head; for the MLP, both
+factors of its product and the input of its activation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Decoder:
-    """Widths of a decoder, and the bytes of the dtype that it computes in.
+    """Holds the widths of a decoder and the bytes per number of its computing dtype.
 
     Attributes:
         layers, hidden, heads, queries, keys, inner, vocabulary: N, d, h, q, k, f, V.
@@ -39,7 +39,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of L tokens, n of which have logits: the most that rows which share lines can come to."""
+    """B rows of L tokens, n of which have logits: the greatest batch that packed rows can give."""
 
     rows: int
     length: int
@@ -47,7 +47,7 @@ class Batch:
 
 
 def decoder_of(config: Any, element: int) -> Decoder:
-    """From the model's configuration; where it names no width of the MLP, that is four times the hidden size."""
+    """Reads the widths from the model's configuration; an MLP without a width gets four times the hidden size."""
     config = config.get_text_config()
     heads = config.num_attention_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -65,20 +65,20 @@ def decoder_of(config: Any, element: int) -> Decoder:
 
 
 def layer_bytes(decoder: Decoder, batch: Batch) -> int:
-    """``B·L·(8·d + 8 + 4·h + e·(4q + 3f + L))``: what one layer keeps for the backward pass."""
+    """Returns ``B·L·(8·d + 8 + 4·h + e·(4q + 3f + L))``, the bytes that one layer keeps for the backward pass."""
     in_float32 = 8 * decoder.hidden + 8 + 4 * decoder.heads
     widths = 4 * decoder.queries + 3 * decoder.inner + batch.length
     return batch.rows * batch.length * (in_float32 + decoder.element * widths)
 
 
 def activation_bytes(decoder: Decoder, batch: Batch, layers: int, adapter: int, checkpointing: bool) -> int:
-    """``layers · layer_bytes + B·L·(a + 4·d)``, or with checkpointing ``B·L·(N·e·d + a + 4·d)``: kept for backward.
+    """Returns bytes kept: ``layers · layer_bytes + B·L·(a + 4·d)``, checkpointed ``B·L·(N·e·d + a + 4·d)``.
 
     Args:
-        decoder, batch: See there.
-        layers: Through whose input gradients flow; what lies before the first trained parameter keeps nothing.
-        adapter: a, the bytes a token that what is trained keeps; with checkpointing, outside of layers.
-        checkpointing: Whether layers keep their input only.
+        decoder, batch: Widths and batch size.
+        layers: Number of layers whose input gradients flow through; those before the first trained one keep nothing.
+        adapter: a, bytes per token that the trained parameters keep; with checkpointing, outside of layers.
+        checkpointing: Whether layers keep only their input.
     """
     tokens = batch.rows * batch.length
     in_layers = layers * layer_bytes(decoder, batch)
@@ -88,27 +88,27 @@ def activation_bytes(decoder: Decoder, batch: Batch, layers: int, adapter: int, 
 
 
 def working_bytes(decoder: Decoder, batch: Batch) -> int:
-    """``B·L·e·3f``: gradients of an MLP's product and activation, which live at once while one layer is at work."""
+    """Returns ``B·L·e·3f``: gradients of an MLP's product and activation, which exist at once in one layer's pass."""
     return batch.rows * batch.length * decoder.element * 3 * decoder.inner
 
 
 def logit_bytes(decoder: Decoder, batch: Batch) -> int:
-    """``B·n·V·(e + 3·4)``: logits, and in float32 log-probabilities, their gradient and that of the logits."""
+    """Returns ``B·n·V·(e + 3·4)``: logits, and in float32 log-probabilities, their gradient and the logits'."""
     return batch.rows * batch.targets * decoder.vocabulary * (decoder.element + 12)
 
 
 def cache_bytes(decoder: Decoder, rows: int, length: int) -> int:
-    """``2·N·k·e`` a token: keys and values in decoding."""
+    """Returns ``2·N·k·e`` per token: bytes of keys and values in decoding."""
     return 2 * decoder.layers * decoder.keys * decoder.element * rows * length
 
 
 def parameter_bytes(module: nn.Module, is_trained: bool) -> int:
-    """Of the parameters that are trained, or of those that are frozen."""
+    """Returns the bytes of the trained or of the frozen parameters."""
     return sum(value.numel() * value.element_size() for value in _parameters(module, is_trained))
 
 
 def parameter_count(module: nn.Module, is_trained: bool) -> int:
-    """How many numbers are trained, or frozen."""
+    """Returns the number of trained or of frozen parameters."""
     return sum(value.numel() for value in _parameters(module, is_trained))
 
 
@@ -117,14 +117,14 @@ def _parameters(module: nn.Module, is_trained: bool) -> list[nn.Parameter]:
 
 
 def kept_by_linears(model: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes a token that trained linear layers, LoRA's among them, keep of their inputs.
+    """Returns the bytes per token that trained linear layers, LoRA's included, keep of their inputs.
 
-    Layers of one block that read the same width read the same tensor, but for LoRA of another dtype than the base's:
-    it makes a copy for each.
+    Layers of one block that read the same width read the same tensor, except LoRA with a dtype other than the base's,
+    which makes a copy for each.
 
     Args:
-        model: With what is trained in it.
-        dtype: The base's.
+        model: The model with the trained layers in it.
+        dtype: The base's dtype.
     """
     widths = []
     for name, linear in model.named_modules():

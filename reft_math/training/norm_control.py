@@ -1,7 +1,7 @@
-"""Holding the bias norm at a target.
+"""Controllers that hold the bias norm at a target.
 
-The measured norm is ``n = mean_l ‖b_l‖₂`` over the intervened layers, in float32. Five controllers try to bring it to
-the target ``n*`` and keep it there, each through another actuator:
+The measured norm is ``n = mean_l ‖b_l‖₂`` over the intervened layers, in float32. Five controllers bring it to the
+target ``n*`` and keep it there, each by a different actuator:
 
 | name         | acts on              | how                                                           |
 | ------------ | -------------------- | ------------------------------------------------------------- |
@@ -11,8 +11,8 @@ the target ``n*`` and keep it there, each through another actuator:
 | `step-size`  | the optimiser's step | learning rate × m, m by the note's PID                        |
 | `note`       | the loss             | ``L = w · CE``, w by PID (the authors', BREP)                 |
 
-Under Adam a loss weight has little authority: Adam divides a gradient by its own size, so w slows growth only where
-``w·|grad|`` nears Adam's eps, and no positive w or m can make a norm shrink.
+Under Adam a loss weight has little effect: Adam divides a gradient by its own size, so w slows growth only if
+``w·|grad|`` is near Adam's eps, and no positive w or m can make a norm shrink.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from interventions.norms import mean_norm, project_mean_norm
 
 
 class Pid:
-    """``v ← clip(v · (1 + γ·(K_p e_t + K_i Σ_{j≤t} e_j + K_d (e_t − e_{t−1}))), lower, upper)``
+    """PID controller: ``v ← clip(v·(1 + γ·(K_p e_t + K_i Σ_{j≤t} e_j + K_d (e_t − e_{t−1}))), lower, upper)``
 
-    The integral does not grow while a bound holds the value back (anti-windup), and the first update has no derivative
-    term.
+    The integral does not grow while a bound limits the value (anti-windup). The first update has no derivative term.
 
     Args:
-        value: Start, clipped to the bounds.
+        value: Initial value, clipped to the bounds.
         bounds: ``(lower, upper)``.
-        gains: ``(K_p, K_i, K_d)``; the defaults are the method's authors'.
+        gains: ``(K_p, K_i, K_d)``; by default those of the method's authors.
     """
 
     gamma = 5.0
@@ -70,7 +69,7 @@ class Pid:
 
 
 class NormController:
-    """Leaves the norm free; the controllers below override the one hook each acts through."""
+    """Leaves the norm free; each controller below overrides the one method through which it acts."""
 
     name = "none"
 
@@ -104,14 +103,14 @@ class NormController:
 class PidController(NormController):
     """``b_l ← f_t · b_l`` after every step, ``f_t = 1 + γ·(K_p e_t + K_i Σ_{j≤t} e_j + K_d (e_t − e_{t−1}))``, clipped
 
-    ``e_t = (n* − n_t) / n*``, of the norm that the optimiser's step left. f is clipped to what lies between 1 and
-    ``n*/n_t``, so that no correction passes the target, and to growth by 5 % a step. At these bounds the integral
-    stands still: the way to the target does not wind it up.
+    ``e_t = (n* − n_t) / n*`` for the norm after the optimiser's step. f is clipped to the range between 1 and
+    ``n*/n_t``, so that no correction passes the target, and to growth by 5 % per step. At these bounds the integral
+    does not change, so that the approach to the target does not wind it up.
 
-    The plant adds a step's growth to the norm and has no lag, so γ(K_p + K_d) = 1 takes the first excess away at once;
-    of growth that goes on, K_p alone leaves a tenth, which the integral removes over ``K_p/K_i = 18`` steps. (With the
-    authors' gains the norm overshoots by the growth of a step, and comes back over hundreds.) Norms are pushed up, too:
-    LoReFT's stay at a sixth of 0.54 by themselves, and at small learning rates RED's take thousands of steps.
+    The plant adds each step's growth to the norm and has no lag, so γ(K_p + K_d) = 1 removes the first excess at once;
+    of continued growth K_p alone leaves a tenth, which the integral removes over ``K_p/K_i = 18`` steps. (With the
+    authors' gains the norm overshoots by a step's growth and returns over hundreds of steps.) Norms are also pushed
+    up: LoReFT's stay at a sixth of 0.54 by themselves, and RED's take thousands of steps at small learning rates.
     """
 
     name = "pid"
@@ -138,7 +137,7 @@ class PidController(NormController):
 
 
 class _FactorController(NormController):
-    """The authors' PID on a factor, updated every 4 optimiser steps."""
+    """Applies the authors' PID to a factor, updated every 4 optimiser steps."""
 
     update_every = 4
 
@@ -161,7 +160,7 @@ class _FactorController(NormController):
 
 
 class LossWeightController(_FactorController):
-    """The authors': ``L = w·CE`` with ``w_0 = 500/N`` for N training rows and w in [1e-5, 1e-1]."""
+    """The authors' controller: ``L = w·CE`` with ``w_0 = 500/N`` for N training rows and w in [1e-5, 1e-1]."""
 
     name = "note"
 
@@ -174,7 +173,7 @@ class LossWeightController(_FactorController):
 
 
 class StepSizeController(_FactorController):
-    """The same controller on the learning rate, what a loss weight is under SGD: m starts at 1, in [1e-4, 1]."""
+    """Applies the same controller to the learning rate, like a loss weight under SGD: m starts at 1, in [1e-4, 1]."""
 
     name = "step-size"
 
@@ -209,7 +208,7 @@ CONTROLLERS = ("pid", "projection", "penalty", "step-size", "note", "none")
 
 
 def make_controller(name: str, target: float, num_rows: int) -> NormController:
-    """The controller of that name (``loss-weight`` is the note's old one); ``num_rows``: training rows."""
+    """Makes the controller of that name (``loss-weight``: the note's, by its old name); ``num_rows``: training rows."""
     if not math.isfinite(target) or target <= 0:
         raise ValueError(f"a target norm must be positive; got {target}")
     if name in (LossWeightController.name, "loss-weight"):

@@ -1,8 +1,8 @@
-"""The loss on numbers beside cross-entropy, by which near misses cost less than far ones.
+"""A loss on numbers, added to cross-entropy, in which near misses cost less than far ones.
 
 Among a row's targets, ``z_1 … z_m`` are the tokens of one number, ``v_t`` and ``d_t`` their values and digits;
-``q_t`` is the model's distribution where ``z_t`` stands, over the number tokens that are written as it is: with as
-many digits, with or without a space. A number's loss is the squared error of its expectation, in units of the
+``q_t`` is the model's distribution at the position of ``z_t``, over the number tokens of the same form: as many
+digits, a leading space or not. A number's loss is the squared error of its expectation, in units of the
 variance of all numbers with as many digits, ``0 … 10^D − 1``, ``D = Σ_t d_t``:
 
     N = (E[y] − y*)² / ((100^D − 1) / 12)
@@ -13,11 +13,11 @@ variance of all numbers with as many digits, ``0 … 10^D − 1``, ``D = Σ_t d_
 | `raft`    | each whole number: digits in a row   | ``Σ_y p(str(y))·y`` over a grid of strings     |
 
 A whole number's grid is its own string and, for each t, the beginnings ``z_1 … z_{t−1} v`` with another v. A
-beginning stands for all numbers that go on from it, and its value is their mean: none is left out or counted twice.
-Their probabilities, ``q_1(z_1) ⋯ q_{t−1}(z_{t−1})·q_t(v)``, need no forward pass but cross-entropy's. To score every
-number by itself, a tokenizer with one digit a token would have to read 9 more tokens for a number of two digits, 99
-for one of three. The price is that numbers that begin wrongly count as if all their ends were as likely, which moves
-each by at most half a unit of its first wrong place. Where a number is one token, the grid is exact.
+beginning stands for all numbers that start with it, and its value is their mean: each is counted exactly once.
+Their probabilities, ``q_1(z_1) ⋯ q_{t−1}(z_{t−1})·q_t(v)``, need no forward pass beyond cross-entropy's. To score
+every number by itself, a tokenizer with one digit per token would read 9 more tokens for a number of two digits, 99
+for one of three. The price: numbers with a wrong beginning count as if all their endings were equally likely, which
+moves each by at most half a unit of its first wrong place. If a number is one token, the grid is exact.
 
 Sources: Zausinger et al., Regress, Don't Guess (arXiv 2411.02083), where expectations range over all number tokens
 and have no units; Lukasik et al., Better autoregressive regression with LLMs via regression-aware fine-tuning.
@@ -43,13 +43,13 @@ NumericObjective = Literal["ntl", "raft"]
 
 @dataclass(frozen=True, eq=False)
 class NumberTokens:
-    """The tokens that are numbers of their own: one to three digits, with or without a space before them.
+    """Tokens that are numbers by themselves: one to three digits, with or without a leading space.
 
     Attributes:
         ids: ``(tokens,)`` int64, ascending.
         values: ``(tokens,)`` float64; one can occur more than once ("7", " 7", "007").
         digits: ``(tokens,)`` int64.
-        spaced: ``(tokens,)`` bool: whether a space comes first, and with it a new number.
+        spaced: ``(tokens,)`` bool: whether the token starts with a space, and so starts a new number.
     """
 
     ids: torch.Tensor
@@ -60,7 +60,7 @@ class NumberTokens:
 
 @dataclass(frozen=True)
 class NumberCounts:
-    """How many rows there are, those without a number that the loss sees, and what all of them hold."""
+    """Counts rows, rows without a number that the loss sees, and the numbers in all rows."""
 
     rows: int
     rows_without: int
@@ -70,13 +70,13 @@ class NumberCounts:
 
 @dataclass(frozen=True)
 class NumberLoss:
-    """``λ · mean_i N_i``, N_i a row's `number_loss`; as text, how many numbers it sees.
+    """Computes ``λ · mean_i N_i``, N_i a row's `number_loss`; its text says how many numbers it sees.
 
     Attributes:
         weight: λ.
-        objective: See the module.
-        tokens: The tokenizer's.
-        counts: Of the training rows' targets.
+        objective: ``ntl`` or ``raft``, see the module.
+        tokens: The tokenizer's number tokens.
+        counts: Counts of the training rows' targets.
     """
 
     weight: float
@@ -95,10 +95,10 @@ class NumberLoss:
 
 
 def number_tokens(tokenizer: PreTrainedTokenizerBase) -> NumberTokens:
-    """A tokenizer's number tokens.
+    """Returns a tokenizer's number tokens.
 
     Raises:
-        UserError: It has none.
+        UserError: It has no number tokens.
     """
     found = []
     for token, token_id in tokenizer.get_vocab().items():
@@ -119,10 +119,10 @@ def number_tokens(tokenizer: PreTrainedTokenizerBase) -> NumberTokens:
 def make_number_loss(
     weight: float, objective: NumericObjective, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]]
 ) -> NumberLoss:
-    """The loss for training rows with these targets.
+    """Makes the loss for training rows with these targets.
 
     Raises:
-        UserError: It would see no number: the tokenizer has no number tokens, or none is among the targets.
+        UserError: It would see no number: the tokenizer or the targets have no number tokens.
     """
     tokens = number_tokens(tokenizer)
     targets = pad_sequence(
@@ -144,10 +144,10 @@ def make_number_loss(
 def number_loss(
     logits: torch.Tensor, targets: torch.Tensor, tokens: NumberTokens, objective: NumericObjective
 ) -> torch.Tensor:
-    """Each row's mean of N over its numbers; exactly 0, with a gradient of 0, where it has none.
+    """Returns each row's mean of N over its numbers; exactly 0, with gradient 0, for a row without numbers.
 
-    With ``D_t = d_1 + … + d_t`` and, as fractions of the places after ``z_t``, ``r_t`` for those of y* and
-    ``m_t = (1 − 10^(D_t − D))/2`` for the mean of all,
+    With ``D_t = d_1 + … + d_t`` and, as fractions of the places after ``z_t``, ``r_t`` for the digits of y* and
+    ``m_t = (1 − 10^(D_t − D))/2`` for the mean of all endings,
 
         (E[y] − y*)/10^D = Σ_t q_1(z_1) ⋯ q_{t−1}(z_{t−1}) · 10^(−D_t) · (E_{q_t}[v] − v_t + (1 − q_t(z_t))·(m_t − r_t))
 
@@ -171,7 +171,7 @@ def number_loss(
     values = tokens.values.to(logits)
 
     def by_number(found: torch.Tensor) -> torch.Tensor:
-        """``(tokens found,)`` to ``(numbers, longest)``, 0 where a number has ended."""
+        """Reshapes ``(tokens found,)`` to ``(numbers, longest)``, with 0 after a number's last token."""
         return found.new_zeros(columns.shape).masked_scatter(is_token, found)
 
     value, gap = by_number(values[index]), by_number(log_q.exp() @ values - values[index])
@@ -191,10 +191,10 @@ def number_loss(
 def find_numbers(
     targets: torch.Tensor, tokens: NumberTokens, objective: NumericObjective
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the targets' numbers are.
+    """Finds the targets' numbers.
 
-    A whole number is as many number tokens in a row as there are, but a space starts a new one. One at the end of its
-    row is left out: more digits may have been cut off.
+    A whole number is the longest sequence of number tokens; a space starts a new number. A number at the end of its row
+    is left out: more digits may have been cut off.
 
     Args:
         targets: ``(batch, target)`` int64, `IGNORE_INDEX` after a row's last.
@@ -202,7 +202,7 @@ def find_numbers(
         objective: See the module.
 
     Returns:
-        The numbers' rows, ``(numbers,)``, and columns, ``(numbers, longest)``, −1 where a number has ended; both int64.
+        The numbers' rows, ``(numbers,)``, and columns, ``(numbers, longest)``, −1 after a number's end; both int64.
     """
     is_number = torch.isin(targets, tokens.ids.to(targets.device))
     goes_on = is_number & ~torch.isin(targets, tokens.ids[tokens.spaced].to(targets.device))

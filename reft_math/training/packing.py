@@ -1,4 +1,4 @@
-"""Rows that share lines: logits of chosen places only, and a check that rows do not see each other."""
+"""Packs several rows into one line: logits at chosen places only, and a check that rows do not see each other."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from interventions.sites import running_device
 
 @contextmanager
 def logits_at(model: Any, places: torch.Tensor) -> Iterator[None]:
-    """Within it the output layer reads the hidden states at ``places`` alone.
+    """Lets the output layer read only the hidden states at ``places``.
 
-    A vocabulary is wide: for prompts of 70 tokens and 10 targets, logits of all places would be most of a step.
+    A vocabulary is large: for prompts of 70 tokens and 10 targets, logits of all places would take most of a step.
 
     Args:
-        model: Has ``get_output_embeddings``.
-        places: ``(row, target)`` int64, into the flattened ``(line, column)``; the shape of the logits but for the
-            vocabulary.
+        model: A model with ``get_output_embeddings``.
+        places: ``(row, target)`` int64 indices into the flattened ``(line, column)``; the logits get this shape and
+            the vocabulary.
     """
 
     def pick(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         hidden = args[0].flatten(0, 1)
-        return (hidden[places.to(hidden.device)],)  # a base on several devices has its output layer on another
+        return (hidden[places.to(hidden.device)],)  # the output layer may lie on another device
 
     handle = model.get_output_embeddings().register_forward_pre_hook(pick)
     try:
@@ -38,15 +38,15 @@ def logits_at(model: Any, places: torch.Tensor) -> Iterator[None]:
 
 @torch.no_grad()
 def keeps_packed_rows_apart(model: PreTrainedModel) -> bool:
-    """Whether a row behind another one on a line, its positions from 0 again, is as it is on its own.
+    """Returns whether a row behind another one on a line, with positions from 0 again, gives the same as alone.
 
-    transformers keeps such rows apart in every model that makes its masks as Llama does. One that does not would let a
-    row read its neighbour, and no loss would say so: hence this trial, three passes over a few tokens. Other tokens in
-    the neighbour must change nothing to the last bit, the neighbour's absence nothing but rounding.
+    transformers keeps such rows apart in every model that makes its masks as Llama does. Any other model would let a
+    row read its neighbour, unnoticed by the loss: hence this trial, three passes over a few tokens. Other tokens in
+    the neighbour must not change a bit, the neighbour's absence may change only rounding.
     """
     device, vocabulary = running_device(model.get_input_embeddings()), model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
-    # Two lines: flash attention keeps rows apart on a single one only.
+    # Two lines: flash attention keeps rows apart only in a batch of one line.
     before, other, row = (torch.randint(vocabulary, (2, 6), generator=generator).to(device) for _ in range(3))
     restarting = torch.arange(6, device=device).repeat(2, 2)
 

@@ -1,4 +1,4 @@
-"""Prefix training: inputs read and checked, interventions trained with their norm held, a gate chosen."""
+"""Prefix training: reads and checks inputs, trains interventions with their norm held, chooses a gate."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ from reft_math.training.tracking import tracking
 from reft_math.training.trainer import NormControl
 
 Directions = Array | Callable[[jobs.TrainingSetup, str], Array]
-LLAMA3_NORM = 0.54  # the note's, found for Llama-3
+LLAMA3_NORM = 0.54  # the note's value for Llama-3
 
 
 @dataclass(frozen=True)
 class PrefixJob:
-    """A run's inputs, all of them read and found in order.
+    """A run's inputs, read and checked.
 
     Attributes:
-        options: Resolved.
+        options: Resolved options.
         job: Base, tokenizer, template and problems.
-        model: The base with fresh interventions; its config holds the gate to start from.
+        model: The base with fresh interventions; its config holds the initial gate.
         dataset: The training rows.
-        control: Holds the norm.
+        control: Callback that holds the norm.
         number_loss: The loss on numbers, if there is one.
     """
 
@@ -65,12 +65,12 @@ class PrefixJob:
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether whole solutions are trained on: ordinary ReFT."""
+        """Whether training is on whole solutions: ordinary ReFT."""
         return self.options.full_fraction == 1
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the base is spread over processes: for training, too slow to decode with."""
+        """Whether the base is spread over processes, which is for training and too slow for decoding."""
         return is_sharded(self.job.model)
 
     @property
@@ -85,17 +85,17 @@ def prepare(
     directions: Directions | None = None,
     shards: bool = False,
 ) -> PrefixJob:
-    """Reads everything, and makes what is trained. Writes nothing.
+    """Reads all inputs and makes the interventions. Writes nothing.
 
     Args:
-        options: The command's.
-        base: Where it is loaded already.
-        directions: Along which each layer encodes numbers, ``(layer, width)``, or what finds them at a site
-            (`reft_math.experiments.number_directions.number_directions`); needed where options keep biases off them.
+        options: The command's options.
+        base: The base, if it is already loaded.
+        directions: Directions along which layers encode numbers, ``(layer, width)``, or a function that finds them at
+            a site (`reft_math.experiments.number_directions.number_directions`); needed to keep biases off them.
         shards: Spread the base over the processes.
 
     Raises:
-        UserError: Any of it cannot be had as asked.
+        UserError: An input cannot be loaded as requested.
     """
     site = options.site_path or options.site or ("ffn_up" if options.intervention in ELEMENTWISE else "block")
     options = replace(jobs.resolve(options), site=site, site_path=None)
@@ -150,14 +150,14 @@ def prepare(
 def _norm_control(
     options: PrefixReftOptions, model: PrefixReftModel, dataset: PrefixDataset, kept_off: list[torch.Tensor] | None
 ) -> NormControl:
-    """Holds the norm at ``n* = X·u``, with u = 1, or the mean norm of the base's activations for a relative X."""
+    """Makes the callback that holds the norm at ``n* = X·u``; u is 1, for a relative X the activations' mean norm."""
     unit = 1.0
     if options.relative_target_norm is not None and not options.dry_run:
         mine = relative_size(model, _sample(dataset))["mean"]["activation"]
-        unit = broadcast_object_list([mine])[0]  # processes' last digits might differ, and their biases drift apart
+        unit = broadcast_object_list([mine])[0]  # last digits may differ between processes: biases would drift apart
         with torch.no_grad():
             for bias in model.biases().values():
-                bias.mul_(unit)  # LoReFT's and DiReFT's start from random numbers
+                bias.mul_(unit)  # LoReFT and DiReFT start at random
     target = unit * (options.relative_target_norm or options.target_norm or LLAMA3_NORM)
     if options.norm_control != "none":
         model.prefix_config = replace(model.prefix_config, target_norm=target)
@@ -170,7 +170,7 @@ def _calibrates(options: PrefixReftOptions) -> bool:
 
 
 def train(prefix: PrefixJob) -> None:
-    """Trains into ``adapter/`` of the output folder; where that is there already, the run is resumed after it."""
+    """Trains into ``adapter/`` of the output folder; if that exists, training was finished before a resume."""
     adapter = Path(prefix.options.output_dir) / "adapter"
     if adapter.is_dir():
         prefix.model.load_weights(adapter)
@@ -198,14 +198,14 @@ def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
 
 
 def noise(prefix: PrefixJob) -> dict[str, Any]:
-    """The `noise_floor` on the validation split."""
+    """Returns the `noise_floor` on the validation split."""
     batch_size = prefix.options.eval_batch_size
     assert batch_size is not None  # resolved
     return noise_floor(prefix.model, jobs.completion_settings(prefix.job), prefix.job.validation_problems, batch_size)
 
 
 def summary(prefix: PrefixJob) -> dict[str, Any]:
-    """What the results hold of the training. All processes read the base's activations."""
+    """Returns the training's part of the results. All processes read the base's activations."""
     norms, target = prefix.control.trace["norm"], prefix.control.controller.target
     texts = _sample(prefix.dataset)
     return {
@@ -227,7 +227,7 @@ def summary(prefix: PrefixJob) -> dict[str, Any]:
 
 
 def _sample(dataset: PrefixDataset) -> list[list[int]]:
-    """Prompts from all over the training rows, on which activations are measured."""
+    """Returns evenly spread prompts of the training rows, for measuring activations."""
     return [row["prompt_ids"] for row in dataset.rows[:: max(1, len(dataset) // TEXTS)][:TEXTS]]
 
 

@@ -1,4 +1,4 @@
-"""Training as one progress bar, with the latest loss and norm behind it."""
+"""Shows training as one progress bar, with the latest loss and norm."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, PrinterCallback
 from reft_math.commands.progress import progress
 from reft_math.training.trainer import NormControl
 
-# What is shown of a log, and as what; all of it goes where ``--report-to`` says.
+# Logged values to show, and their labels; ``--report-to`` receives all of them.
 _SHOWN = {"loss": "loss", "eval_rmse": "validation RMSE"}
 
 
 def show_progress(trainer: Trainer, norm_control: NormControl | None = None) -> None:
-    """Puts `TrainingProgress` in the place of the trainer's own bar and printed dictionaries."""
+    """Replaces the trainer's own bar and printed dictionaries by `TrainingProgress`."""
     trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(TrainingProgress(norm_control))
@@ -25,7 +25,7 @@ class TrainingProgress(ProgressCallback):
     """A bar over optimiser steps.
 
     Args:
-        norm_control: Whose norm is shown beside the loss.
+        norm_control: Callback whose norm is shown beside the loss.
     """
 
     def __init__(self, norm_control: NormControl | None) -> None:

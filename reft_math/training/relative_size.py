@@ -1,7 +1,7 @@
-"""How large an edit is beside the activations it edits.
+"""Measures the size of an edit relative to the activations that it edits.
 
-A norm at a site has the units of the site's activations, and those can be free: ``(c·W_up, W_down/c)`` is the same
-model for every c. What can be compared between models is the share of ``‖h‖``.
+A norm at a site has the units of the site's activations, which can be arbitrary: ``(c·W_up, W_down/c)`` is the same
+model for every c. Only the share of ``‖h‖`` can be compared between models.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from interventions.activations import pad_right
 from interventions.sites import site_module
 from reft_math.models.adapter import PrefixReftModel
 
-# Texts that sizes are measured on, and how many are read at once.
+# Number of texts on which sizes are measured, and number read at once.
 TEXTS, _BATCH = 64, 16
 Sizes = dict[str, float | None]
 
@@ -26,12 +26,12 @@ Sizes = dict[str, float | None]
 def part_norms(
     hidden: torch.Tensor, edited: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor | None
 ) -> torch.Tensor:
-    """``‖h‖, ‖b‖, ‖(s − 1) ⊙ h‖, ‖f(h) − h‖`` of every token, in float64.
+    """Returns ``‖h‖, ‖b‖, ‖(s − 1) ⊙ h‖, ‖f(h) − h‖`` of every token, in float64.
 
     Args:
         hidden, edited: ``h, f(h): (token, width)``.
         bias: ``b``, of any width.
-        scale: ``s: (width,)``; None for an edit without, whose third norm is 0.
+        scale: ``s: (width,)``; None for an edit without a scale, whose third norm is 0.
 
     Returns:
         ``(4, token)``
@@ -44,11 +44,11 @@ def part_norms(
 
 @torch.no_grad()
 def relative_size(reft_model: PrefixReftModel, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Sizes by layer, and of their means over layers, on what the base makes of texts.
+    """Returns sizes by layer, and of their means over layers, on the base's activations of texts.
 
     Args:
-        reft_model: The base with interventions; they are asked what they would make of the base's own activations.
-        texts: Token ids of each.
+        reft_model: The base with interventions, which are applied to the base's own activations.
+        texts: Token ids of each text.
 
     Returns:
         ``layers`` and ``mean``, with ``activation``, mean ‖h‖ over tokens, and as shares of it ``bias``, ``scale``
@@ -91,7 +91,7 @@ def _shares(means: torch.Tensor, has_scale: bool) -> Sizes:
 
 
 def size_line(site: str, mean: Sizes) -> str:
-    """What a run prints."""
+    """Formats the line that a run prints."""
     scale = "" if mean["scale"] is None else f", the scale's {mean['scale']:.3g}"
     return (
         f"size of the edit beside {site}'s own activations (mean norm {mean['activation']:.3g}): {mean['edit']:.3g};"

@@ -1,4 +1,4 @@
-"""A `transformers.Trainer` that counts rows, and stops where a number is NaN or infinite."""
+"""A `transformers.Trainer` that counts rows and stops at NaN and infinity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reft_math.training.checkpoints import newest_whole
 
 @dataclass(frozen=True)
 class _WithIds:
-    """A collator whose batches say which rows they are made of: ``ids``."""
+    """A collator that adds the rows' ``ids`` to each batch."""
 
     collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]
 
@@ -29,17 +29,17 @@ class _WithIds:
 
 
 class RowTrainer(Trainer):
-    """A trainer whose loss is a mean over the rows of an optimiser step, and which stops at NaN and infinity.
+    """Trains on the mean loss over the rows of an optimiser step, and stops at NaN and infinity.
 
     The rows of all its accumulated batches and processes are counted, so any split of a batch gives the same gradient.
-    (Over several processes accelerate fills the epoch's last batch up with rows seen before.)
+    (With several processes accelerate fills the epoch's last batch with rows seen before.)
 
-    Rows have an ``id``. Losses and the gradient's norm are looked at once a step, before it is taken. Where one is NaN
-    or infinite, the step's batches are read again to find where that begins, and a `UserError` says so. Weights are
-    looked at before each checkpoint: none is written that is not finite.
+    Rows have an ``id``. Losses and the gradient's norm are checked once per step, before the update. If one is NaN or
+    infinite, the step's batches are read again to find the first such place, which a `UserError` names. Weights are
+    checked before each checkpoint: only finite ones are written.
     """
 
-    # Losses are divided by the number of rows of the whole step already. Said twice: transformers 5.17 asks the model.
+    # Losses are already divided by the number of rows of the whole step. Set twice: transformers 5.17 asks the model.
     loss_is_scaled_for_ga = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -56,11 +56,11 @@ class RowTrainer(Trainer):
         return batches, self.accelerator.gather(num_rows).sum()
 
     def share(self, num_rows: torch.Tensor | int) -> torch.Tensor | float:
-        """A row's weight: gradients are averaged over processes, each of which holds its own share of the rows."""
+        """Returns a row's weight. Gradients are averaged over processes, each with its own share of the rows."""
         share: torch.Tensor | float = self.accelerator.num_processes / num_rows
         return share
 
-    # --- numbers that are not finite ----------------------------------------------------------------------------
+    # --- NaN and infinity ---------------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
@@ -70,21 +70,21 @@ class RowTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
         norm: torch.Tensor = super()._get_grad_norm(model, grad_norm)
         finite = torch.stack([torch.stack(self._losses).sum(), norm.to(self._losses[0])]).isfinite()
-        # Losses are each process's own; all of them stop together.
+        # Each process has its own losses; all stop together.
         is_loss_finite, is_norm_finite = (share == 1 for share in reduce(finite.float(), "mean").tolist())
         if not (is_loss_finite and (is_norm_finite or self._is_scaled_up())):
             self._stop()
         return norm
 
     def _is_scaled_up(self) -> bool:
-        """Whether float16's gradients are those of a larger loss: the step is left out, and the next scaled up less."""
+        """Whether float16's gradients are of a scaled loss: the step is skipped, and the next one scaled up less."""
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() > 1
 
     def _stop(self) -> NoReturn:
-        """Raises `UserError` with the first place, in any process, where the step's numbers are not finite."""
+        """Raises `UserError` with the first place, in any process, where the step has NaN or infinity."""
         for look in (self._weights, self._outputs, self._gradients):
-            # In all processes the same passes over as many batches: parts of a sharded base are exchanged in each.
+            # All processes run the same passes over as many batches: each pass exchanges parts of a sharded base.
             places = gather_object([(look(batch), batch["ids"]) for batch in self._batches])
             if found := next(((place, ids) for place, ids in places if place), None):
                 self._raise(self.state.global_step + 1, *found)
@@ -117,7 +117,7 @@ class RowTrainer(Trainer):
         gradients = torch.autograd.grad(self._loss(batch), list(trained.values()), allow_unused=True)
         named = zip(trained, gradients, strict=True)
         bad = not_finite({name: gradient for name, gradient in named if gradient is not None})
-        return f"gradient of {bad[-1]}" if bad else None  # it goes backwards: the last has it from nowhere else
+        return f"gradient of {bad[-1]}" if bad else None  # backward order: the last one is the origin
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}

@@ -1,4 +1,4 @@
-"""How well a controller held a norm."""
+"""Measures how well a controller held a norm."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 
 def tracking(norms: Sequence[float], target: float, tolerance: float = 0.02) -> dict[str, float | None]:
-    """How a run's norms follow the target, by ``r_t = n_t/n* − 1`` at steps t = 1, 2, …
+    """Measures how a run's norms follow the target, by ``r_t = n_t/n* − 1`` at steps t = 1, 2, …
 
     Returns:
         ``tracking_error``, mean |r|, and ``overshoot``, the largest r, both from the first step with
-        ``r_t ≥ −tolerance`` on; ``settling_step``, the first from which on ``|r| ≤ tolerance`` for good, and
-        ``steady_state_error``, mean r from there on. None where there is no such step.
+        ``r_t ≥ −tolerance`` on; ``settling_step``, the first step from which ``|r| ≤ tolerance`` always holds, and
+        ``steady_state_error``, mean r from that step on. None if there is no such step.
     """
     errors = [norm / target - 1 for norm in norms]
     reached = next((step for step, error in enumerate(errors) if error >= -tolerance), len(errors))

@@ -27,19 +27,19 @@ NORM_CONTROL_NAME = "norm_control.json"
 
 
 class NormControl(TrainerCallback):
-    """Lets a controller act around every optimiser step and keeps the trace.
+    """Calls a controller around every optimiser step and records the trace.
 
     Args:
-        model: Whose norms are controlled.
-        controller: How.
-        target_scale_norm: Keeps ``mean_l ‖s_l − 1‖₂`` at or under this; None leaves the scales free.
-        directions: Unit vectors, one a bias, that biases are kept off; None leaves them free.
+        model: Model whose norms are controlled.
+        controller: Controller of the norm.
+        target_scale_norm: Upper bound of ``mean_l ‖s_l − 1‖₂``; None leaves the scales free.
+        directions: Unit vectors, one per bias, that biases are kept off; None leaves them free.
         unit: ``u``; biases are trained as ``b = u·β``, by β's gradient and at its learning rate.
 
     Attributes:
         trace: One list per column, one entry per optimiser step: ``step``, ``norm`` (mean ‖b_l‖₂), ``scale_norm`` (mean
-            ‖s_l − 1‖₂), ``scale_max`` (max |s − 1|), ``loss_weight``, ``step_scale``, and the losses before weights,
-            ``cross_entropy`` and, where numbers are learnt as such, ``number_loss``.
+            ‖s_l − 1‖₂), ``scale_max`` (max |s − 1|), ``loss_weight``, ``step_scale``, and the unweighted losses
+            ``cross_entropy`` and, with a loss on numbers, ``number_loss``.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class NormControl(TrainerCallback):
         self._learning_rates: list[float] = []
 
     def note(self, name: str, loss: torch.Tensor) -> None:
-        """Adds a batch's share to the step's loss of that name: summed on the device, and read once a step."""
+        """Adds a batch's share to the step's loss of that name. It is summed on the device and read once per step."""
         self.losses[name] = self.losses.get(name, torch.zeros_like(loss)) + loss.detach()
 
     def on_pre_optimizer_step(
@@ -75,7 +75,7 @@ class NormControl(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         for group, learning_rate in zip(kwargs["optimizer"].param_groups, self._learning_rates, strict=True):
-            group["lr"] = learning_rate  # the scheduler goes on from its own value
+            group["lr"] = learning_rate  # the scheduler continues from its own value
         applied = {"loss_weight": self.controller.loss_weight, "step_scale": self.controller.step_scale}
         biases = list(self.model.biases().values())
         if self.directions is not None:
@@ -116,9 +116,9 @@ class NormControl(TrainerCallback):
 
 
 def train_in_units(optimizer: torch.optim.Optimizer, biases: Sequence[torch.Tensor], unit: float) -> None:
-    """``b = u·β``: has an optimiser see the gradients of β, ``∂L/∂β = u·∂L/∂b``, and move b by u times β's steps.
+    """Trains ``b = u·β``: the optimiser sees β's gradients, ``∂L/∂β = u·∂L/∂b``, and moves b by u times β's steps.
 
-    In gradients, so that clipping and Adam's eps mean the same whatever u is.
+    It scales gradients, so that clipping and Adam's eps mean the same whatever u is.
     """
     for bias in biases:
         bias.register_hook(lambda gradient: gradient * unit)
@@ -131,7 +131,7 @@ def train_in_units(optimizer: torch.optim.Optimizer, biases: Sequence[torch.Tens
 
 
 class PrefixTrainer(RowTrainer):
-    """``L = w_t · (mean_i CE_i + λ · mean_i N_i) + penalty``, means over all sequences of an optimiser step.
+    """Minimises ``L = w_t · (mean_i CE_i + λ · mean_i N_i) + penalty``, means over all sequences of an optimiser step.
 
     Without ``norm_control`` it trains any causal language model on the same batches.
     """
@@ -186,7 +186,7 @@ class PrefixTrainer(RowTrainer):
         assert self.norm_control is not None
         controller = self.norm_control.controller
         penalty = controller.penalty(list(self.norm_control.model.biases().values()))
-        # The penalty is the step's, not a batch's: each of its batches brings its share.
+        # The penalty belongs to the step, not a batch: each batch adds its share.
         penalty = penalty / self.current_gradient_accumulation_steps
         loss: torch.Tensor = controller.loss_weight * losses + penalty
         return loss

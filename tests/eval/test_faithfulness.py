@@ -17,7 +17,7 @@ import reft_math.experiments.faithfulness as module
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
 from reft_math.files.records import RecordFile
 from reft_math.models import load_model, load_tokenizer
-from reft_math.probes.faithfulness import fit_truth_probe
+from reft_math.probes.truth import fit_truth_probe
 
 SETTINGS = "--statements results --limit 24 --batch-size 30"
 

@@ -1,4 +1,4 @@
-"""Settings that every evaluation command has. Light to import: ``--help`` waits for it."""
+"""Settings of all evaluation commands. Light to import: ``--help`` waits for it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from reft_math.errors import UserError, require, require_temperature
 
 @dataclass(frozen=True)
 class DecoderOptions(LoadingOptions):
-    """Model and how it is loaded, adapter and gate.
+    """Options for the model, how it is loaded, the adapter and its gate.
 
-    None stands for what the help text says in brackets; results hold the resolved value.
+    None stands for the default that the help text gives in brackets; results hold the resolved value.
     """
 
     model: str | None = field(
@@ -23,21 +23,19 @@ class DecoderOptions(LoadingOptions):
         metadata={"help": "Base: hub id, folder, .gguf file, or 'arithmetic' (the adapter's base; arithmetic)."},
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
-    adapter: str | None = field(
-        default=None, metadata={"help": "Adapter: folder or hub id (none: the base on its own)."}
-    )
+    adapter: str | None = field(default=None, metadata={"help": "Adapter: folder or hub id (the base alone)."})
     gate: str | None = field(
         default=None, metadata={"help": "kl:NATS[,min=N][,max=N], tokens:N, always, prompt or off (the adapter's own)."}
     )
     handoff: Literal["base", "keep"] = field(
         default="base",
-        metadata={"help": "What goes on once the gate has closed: the base, or the cache that the adapter changed."},
+        metadata={"help": "Cache to continue from once the gate has closed: the base's, or keep the adapter's."},
     )
 
 
 @dataclass(frozen=True)
 class ModelOptions(DecoderOptions):
-    """What `DecoderOptions` has, prompts, data and the length of completions."""
+    """Adds prompts, data and the length of completions to `DecoderOptions`."""
 
     template: str | None = field(
         default=None,
@@ -60,15 +58,15 @@ class ModelOptions(DecoderOptions):
 
 @dataclass(frozen=True)
 class RunOptions(ModelOptions):
-    """What `ModelOptions` has, problems in batches, and a folder of records."""
+    """Adds batches of problems and a folder of records to `ModelOptions`."""
 
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
-    limit: int | None = field(default=None, metadata={"help": "First problems only (all; arithmetic 500)."})
-    batch_size: int = field(default=16, metadata={"help": "Completions a batch."})
+    limit: int | None = field(default=None, metadata={"help": "Use only the first N problems (all; arithmetic 500)."})
+    batch_size: int = field(default=16, metadata={"help": "Completions per batch."})
     output_dir: str = field(default="results/evaluation", metadata={"help": "Records and results go here."})
-    resume: bool = field(default=False, metadata={"help": "Go on where a stopped run left off."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
+    resume: bool = field(default=False, metadata={"help": "Resume a stopped run."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run in the output folder and start over."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,26 +76,26 @@ class RunOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class EvaluationOptions(RunOptions):
-    """What `RunOptions` has, sampling, and the engine."""
+    """Adds sampling and the engine to `RunOptions`."""
 
     samples: int = field(
-        default=1, metadata={"help": "Completions a problem; from 2 on pass@k and the majority's vote are reported."}
+        default=1, metadata={"help": "Completions per problem; from 2 on with pass@k and the majority vote."}
     )
-    temperature: float | None = field(default=None, metadata={"help": "Samples at this temperature (greedy)."})
-    top_p: float | None = field(default=None, metadata={"help": "Samples from the likeliest tokens of this mass (1)."})
-    top_k: int | None = field(default=None, metadata={"help": "Samples from this many tokens (all)."})
+    temperature: float | None = field(default=None, metadata={"help": "Sampling temperature (greedy decoding)."})
+    top_p: float | None = field(default=None, metadata={"help": "Sample from the likeliest tokens of this mass (1)."})
+    top_k: int | None = field(default=None, metadata={"help": "Sample from this many likeliest tokens (all)."})
     min_p: float | None = field(
-        default=None, metadata={"help": "Samples from tokens at least this share as likely as the likeliest (0)."}
+        default=None, metadata={"help": "Sample from tokens at least this share as likely as the likeliest (0)."}
     )
-    seed: int = field(default=0, metadata={"help": "Of the samples."})
+    seed: int = field(default=0, metadata={"help": "Seed of the samples' random draws."})
     engine: str | None = field(
         default=None,
-        metadata={"help": "Server with the base (http://host:port/v1) that writes what follows the gate's closing."},
+        metadata={"help": "Server with the base (http://host:port/v1) that continues once the gate has closed."},
     )
-    engine_model: str | None = field(default=None, metadata={"help": "The base's name there (its only model)."})
-    engine_concurrency: int = field(default=32, metadata={"help": "Requests at once."})
+    engine_model: str | None = field(default=None, metadata={"help": "The base's name on the server (its only model)."})
+    engine_concurrency: int = field(default=32, metadata={"help": "Number of concurrent requests."})
     engine_timeout: float = field(
-        default=600.0, metadata={"help": "Seconds of the server's silence before it is asked again."}
+        default=600.0, metadata={"help": "Seconds to wait for the server before asking again."}
     )
 
     def __post_init__(self) -> None:
@@ -121,13 +119,13 @@ class EvaluationOptions(RunOptions):
 
     @property
     def FREE_ON_RESUME(self) -> frozenset[str]:  # type: ignore[override]
-        """Samples depend on who draws them in which batches; greedy completions do not, but for rounding."""
+        """Settings that may change on resume. Engine and batch size change samples, greedy ones only by rounding."""
         free = frozenset({"engine_concurrency", "engine_timeout"})
         return free if self.sampling else free | {"batch_size", "engine", "engine_model"}
 
     @property
     def sampling(self) -> dict[str, float | int]:
-        """Settings of ``generate``; empty is greedy. Nothing is cut off unless asked for."""
+        """Returns sampling settings for ``generate``; empty means greedy. Nothing is cut off unless asked for."""
         if self.temperature is None:
             return {}
         return {
@@ -139,7 +137,7 @@ class EvaluationOptions(RunOptions):
 
 
 def _check_address(engine: str) -> None:
-    """An address that says nothing secret, for it is recorded with the results. What it says is not repeated."""
+    """Refuses an address that holds a secret, since it is recorded with the results. The message does not repeat it."""
     if any(mark in engine for mark in "@?#"):
         raise UserError("--engine is recorded with the results; put the key in OPENAI_API_KEY, not in the address")
     try:

@@ -1,4 +1,4 @@
-"""How a base is loaded: settings that training and evaluation share. Light to import: ``--help`` waits for it."""
+"""Settings for loading a base, in training and evaluation. Light to import: ``--help`` waits for it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 
 @dataclass(frozen=True)
 class LoadingOptions:
-    """How the base is read: file, dtype, quantisation, devices and attention."""
+    """Options for loading the base: file, dtype, quantisation, devices and attention."""
 
     gguf_file: str | None = field(
         default=None,
-        metadata={"help": "The file to read where --model names a folder or hub repository of GGUF files."},
+        metadata={"help": "File to read if --model names a folder or hub repository of GGUF files."},
     )
-    dtype: Dtype = field(default="auto", metadata={"help": "Of the base's weights; auto is the checkpoint's own."})
+    dtype: Dtype = field(default="auto", metadata={"help": "Dtype of the base's weights; auto: the checkpoint's own."})
     quantization: Quantization | None = field(
         default=None,
-        metadata={"help": "Load the base's linear weights in so many bits, by bitsandbytes (as they are)."},
+        metadata={"help": "Quantise the base's linear weights with bitsandbytes (not quantised)."},
     )
     device_map: DeviceMap | None = field(
         default=None,
-        metadata={"help": "Spread the base's layers over all GPUs, and what they cannot hold over memory (one GPU)."},
+        metadata={"help": "Spread the base's layers over all GPUs, and the rest over memory (one GPU)."},
     )
     attn_implementation: Attention | None = field(
-        default=None, metadata={"help": "Of the base's attention (transformers' choice)."}
+        default=None, metadata={"help": "Implementation of the base's attention (transformers' choice)."}
     )
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class LoadingOptions:
             )
 
     def _name_file(self, file: str) -> None:
-        """``--model M --gguf-file F`` becomes ``--model M/F``, the name that is used and recorded."""
+        """Turns ``--model M --gguf-file F`` into ``--model M/F``, the name that is used and recorded."""
         model = getattr(self, "model", None)
         if model is None or not file.endswith(".gguf"):
             raise UserError(

@@ -12,7 +12,7 @@ from reft_math.errors import UserError, require
 
 @dataclass(frozen=True)
 class PrefixOptions(TrainingOptions):
-    """Options of prefix training but for the norm, after those that every training command has."""
+    """Options of prefix training except the norm, added to those of every training command."""
 
     k: int = field(default=10, metadata={"help": "Solution tokens to train on."})
     full_fraction: float = field(
@@ -20,14 +20,14 @@ class PrefixOptions(TrainingOptions):
     )
     norm_control: Literal["pid", "note", "projection", "penalty", "step-size", "none", "loss-weight"] = field(
         default="pid",
-        metadata={"help": "How the norm is held: pid acts on the biases; note (loss-weight) is the authors' PID."},
+        metadata={"help": "Controller of the norm: pid acts on the biases; note (loss-weight) is the authors' PID."},
     )
     target_scale_norm: float | None = field(
         default=None, metadata={"help": "Hold the mean over layers of ‖s − 1‖₂ at or under this (RED)."}
     )
     numeric_weight: float = field(
         default=0.0,
-        metadata={"help": "λ of L = w·(CE + λ·N), N a loss on numbers by which near misses cost less than far ones."},
+        metadata={"help": "λ of L = w·(CE + λ·N); N is a loss on numbers: near misses cost less than far ones."},
     )
     numeric_objective: Literal["ntl", "raft"] = field(
         default="ntl",
@@ -39,23 +39,23 @@ class PrefixOptions(TrainingOptions):
     site: str | None = field(
         default=None,
         metadata={
-            "help": "Where: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block (ffn_up; LoReFT, DiReFT: block)."
+            "help": "Site: ffn_up, ffn_down, attn_q, attn_k, attn_v, attn_o or block (ffn_up; LoReFT, DiReFT: block)."
         },
     )
     site_path: str | None = field(
         default=None,
-        metadata={"help": "Where, by a module's path instead: model.layers.{layer}.mlp.up_proj; any decoder's."},
+        metadata={"help": "Site by a module's path instead, in any decoder: model.layers.{layer}.mlp.up_proj."},
     )
-    layers: str = field(default="all", metadata={"help": "all, or numbers and ranges such as 0,2,8-11."})
+    layers: str = field(default="all", metadata={"help": "Layers: all, or numbers and ranges such as 0,2,8-11."})
     positions: Literal["all", "generated", "prompt"] = field(
-        default="all", metadata={"help": "Tokens the interventions act on: prompt and generated, or one of the two."}
+        default="all", metadata={"help": "Tokens to act on: prompt and generated ones, or one of the two."}
     )
     rank: int | None = field(default=None, metadata={"help": "LoReFT's and DiReFT's rank (4)."})
     gate: str | None = field(
         default=None,
         metadata={
-            "help": "The adapter's default gate: kl:NATS, tokens:N, always, prompt or off (calibrated; tokens:K where"
-            " it is not; always for ordinary ReFT)."
+            "help": "The adapter's default gate: kl:NATS, tokens:N, always, prompt or off (calibrated; else tokens:K;"
+            " always for ordinary ReFT)."
         },
     )
     calibrate_gate: bool = field(
@@ -64,7 +64,7 @@ class PrefixOptions(TrainingOptions):
             "help": "Choose the default gate, one of kl:0.25,min=1 to kl:16,min=1, by accuracy on the validation split."
         },
     )
-    calibration_size: int = field(default=200, metadata={"help": "Validation problems at most."})
+    calibration_size: int = field(default=200, metadata={"help": "Maximum number of validation problems."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +78,7 @@ class PrefixOptions(TrainingOptions):
 
 @dataclass(frozen=True)
 class PrefixReftOptions(PrefixOptions):
-    """One training run's."""
+    """Options of one training run."""
 
     output_dir: str = field(default="results/prefix-reft", metadata={"help": "Adapter, records and results go here."})
     target_norm: float | None = field(
@@ -87,13 +87,13 @@ class PrefixReftOptions(PrefixOptions):
     relative_target_norm: float | None = field(
         default=None,
         metadata={
-            "help": "Set point in units of the site's own activations (mean ‖h‖ over training prompts), in which the"
-            " biases' learning rate counts, too."
+            "help": "Set point in units of the site's own activations (mean ‖h‖ over training prompts); the biases'"
+            " learning rate is in these units, too."
         },
     )
     project_number_direction: bool = field(
         default=False,
-        metadata={"help": "Keep every bias off the direction that its layer encodes numbers along (RED, bias)."},
+        metadata={"help": "Project every bias off the direction along which its layer encodes numbers (RED, bias)."},
     )
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class PrefixReftOptions(PrefixOptions):
 
 
 def check_number_direction(options: PrefixOptions, project: bool) -> None:
-    """The others' b has the rank's width and comes back by a learnt R: no direction of the layer to keep it off."""
+    """Refuses LoReFT and DiReFT: their b lies in a learnt subspace of R, so no direction of the layer applies to it."""
     if project and options.intervention not in ELEMENTWISE:
         raise UserError(
             f"--project-number-direction is for red and bias, whose b is the layer's; got {options.intervention}"

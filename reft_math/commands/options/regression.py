@@ -14,19 +14,19 @@ GRIDLESS = [f"head:{name}" for name in ("logit", "mean", "min", "max", "mlp", "p
 
 @dataclass(frozen=True)
 class RegressionOptions(FittingOptions):
-    """Options of regression, after those that everything trained has."""
+    """Options of regression, added to those of all training."""
 
     output_dir: str = field(default="results/raft", metadata={"help": "Regressor, records and results go here."})
     learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak (2e-4, full 1e-5; on the embedded model 5e-3, full 1e-3).",
+            "help": "Peak learning rate (2e-4, full 1e-5; on the embedded model 5e-3, full 1e-3).",
         },
     )
-    train_size: int | None = field(default=None, metadata={"help": "Training rows at most (all), drawn by --seed."})
+    train_size: int | None = field(default=None, metadata={"help": "Maximum training rows, drawn by --seed (all)."})
     seed: int = field(
         default=0,
-        metadata={"help": "Draws the training rows and their order, and weights that start random."},
+        metadata={"help": "Seed of the training rows, their order, and random initial weights."},
     )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the data's files instead of the hub."})
     data: str = field(
@@ -38,69 +38,69 @@ class RegressionOptions(FittingOptions):
     )
     prompt: Literal["ours", "paper"] = field(
         default="ours",
-        metadata={"help": "Wording of the data set's texts; the paper's stand without a frame (--template bare)."},
+        metadata={"help": "Wording of the data set's texts; the paper's have no prompt around them (--template bare)."},
     )
     loss: str = field(default="raft", metadata={"help": "raft, mbr, ce, log, or head:NAME; see above."})
-    tune: Literal["red", "bias", "loreft", "lora", "full"] = field(default="red", metadata={"help": "What is trained."})
+    tune: Literal["red", "bias", "loreft", "lora", "full"] = field(default="red", metadata={"help": "Part to train."})
     grid: str | None = field(
         default=None,
         metadata={
-            "help": "Numbers: lower:upper:resolution or a list such as 1,9 (1:5:1; original1 0:9:1; for ce 0:5:0.1 on"
+            "help": "Grid: lower:upper:resolution or a list such as 1,9 (1:5:1; original1 0:9:1; for ce 0:5:0.1 on"
             " stsb, 0:9:0.01 on original1; for scaled targets 0,1)."
         },
     )
     grid_texts: str | None = field(
-        default=None, metadata={"help": "What the grid's numbers are written as, such as a,b,c,d,e (decimals)."}
+        default=None, metadata={"help": "Texts of the grid's numbers, such as a,b,c,d,e (decimals)."}
     )
     added_tokens: Literal["zero", "first", "average", "random"] | None = field(
-        default=None, metadata={"help": "Give every number of the grid a token of its own, with this start (no)."}
+        default=None, metadata={"help": "Give every number of the grid a token of its own, initialised like this (no)."}
     )
     normalised: bool = field(default=False, metadata={"help": "Divide probabilities by their sum over the grid."})
     bounds: str | None = field(
         default=None, metadata={"help": "Least and greatest target, such as 0,5 (the data set's own)."}
     )
     scale_targets: bool = field(
-        default=False, metadata={"help": "Let the loss see the bounds as 0 and 1; always so for the log loss."}
+        default=False, metadata={"help": "Scale the loss's targets to bounds 0 and 1; the log loss always does."}
     )
     bidirectional: bool = field(
         default=False, metadata={"help": "Let the prompt's tokens see each other in both directions."}
     )
-    random_start: bool = field(default=False, metadata={"help": "Draw the base's weights anew."})
+    random_start: bool = field(default=False, metadata={"help": "Start from random base weights."})
     site: str | None = field(
         default=None,
-        metadata={"help": "Where RED, bias and LoReFT act, as in train/prefix_reft.py (ffn_up; block for loreft)."},
+        metadata={"help": "Site of RED, bias and LoReFT, as in train/prefix_reft.py (ffn_up; block for loreft)."},
     )
     site_path: str | None = field(
-        default=None, metadata={"help": "The same by a module's path: model.layers.{layer}.mlp.up_proj; any decoder's."}
+        default=None, metadata={"help": "Site by a module's path, in any decoder: model.layers.{layer}.mlp.up_proj."}
     )
-    layers: str = field(default="all", metadata={"help": "RED, bias and LoReFT: all, or such as 0,2,8-11."})
-    rank: int | None = field(default=None, metadata={"help": "LoReFT's (4) or LoRA's (8)."})
+    layers: str = field(default="all", metadata={"help": "Layers of RED, bias and LoReFT: all, or 0,2,8-11."})
+    rank: int | None = field(default=None, metadata={"help": "Rank of LoReFT (4) or LoRA (8)."})
     optim: Literal["adamw_torch", "adafactor", "sgd"] = field(
-        default="adamw_torch", metadata={"help": "The optimiser, as transformers' trainer calls it."}
+        default="adamw_torch", metadata={"help": "Optimiser, by its name in transformers' trainer."}
     )
     dropout: float | None = field(
-        default=None, metadata={"help": "Of the model's layers that have one, and of LoRA's, in training (its own)."}
+        default=None, metadata={"help": "Dropout of the model's layers that have it, and of LoRA's (the model's)."}
     )
     schedule: Literal["constant", "cosine"] = field(
-        default="constant", metadata={"help": "Of the learning rate, after its warm-up."}
+        default="constant", metadata={"help": "Schedule of the learning rate after its warm-up."}
     )
     head_learning_rate: float | None = field(
-        default=None, metadata={"help": "The head's (1e-3; on the embedded model 2e-2 for linear ones)."}
+        default=None, metadata={"help": "The head's learning rate (1e-3; on the embedded model 2e-2 for linear ones)."}
     )
-    eval_steps: int = field(default=100, metadata={"help": "Optimiser steps between evaluations, and checkpoints."})
+    eval_steps: int = field(default=100, metadata={"help": "Optimiser steps between evaluations (and checkpoints)."})
     patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many evaluations without a better RMSE (never)."}
+        default=None, metadata={"help": "Stop after this many evaluations without a better RMSE (never)."}
     )
-    validation_size: int | None = field(default=None, metadata={"help": "Validation rows at most (all), drawn."})
-    test_size: int | None = field(default=None, metadata={"help": "Test rows at most (all), drawn."})
-    eval_batch_size: int = field(default=32, metadata={"help": "Rows a batch in evaluation."})
-    samples: int = field(default=0, metadata={"help": "Answers drawn a row for RAIL by samples; the paper draws 32."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the samples."})
-    default: float = field(default=0.0, metadata={"help": "What an answer that is no number counts as."})
+    validation_size: int | None = field(default=None, metadata={"help": "Maximum validation rows, drawn (all)."})
+    test_size: int | None = field(default=None, metadata={"help": "Maximum test rows, drawn (all)."})
+    eval_batch_size: int = field(default=32, metadata={"help": "Rows per batch in evaluation."})
+    samples: int = field(default=0, metadata={"help": "Answers drawn per row for RAIL by samples; the paper draws 32."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    default: float = field(default=0.0, metadata={"help": "Value of an answer that is not a number."})
 
     @property
     def FREE_ON_RESUME(self) -> frozenset[str]:
-        """A batch is sampled as a whole: its size decides which answers are drawn."""
+        """Settings that may change on resume. When sampling, the batch size decides which answers are drawn."""
         return frozenset() if self.samples else frozenset({"eval_batch_size"})
 
     def __post_init__(self) -> None:

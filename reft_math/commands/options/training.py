@@ -1,4 +1,4 @@
-"""Settings that every training command has. Light to import: ``--help`` waits for it."""
+"""Settings of all training commands. Light to import: ``--help`` waits for it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from reft_math.commands.options.loading import LoadingOptions
 from reft_math.errors import UserError, require, require_seed
 
 LAYER = "{layer}"  # stands for a layer's number in the path of a module
-ELEMENTWISE = ("red", "bias")  # interventions whose b has the site's own width; the others' has their rank's
+ELEMENTWISE = ("red", "bias")  # interventions whose b has the site's width; b of the others has their rank's
 
 
 def check_site_path(site: str | None, site_path: str | None) -> None:
-    """Raises `UserError` where a site is told twice, or by a path that names no layer."""
+    """Raises `UserError` if a site is given twice, or by a path without a layer."""
     if site is not None and site_path is not None:
         raise UserError(f"--site and --site-path exclude each other; got {site} and {site_path}")
     if site_path is not None and LAYER not in site_path:
@@ -27,10 +27,10 @@ def check_site_path(site: str | None, site_path: str | None) -> None:
 
 @dataclass(frozen=True)
 class FittingOptions(LoadingOptions):
-    """Model, optimisation and output folder, for whatever is trained.
+    """Options of all training: model, optimisation and output folder.
 
-    Where a default depends on other settings, the field is None and the command fills it in; the resolved value is what
-    runs and what is written beside the results.
+    If a default depends on other settings, the field is None and the command fills it in; the run uses the resolved
+    value and writes it beside the results.
     """
 
     LEARNING_RATE: ClassVar[float] = 2e-4
@@ -46,18 +46,18 @@ class FittingOptions(LoadingOptions):
         default="auto",
         metadata={
             "help": "Prompt: chat, plain, either with -step-by-step or -boxed, chat… also with -thinking; auto is chat"
-            " if there is one."
+            " if the tokenizer has one."
         },
     )
-    train_size: int | None = field(default=None, metadata={"help": "Training problems at most (all; arithmetic 2048)."})
+    train_size: int | None = field(default=None, metadata={"help": "Maximum training problems (all; arithmetic 2048)."})
 
     epochs: float = field(default=3.0, metadata={"help": "Passes over the training problems."})
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak, AdamW with cosine decay (2e-4; arithmetic 5e-3)."}
+        default=None, metadata={"help": "Peak learning rate of AdamW, cosine decay (2e-4; arithmetic 5e-3)."}
     )
-    batch_size: int = field(default=16, metadata={"help": "Training problems a batch and process."})
-    accumulation: int = field(default=1, metadata={"help": "Batches an optimiser step."})
-    warmup_ratio: float = field(default=0.03, metadata={"help": "Share of the steps that warms the learning rate up."})
+    batch_size: int = field(default=16, metadata={"help": "Training problems per batch and process."})
+    accumulation: int = field(default=1, metadata={"help": "Batches per optimiser step."})
+    warmup_ratio: float = field(default=0.03, metadata={"help": "Share of steps for the learning rate's warm-up."})
     mixed_precision: Literal["no", "bf16", "fp16"] = field(
         default="no", metadata={"help": "Autocast of the base's forward pass; fp16 is for GPUs."}
     )
@@ -66,17 +66,17 @@ class FittingOptions(LoadingOptions):
     )
     seed: int = field(
         default=0,
-        metadata={"help": "Draws the data's order, arithmetic's problems and noise, LoReFT's start."},
+        metadata={"help": "Seed of the data's order, arithmetic's problems and noise, and LoReFT's initial weights."},
     )
     report_to: Literal["none", "tensorboard", "wandb"] = field(
-        default="none", metadata={"help": "Where training curves go."}
+        default="none", metadata={"help": "Service that receives the training curves."}
     )
 
     output_dir: str = field(default="results/run", metadata={"help": "Everything the run writes goes here."})
-    resume: bool = field(default=False, metadata={"help": "Go on where a stopped run left off."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's run and start anew."})
+    resume: bool = field(default=False, metadata={"help": "Resume a stopped run."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the run in the output folder and start over."})
     dry_run: bool = field(
-        default=False, metadata={"help": "Say what the run would do and what it needs; run and write nothing."}
+        default=False, metadata={"help": "Print what the run would do and needs; run and write nothing."}
     )
 
     def __post_init__(self) -> None:
@@ -96,28 +96,28 @@ class FittingOptions(LoadingOptions):
 
 @dataclass(frozen=True)
 class TrainingOptions(FittingOptions):
-    """What `FittingOptions` has, problems, and their evaluation."""
+    """Adds problems and their evaluation to `FittingOptions`."""
 
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"eval_batch_size"})
 
     dataset: str = field(
         default="arithmetic",
-        metadata={"help": "arithmetic, gsm8k, math10k, or a .json/.jsonl file of one's own."},
+        metadata={"help": "arithmetic, gsm8k, math10k, or your own .json/.jsonl file."},
     )
     eval_dataset: str | None = field(
         default=None,
-        metadata={"help": "Set to choose the gate and report results on (the training set, held-out rows)."},
+        metadata={"help": "Data set to choose the gate and report results on (held-out rows of the training set)."},
     )
     noise: float | None = field(
         default=None,
-        metadata={"help": "Share of arithmetic's training solutions with one wrong step (0.5); for no other set."},
+        metadata={"help": "Share of arithmetic's training solutions with one wrong step (0.5); arithmetic only."},
     )
     save_steps: int = field(default=200, metadata={"help": "Optimiser steps between checkpoints."})
     eval_size: int = field(
-        default=500, metadata={"help": "Held-out test problems at most; 0 trains and does not evaluate."}
+        default=500, metadata={"help": "Maximum number of held-out test problems; 0 trains and does not evaluate."}
     )
     eval_batch_size: int | None = field(
-        default=None, metadata={"help": "Problems a batch in evaluation (16; arithmetic 100)."}
+        default=None, metadata={"help": "Problems per batch in evaluation (16; arithmetic 100)."}
     )
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Longest completion (512; arithmetic 80, math500 1024)."}

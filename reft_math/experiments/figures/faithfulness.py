@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from reft_math.probes.faithfulness import ALL, BASE, RESIDUAL, is_beyond_0
+from reft_math.probes.truth import ALL, BASE, RESIDUAL, is_beyond_0
 
 TableRow = Mapping[str, Any]
 

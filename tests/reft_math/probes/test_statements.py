@@ -15,8 +15,8 @@ from reft_math.data.registry import held_out_problems
 from reft_math.data.templates import get_template
 from reft_math.decoding.completions import CompletionSettings
 from reft_math.models import load_tokenizer
-from reft_math.probes.faithfulness import fit_truth_probe, probe_rows
 from reft_math.probes.statements import ProbeRow, encode_pairs, givens, near_misses, probe_set, results
+from reft_math.probes.truth import fit_truth_probe, probe_rows
 
 TERM = re.compile(r"(?<![\w.,)/*+$-])(\d[\d.]*(?: ?[-+*/] ?\d[\d.]*)+) ?= ?\$?\Z")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from interventions.activations import Array
-from reft_math.probes.faithfulness import fit_truth_probe, is_beyond_0, probe_rows, score_rows
 from reft_math.probes.trajectory import mean_intervals
+from reft_math.probes.truth import fit_truth_probe, is_beyond_0, probe_rows, score_rows
 from reft_math.scoring.statistics import wilson_interval
 
 QUESTIONS, STATEMENTS, WIDTH = 400, 5, 12
