@@ -1,4 +1,4 @@
-"""Probes of one place as a safetensors file: ``number.identity.weight``, ``….intercept``, ``….penalty`` and so on."""
+"""Files of probes: one safetensors file a place, ``number.identity.weight``, ``….intercept``, ``….penalty`` and so on."""
 
 from __future__ import annotations
 
@@ -47,3 +47,8 @@ def load_probes(path: Path) -> Probes:
         }
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} does not hold this run's probes ({error!r}); start anew with --overwrite") from None
+
+
+def rounded(rows: list[list[float]]) -> list[list[float]]:
+    """Keeps six digits for records: float32 has no more."""
+    return [[float(f"{value:.6g}") for value in row] for row in rows]

@@ -26,7 +26,7 @@ from reft_math.data.problem import Problem
 from reft_math.decoding.completions import CompletionSettings
 from reft_math.errors import UserError
 from reft_math.models.adapter import PrefixReftModel
-from reft_math.probes.files import load_probes, save_probes
+from reft_math.probes.files import load_probes, rounded, save_probes
 from reft_math.probes.number import TARGETS, Direction, Probe, directions, fit_probes, held_out, reading_error, unit
 from reft_math.probes.number_tables import Answer, Push
 from reft_math.probes.number_texts import ProbeText, Sum, probe_text, read_answer
@@ -393,10 +393,5 @@ def _changes(
     for index, (prompt, (length, gated)) in enumerate(zip(prompts, counts, strict=True)):
         at = slice(len(prompt) - 1, len(prompt) - 1 + gated)
         projections, sizes = (values[index, at].tolist() for values in measured)
-        found.append({"num_tokens": length, "projections": _rounded(projections), "sizes": _rounded(sizes)})
+        found.append({"num_tokens": length, "projections": rounded(projections), "sizes": rounded(sizes)})
     return found
-
-
-def _rounded(rows: list[list[float]]) -> list[list[float]]:
-    """Six digits, which is what float32 has."""
-    return [[float(f"{value:.6g}") for value in row] for row in rows]

@@ -28,7 +28,7 @@ from interventions.sites import num_layers
 from reft_math.commands.progress import progress
 from reft_math.commands.resumable import Record, record_rows
 from reft_math.decoding.teacher_forcing import closing
-from reft_math.probes.files import load_probes, save_probes
+from reft_math.probes.files import load_probes, rounded, save_probes
 from reft_math.probes.number import Probe
 from reft_math.probes.number_measures import ActingAdapter
 from reft_math.probes.statements import StatementPair, StatementText
@@ -148,8 +148,8 @@ def score_pairs(
                 "problem": pair.problem,
                 "position": pair.position,
                 "open": is_open[2 * index : 2 * index + 2],
-                "true": _rounded(odds[2 * index]),
-                "false": _rounded(odds[2 * index + 1]),
+                "true": rounded(odds[2 * index].tolist()),
+                "false": rounded(odds[2 * index + 1].tolist()),
             }
             for index, pair in enumerate(batch)
         }
@@ -161,11 +161,6 @@ def score_pairs(
 def _parts(stream: Array, heads: Array, layer: int) -> list[Array]:
     """A layer's hidden states, ``(text, width)`` each, in the order of `part_names`."""
     return [stream[:, layer], *heads[:, layer].swapaxes(0, 1)]
-
-
-def _rounded(rows: Array) -> list[list[float]]:
-    """Six digits, which is what float32 has."""
-    return [[float(f"{value:.6g}") for value in row] for row in rows.tolist()]
 
 
 @torch.no_grad()
