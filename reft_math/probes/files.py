@@ -1,4 +1,4 @@
-"""Files of probes: one safetensors file a place, ``number.identity.weight``, ``….intercept``, ``….penalty`` and so on."""
+"""Probes of one place in a safetensors file: ``number.identity.weight``, ``….intercept``, ``….penalty`` and so on."""
 
 from __future__ import annotations
 
