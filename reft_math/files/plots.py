@@ -1,4 +1,4 @@
-"""Figures: one palette, written whole or not at all."""
+"""Writes figures whole or not at all, with one palette."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reft_math.files.atomic import atomic_path
 
 
 def write_figure(folder: Path, name: str, figure: Figure) -> None:
-    """As ``NAME.png`` and ``NAME.svg``, the same files for the same figure: no date, no names drawn at random."""
+    """Writes ``NAME.png`` and ``NAME.svg``. The same figure gives the same files: no date, no random names."""
     from matplotlib import rc_context
 
     for ending, metadata in (("png", None), ("svg", {"Date": None})):
@@ -18,5 +18,5 @@ def write_figure(folder: Path, name: str, figure: Figure) -> None:
             figure.savefig(aside, format=ending, dpi=150, metadata=metadata)
 
 
-# Okabe and Ito's palette, told apart by colour-blind readers.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -1,4 +1,4 @@
-"""Dataclasses from JSON: the fields that they declare, of the types that they declare, and nothing else."""
+"""Builds dataclasses from JSON, with exactly the fields and types that they declare."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
-    """``cls(**values)``, where lists stand for tuples.
+    """Returns ``cls(**values)``, with lists converted to tuples.
 
     Args:
         cls: A dataclass.
@@ -47,7 +47,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     if hint is float:
-        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # false for NaN, too
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # also false for NaN
     return isinstance(value, hint)
 
 

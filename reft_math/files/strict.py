@@ -1,4 +1,4 @@
-"""JSON of files that anybody may have written."""
+"""Reads JSON from untrusted files."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that UTF-8 text holds, with or without a byte order mark.
+    """Parses UTF-8 JSON text, with or without a byte order mark.
 
     Raises:
-        ValueError: It holds none, in one line; a `json.JSONDecodeError` or `UnicodeDecodeError` where it has a place.
+        ValueError: It is invalid, in one line; a `json.JSONDecodeError` or `UnicodeDecodeError` if the place is known.
     """
     return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Reads the JSON object in a file.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It holds something else; the reason in one line.
+        ValueError: It holds something else; the message is the reason in one line.
     """
     value = parse_json(path.read_bytes())
     if not isinstance(value, dict):
@@ -33,5 +33,5 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a file can hold the text: JSON can name halves of characters, which tokenizers and files refuse."""
+    """Returns whether a file can hold the text: JSON can escape lone surrogates, which tokenizers and files refuse."""
     return _HALF.search(text) is None

@@ -1,8 +1,7 @@
-"""Truth probes ``log-odds(true | h) = wᵀh + c``: fitting them, and the tables of what they say of true and false
-statements.
+"""Fits truth probes ``log-odds(true | h) = wᵀh + c`` and makes tables of their scores of true and false statements.
 
 ``s = (wᵀh + c)(true) − (wᵀh + c)(false)``, in log-odds, is a pair's score: the same statement twice, once with a wrong
-number. It is above 0 where the hidden state of the true one looks the truer.
+number. It is above 0 if the probe rates the true one higher.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ _FOLDS = 3
 
 
 def fit_truth_probe(hidden: Array, is_true: Array, questions: Array) -> Probe:
-    """``min_{w,c} Σ log(1 + exp(−y(wᵀz + c))) + λ‖w‖²/2``, y = ±1, z the standardised h; returned for h itself.
+    """Solves ``min_{w,c} Σ log(1 + exp(−y(wᵀz + c))) + λ‖w‖²/2``, y = ±1, z the standardised h; returned for h itself.
 
-    ``λ`` is chosen among five by the log loss on questions left out, in three folds.
+    ``λ`` is chosen among five values by the log loss on left-out questions, in three folds.
 
     Args:
         hidden: ``h: (text, width)``.
         is_true: ``(text,)`` boolean.
-        questions: Which question each text is of, ``(text,)``; at least three.
+        questions: Each text's question, ``(text,)``; at least three different ones.
     """
     hidden = np.asarray(hidden, dtype=np.float64)
     grid = {"logisticregression__C": [1 / penalty for penalty in _PENALTIES]}
@@ -55,32 +54,32 @@ def fit_truth_probe(hidden: Array, is_true: Array, questions: Array) -> Probe:
 
 
 def part_names(heads: int) -> list[str]:
-    """What is probed in a layer, in the order of its columns: the residual stream, and the heads by number."""
+    """Returns the names of the probed parts of a layer, in column order: the residual stream, then the heads."""
     return [RESIDUAL, *map(str, range(heads))]
 
 
 def _odds(records: Sequence[Record]) -> tuple[Array, Array]:
-    """Log-odds of true texts, and of false ones, ``(pair, layer, part)``."""
+    """Returns log-odds of true and of false texts, each ``(pair, layer, part)``."""
     true, false = (np.array([record[kind] for record in records]) for kind in ("true", "false"))
     return true, false
 
 
 def scores(records: Sequence[Record]) -> Array:
-    """``s: (pair, layer, part)`` from records with ``true`` and ``false``, log-odds ``(layer, part)``."""
+    """Returns ``s: (pair, layer, part)`` from records with log-odds ``true`` and ``false``, ``(layer, part)``."""
     true, false = _odds(records)
     return true - false
 
 
 def probe_rows(records: Sequence[Record]) -> list[TableRow]:
-    """How well the base's probes tell true from false in questions held out.
+    """Measures how well the base's probes tell true from false on held-out questions.
 
     Args:
-        records: The base's, of these questions.
+        records: The base's records of these questions.
 
     Returns:
         Rows ``{layer, head, questions, texts, accuracy, low, high, reads}``: the share of texts whose log-odds are on
         the right side of 0 (chance: one half), as a mean over questions with its 95 % interval, and whether that is
-        above chance. A probe that is not reads nothing, and neither does what moves it.
+        above chance. A probe at chance reads nothing, and its shifts mean nothing.
     """
     true, false = _odds(records)
     right = ((true > 0).astype(float) + (false <= 0)) / 2
@@ -91,25 +90,25 @@ def probe_rows(records: Sequence[Record]) -> list[TableRow]:
     for column, (accuracy, low, high) in enumerate(found):
         layer, part = divmod(column, len(names))
         about = {"layer": layer, "head": names[part], "questions": len(questions), "texts": 2 * len(records)}
-        reads = low is not None and low > 0.5 + 1e-9  # an end at one half itself is rounded either way
+        reads = low is not None and low > 0.5 + 1e-9  # an interval's end at one half may be rounded up or down
         rows.append({**about, "accuracy": accuracy, "low": low, "high": high, "reads": reads})
     return rows
 
 
 def score_rows(records: Mapping[str, Sequence[Record]]) -> list[TableRow]:
-    """Mean score of every source, and its difference from the base's on the same pairs.
+    """Returns the mean score of every source, and its difference from the base's on the same pairs.
 
-    Means are over questions, of the mean over a question's pairs; so are the 95 % intervals, by `mean_intervals`. Pairs
-    after one text of which a source's gate is open and after the other closed are left out for it, ``mixed`` many: the
-    difference of an intervened state and one of the base says more of the intervention than of the truth.
+    Means and 95 % intervals (`mean_intervals`) are over questions, of the mean over a question's pairs. Pairs for which
+    a source's gate is open after one text and closed after the other are left out and counted as ``mixed``: the
+    difference of an intervened state and one of the base shows the intervention rather than truth.
 
     Args:
-        records: By source, `BASE` among them; the same pairs in the same order.
+        records: Records by source, with `BASE`; the same pairs in the same order.
 
     Returns:
         Rows ``{source, layer, head, position, questions, pairs, mixed, open, reads, score, low, high, delta,
-        delta_low, delta_high}``, in log-odds. ``position`` counts statements from 0: every head at all positions, the
-        residual stream at each one too. ``open`` is the share of texts after which the source draws with
+        delta_low, delta_high}``, in log-odds. ``position`` counts statements from 0: heads have a row for all of them,
+        the residual stream also one for each. ``open`` is the share of texts after which the source draws with
         interventions, ``reads`` as in `probe_rows`.
     """
     first = records[BASE]
@@ -146,7 +145,7 @@ def score_rows(records: Mapping[str, Sequence[Record]]) -> list[TableRow]:
 
 
 def _by_question(values: Array, question: Array, count: int) -> Array:
-    """Means over pairs, ``(question, layer · part)``; NaN where a question has none here."""
+    """Returns means over pairs, ``(question, layer · part)``; NaN for a question without pairs."""
     flat = values.reshape(len(values), -1)
     sums, pairs = np.zeros((count, flat.shape[1])), np.bincount(question, minlength=count)[:, None]
     np.add.at(sums, question, flat)
@@ -154,5 +153,5 @@ def _by_question(values: Array, question: Array, count: int) -> Array:
 
 
 def is_beyond_0(row: Mapping[str, Any]) -> bool:
-    """Whether the interval of a row's difference leaves out 0."""
+    """Returns whether the interval of a row's difference excludes 0."""
     return row["delta_low"] is not None and (row["delta_low"] > 0 or row["delta_high"] < 0)

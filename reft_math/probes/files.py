@@ -1,4 +1,4 @@
-"""Probes of one place as a safetensors file: ``number.identity.weight``, ``….intercept``, ``….penalty`` and so on."""
+"""Saves probes of one place in safetensors: ``number.identity.weight``, ``….intercept``, ``….penalty`` and so on."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def save_probes(path: Path, probes: Mapping[tuple[str, str], Probe]) -> None:
 
 
 def load_probes(path: Path) -> Probes:
-    """What `save_probes` wrote.
+    """Reads a file written by `save_probes`.
 
     Raises:
         UserError: The file holds something else.

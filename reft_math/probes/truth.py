@@ -1,6 +1,6 @@
-"""Truth probes on a model: fitted on the base's hidden states, read under an adapter's interventions.
+"""Truth probes on a model: fits them on the base's hidden states and reads them under an adapter's interventions.
 
-Everything is recorded as it is measured, and a stopped run goes on from its records.
+Everything is recorded when it is measured, and a stopped run resumes from its records.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TARGET = "truth"
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's place among records and files."""
+    """A layer's name in records and files."""
 
     number: int
 
@@ -44,23 +44,23 @@ class Layer:
         return f"layer-{self.number}"
 
     def path(self, folder: Path) -> Path:
-        """Where its probes are kept."""
+        """Returns the file of its probes."""
         return folder / "probes" / f"{self.id}.safetensors"
 
 
 def fit_layers(
     model: PreTrainedModel, pairs: Sequence[StatementPair], folder: Path, batch_size: int
 ) -> list[list[Probe]]:
-    """Probes of every layer, of the residual stream and each head, fitted on the base's hidden states.
+    """Fits probes of every layer's residual stream and heads on the base's hidden states.
 
     Args:
         model: The base.
-        pairs: To fit on.
-        folder: Gets ``probes/`` and ``records/probes.jsonl``.
-        batch_size: Texts at once.
+        pairs: Pairs to fit on.
+        folder: Folder for ``probes/`` and ``records/probes.jsonl``.
+        batch_size: Texts per batch.
 
     Returns:
-        By layer the probes in the order of `part_names`.
+        Probes by layer, in the order of `part_names`.
     """
     rows = [text.token_ids for pair in pairs for text in pair.texts]
     is_true = np.tile([True, False], len(pairs))
@@ -79,7 +79,7 @@ def fit_layers(
         return [fit(layer) for layer in missing]
 
     def fit(layer: Layer) -> Record:
-        """Probes go to their file before the record that says they are there."""
+        """Fits probes and writes them to their file before the record that says they exist."""
         parts = _parts(*states(), layer.number)
         probes = [fit_truth_probe(hidden, is_true, questions) for hidden in parts]
         names = part_names(len(parts) - 1)
@@ -105,17 +105,17 @@ def score_pairs(
     name: str,
     batch_size: int,
 ) -> list[Record]:
-    """What probes say of true and false texts, as a source's decoder holds them in mind once it has written them.
+    """Scores true and false texts by probes of the hidden states of a source's decoder after it has written them.
 
     Args:
         model: The base.
-        source: The adapter at work; None for the base on its own.
-        handoff: What goes on after its gate.
-        pairs: To score.
-        probes: The base's, by layer, in the order of `part_names`.
-        path: Of the records.
-        name: Shown by the progress bar.
-        batch_size: Texts at once.
+        source: The adapter and its gate; None for the base alone.
+        handoff: Cache to continue from after the gate.
+        pairs: Pairs to score.
+        probes: The base's probes, by layer, in the order of `part_names`.
+        path: File of the records.
+        name: Text of the progress bar.
+        batch_size: Texts per batch.
 
     Returns:
         For each pair ``problem``, ``position``, ``open`` (whether the gate is open after the true text and after the
@@ -123,7 +123,7 @@ def score_pairs(
     """
 
     def work(batch: Sequence[StatementPair], missing: Sequence[StatementPair]) -> list[Record]:
-        # The whole batch: beside other rows, or fewer, the last digit of a state might be another.
+        # Always the whole batch: with other rows beside it, the last digit of a state might be another.
         texts = [text for pair in batch for text in pair.texts]
         is_open, acts = [False] * len(texts), None
         if source is not None:
@@ -155,12 +155,12 @@ def score_pairs(
 
 
 def _parts(stream: Array, heads: Array, layer: int) -> list[Array]:
-    """A layer's hidden states, ``(text, width)`` each, in the order of `part_names`."""
+    """Returns a layer's hidden states, ``(text, width)`` each, in the order of `part_names`."""
     return [stream[:, layer], *heads[:, layer].swapaxes(0, 1)]
 
 
 def _rounded(rows: Array) -> list[list[float]]:
-    """Six digits, which is what float32 has."""
+    """Rounds to six digits, which float32 has."""
     return [[float(f"{value:.6g}") for value in row] for row in rows.tolist()]
 
 
@@ -168,19 +168,19 @@ def _rounded(rows: Array) -> list[list[float]]:
 def where_acting(
     reft_model: HookedReftModel, gate: Gate, handoff: Handoff, texts: Sequence[StatementText]
 ) -> tuple[torch.Tensor, list[bool]]:
-    """Where interventions have acted on what decoding under a gate reads once it has written a text.
+    """Returns where interventions have acted on the states that decoding under a gate reads after writing a text.
 
-    The gate's rule runs along the text, whoever wrote it, up to the token that would follow: with ``C_t`` of this very
-    text the gate is open for that token, or it has closed at it or before. While it is open the interventions act
-    wherever the adapter's do. Once it is closed, with ``handoff="base"`` they act nowhere: the base has read prompt and
-    text itself. With ``"keep"`` they have acted on what was read until the gate closed, but not on the base, which
-    draws the token at which a divergence closes it.
+    The gate's rule runs along the text, whoever wrote it, up to the next token: with ``C_t`` of this text the gate is
+    open for that token, or has closed at it or before. While it is open the interventions act at the adapter's
+    positions. Once it is closed, with ``handoff="base"`` they act nowhere: the base has read prompt and text itself.
+    With ``"keep"`` they have acted on the tokens read until the gate closed, but not on the base, which draws the token
+    at which a divergence closes it.
 
     Args:
         reft_model: The base with interventions.
-        gate: Any that draws the first tokens from the intervened model.
-        handoff: What goes on after it.
-        texts: A batch.
+        gate: A gate that draws the first tokens from the intervened model.
+        handoff: Cache to continue from after the gate.
+        texts: A batch of texts.
 
     Returns:
         Boolean ``(text, position)``, and for each text whether the gate is open for the next token.
@@ -194,7 +194,7 @@ def where_acting(
     divergences = (
         _divergences(reft_model, gate, inputs, acts, texts)
         if isinstance(gate, KLGate)
-        else [torch.zeros(len(text.answer) + 1) for text in texts]  # other gates do not ask
+        else [torch.zeros(len(text.answer) + 1) for text in texts]  # other gates do not need it
     )
     is_open = []
     for row, (text, kl) in enumerate(zip(texts, divergences, strict=True)):
@@ -212,7 +212,7 @@ def where_acting(
 def _divergences(
     reft_model: HookedReftModel, gate: KLGate, inputs: torch.Tensor, acts: torch.Tensor, texts: Sequence[StatementText]
 ) -> list[torch.Tensor]:
-    """``D_0..D_n`` along each text of n tokens, ``(n + 1,)``."""
+    """Returns ``D_0..D_n`` along each text of n tokens, ``(n + 1,)``."""
     first = min(len(text.prompt) for text in texts) - 1
     logits = []
     for mask in (acts, torch.zeros_like(acts)):
