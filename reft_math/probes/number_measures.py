@@ -278,7 +278,7 @@ class Pusher:
         )
 
     def vectors(self, push: Push, count: int) -> dict[int, torch.Tensor]:
-        """Returns ``α n_l u_l`` for ``count`` sums, ``(sum, hidden size)`` by layer; sum i uses draw i mod the draws."""
+        """Returns ``α n_l u_l`` for ``count`` sums, ``(sum, hidden size)`` by layer; sum i uses draw ``i mod draws``."""
         drawn = self.drawn[push.direction]
         mine = drawn[np.arange(count) % len(drawn)]
         return {
