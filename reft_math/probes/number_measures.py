@@ -1,7 +1,4 @@
-"""Number probes on a model: fits them layer by layer, pushes along them, and projects an adapter's changes on them.
-
-Everything is recorded when it is measured, and a stopped run resumes from its records.
-"""
+"""Fits number probes by layer, pushes along them, projects changes on them; records each step, so that runs resume."""
 
 from __future__ import annotations
 
@@ -278,7 +275,7 @@ class Pusher:
         )
 
     def vectors(self, push: Push, count: int) -> dict[int, torch.Tensor]:
-        """Returns ``α n_l u_l`` for ``count`` sums, ``(sum, hidden size)`` by layer; sum i uses draw ``i mod draws``."""
+        """Returns ``α n_l u_l`` for ``count`` sums, ``(sum, hidden size)`` by layer; sum i uses draw i mod draws."""
         drawn = self.drawn[push.direction]
         mine = drawn[np.arange(count) % len(drawn)]
         return {

@@ -93,7 +93,7 @@ def miscopied_given(question: str, completion: str, stated: Sequence[Equation]) 
 
 
 def _copies(completion: str, stated: Sequence[Equation]) -> Iterator[Token]:
-    """Yields numbers that may be givens, by place: operands, and numbers in prose of two digits or more, not the answer."""
+    """Yields numbers that may be givens, by place: operands, and longer ones in prose but the answer."""
     operands = {token.start: token for equation in stated for token in equation.operands}
     answers = {stated_answer(completion), last_number(completion)}
     for token in _numbers(completion):

@@ -1,4 +1,4 @@
-"""Put regression runs side by side: tables and figures."""
+"""Compares regression runs in tables and figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from reft_math.scoring.comparison import Run
 
 
 def run_compare_regression(options: Any) -> None:
-    """Put regression runs side by side: tables and figures, by the options of ``eval/compare_regression.py``."""
+    """Compares regression runs in tables and figures, with the options of ``eval/compare_regression.py``."""
 
     runs = [Run.read(folder) for folder in options.runs]
     rows = comparison_rows(runs, options.any_template)

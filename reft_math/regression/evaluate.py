@@ -1,4 +1,4 @@
-"""Evaluate a base or a regressor over its grid."""
+"""Evaluates a base or a regressor over its grid."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from reft_math.regression.job import default_grid
 
 
 def run_regression_evaluation(options: Any) -> None:
-    """Evaluate a base or a regressor over its grid, by the options of ``eval/regression.py``."""
+    """Evaluates a base or a regressor over its grid, with the options of ``eval/regression.py``."""
 
     if options.data is not None:
         check_split(options.data, "train")

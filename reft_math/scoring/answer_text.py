@@ -55,7 +55,7 @@ _UNSOLVED = re.compile(r"[0-9]\s*[A-Za-z(\\]|[-+*/^]|\\(?:frac|sqrt|cdot|times)"
 
 
 def stated_answers(text: str) -> list[str]:
-    r"""Returns the answer's LaTeX: the last ``\boxed{}``, else what follows "answer is", else the last formula or number.
+    r"""Returns the answer's LaTeX: the last ``\boxed{}``, or after "answer is", or the last formula or number.
 
     An unclosed last box states nothing, nor does a text that breaks off within a formula. Neighbours joined by "and",
     "or" or a comma are returned together; unsolved equations are left out beside solved ones: ``$5x=30$ and $x=6$``
