@@ -1,4 +1,4 @@
-"""What gated decoding costs: one model, one run, ratios to plain decoding and to its rivals.
+"""Measure the cost of gated decoding: one model, one run, ratios to plain decoding and to its rivals.
 
     uv run benchmarks/decode.py --json results/decode.json
 
@@ -63,18 +63,18 @@ RATIOS = {
 @dataclass(frozen=True)
 class DecodeOptions:
     shape: Shape = field(
-        default="medium", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or as Llama 3 8B."}
+        default="medium", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or like Llama 3 8B."}
     )
-    dtype: Dtype = field(default="float32", metadata={"help": "Of the base's weights."})
+    dtype: Dtype = field(default="float32", metadata={"help": "Dtype of the base's weights."})
     intervention: Literal["red", "bias", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     positions: Literal["all", "generated"] = field(
-        default="all", metadata={"help": "Tokens they act on: with generated, the prompt is read once for both models."}
+        default="all", metadata={"help": "Tokens to act on; with generated, the prompt is read once for both models."}
     )
     batch_size: int = field(default=8, metadata={"help": "Rows."})
     prompt_length: int = field(default=64, metadata={"help": "Tokens of the longest prompt; the shortest has half."})
     new_tokens: int = field(default=256, metadata={"help": "Tokens drawn in every row."})
-    rounds: int = field(default=5, metadata={"help": "Rounds that are measured, after one that is not."})
-    json: str | None = field(default=None, metadata={"help": "File for the figures."})
+    rounds: int = field(default=5, metadata={"help": "Measured rounds, after one warm-up round."})
+    json: str | None = field(default=None, metadata={"help": "File for the results."})
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "rounds"):
@@ -97,7 +97,7 @@ class Clock:
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     def median_step(self, first: int) -> float:
-        """Median time of a token from number ``first`` on."""
+        """Returns the median time of a token from number ``first`` on."""
         return statistics.median(after - before for before, after in pairwise(self.times[first:]))
 
 
@@ -216,7 +216,7 @@ class Contenders:
 
 
 def _prompts(options: DecodeOptions, model: PreTrainedModel) -> dict[str, Any]:
-    """Random tokens, padded on the left."""
+    """Returns random tokens, padded on the left."""
     import torch
 
     lengths = torch.linspace(options.prompt_length, options.prompt_length // 2, options.batch_size).long()
@@ -243,7 +243,7 @@ def _cache_bytes(model: PreTrainedModel, generate: Callable[[], Any]) -> list[in
 
 
 def ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Each of `RATIOS`, taken within rounds."""
+    """Returns each of `RATIOS`, taken within rounds."""
     return {name: spread([row[a] / row[b] for row in rounds]) for name, (a, b) in RATIOS.items()}
 
 

@@ -1,4 +1,4 @@
-"""Kills commands at random moments, resumes them, and compares what comes out with a run in peace.
+"""Kill commands at random moments, resume them, and compare the results with an undisturbed run.
 
     uv run benchmarks/faults.py --kills 5 --processes 1 2 --json results/faults.json
 
@@ -86,15 +86,17 @@ _PASSING_TEXT = re.compile(
 
 @dataclass(frozen=True)
 class FaultOptions:
-    only: list[str] = field(default_factory=list, metadata={"help": f"Among {', '.join(COMMANDS)} (all)."})
-    kills: int = field(default=5, metadata={"help": "Of each command, for each number of processes."})
-    processes: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Processes a run."})
-    seed: int = field(default=0, metadata={"help": "Draws the moments."})
+    only: list[str] = field(
+        default_factory=list, metadata={"help": f"Commands to test, of {', '.join(COMMANDS)} (all)."}
+    )
+    kills: int = field(default=5, metadata={"help": "Kills per command and number of processes."})
+    processes: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Numbers of processes per run."})
+    seed: int = field(default=0, metadata={"help": "Seed of the moments."})
     data_dir: str = field(default="../shared/data", metadata={"help": "Folder of gsm8k's and math500's files."})
     output_dir: str = field(default="results/faults", metadata={"help": "Runs and their logs go here."})
-    json: str | None = field(default=None, metadata={"help": "File for the figures."})
-    resume: bool = field(default=False, metadata={"help": "Not for this command."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's runs and start anew."})
+    json: str | None = field(default=None, metadata={"help": "File for the results."})
+    resume: bool = field(default=False, metadata={"help": "Not supported by this command."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the runs in the output folder and start over."})
 
     def __post_init__(self) -> None:
         require(self, "only", lambda value: not set(value) - set(COMMANDS), f"among {', '.join(COMMANDS)}")
@@ -205,7 +207,7 @@ class Run:
             self._check(code)
 
     def kill_after(self, seconds: float, rng: random.Random) -> bool:
-        """Whether there was still something to kill."""
+        """Returns whether there was still a process to kill."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             done, status = os.waitpid(self.pids[0], os.WNOHANG)
@@ -296,7 +298,7 @@ def rows(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """What of a run's files has to be the same in another's."""
+    """Returns the part of a run's files that must equal another run's."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

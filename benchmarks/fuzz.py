@@ -1,4 +1,4 @@
-"""Damages files of every kind that is read, for as long as it is told: they are read, or refused in one line.
+"""Damage files of every kind for a given time and check that readers read them, or refuse them in one line.
 
     uv run benchmarks/fuzz.py --seconds 600 --finds results/fuzz
 
@@ -40,11 +40,15 @@ KINDS = ("read", "refused", "found")
 
 @dataclass(frozen=True)
 class FuzzOptions:
-    seconds: float = field(default=600.0, metadata={"help": "For how long, the making of sound files not counted."})
-    seed: int = field(default=0, metadata={"help": "Of the damage."})
-    only: list[str] = field(default_factory=list, metadata={"help": "Readers, by the names in the table (all)."})
-    finds: str = field(default="results/fuzz", metadata={"help": "Folder for what was neither read nor refused."})
-    json: str | None = field(default=None, metadata={"help": "File for the figures."})
+    seconds: float = field(default=600.0, metadata={"help": "Seconds to run, after sound files have been made."})
+    seed: int = field(default=0, metadata={"help": "Seed of the damage."})
+    only: list[str] = field(
+        default_factory=list, metadata={"help": "Readers to test, by their names in the table (all)."}
+    )
+    finds: str = field(
+        default="results/fuzz", metadata={"help": "Folder for files that were neither read nor refused."}
+    )
+    json: str | None = field(default=None, metadata={"help": "File for the results."})
 
     def __post_init__(self) -> None:
         require(self, "seconds", lambda value: value > 0, "more than 0")
@@ -74,7 +78,7 @@ def outcome(read: Callable[[Path], object], path: Path) -> BaseException | None:
 
 
 def where(error: BaseException) -> str:
-    """The last of our lines that an error came through."""
+    """Returns the last line of our code in an error's traceback."""
     ours = [
         (path.relative_to(ROOT), frame.lineno)
         for frame in traceback.extract_tb(error.__traceback__)

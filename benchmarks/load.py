@@ -1,4 +1,4 @@
-"""How long a user waits before a command begins: ``--help`` of every command, and imports.
+"""Measure the start-up time of commands: ``--help`` of every command, and imports.
 
     uv run benchmarks/load.py --json results/load.json
 
@@ -28,8 +28,8 @@ IMPORTS = ("reft_math", "interventions", "reft_math.models.base", "transformers"
 @dataclass(frozen=True)
 class LoadOptions:
     only: list[str] = field(default_factory=list, metadata={"help": "Commands, such as train/lora.py (all)."})
-    rounds: int = field(default=5, metadata={"help": "Rounds that are measured, after one that is not."})
-    json: str | None = field(default=None, metadata={"help": "File for the figures."})
+    rounds: int = field(default=5, metadata={"help": "Measured rounds, after one warm-up round."})
+    json: str | None = field(default=None, metadata={"help": "File for the results."})
 
     def __post_init__(self) -> None:
         require(self, "rounds", lambda value: value >= 1, "at least 1")
@@ -43,7 +43,7 @@ def scripts() -> list[str]:
 
 
 def contenders(options: LoadOptions) -> dict[str, list[str]]:
-    """What Python is called with, by name."""
+    """Returns Python's arguments by name."""
     imports = {f"import {name}": ["-c", f"import {name}"] for name in IMPORTS}
     helps = {f"{name} --help": [str(ROOT / name), "--help"] for name in options.only or scripts()}
     return {"python": ["-c", "pass"], **imports, **helps}

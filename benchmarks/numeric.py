@@ -1,4 +1,4 @@
-"""What scoring a grid of numbers costs: 0.0, 0.1 … 5.0 after every prompt of a batch, as ratios to its rivals.
+"""Measure the cost of scoring a grid of numbers, 0.0 to 5.0 by 0.1, after every prompt, as ratios to its rivals.
 
     uv run benchmarks/numeric.py --json results/numeric.json
 
@@ -40,15 +40,15 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}  # nats; a wrong mask or positio
 
 @dataclass(frozen=True)
 class NumericOptions:
-    hidden_size: int = field(default=512, metadata={"help": "Of a Llama with heads of 64."})
-    num_layers: int = field(default=8, metadata={"help": "Of the Llama."})
-    vocabulary: int = field(default=32000, metadata={"help": "Of the Llama."})
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Of the weights."})
+    hidden_size: int = field(default=512, metadata={"help": "Hidden size of a Llama with heads of 64."})
+    num_layers: int = field(default=8, metadata={"help": "Layers of the Llama."})
+    vocabulary: int = field(default=32000, metadata={"help": "Vocabulary of the Llama."})
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "Weights' dtype."})
     batch_size: int = field(default=8, metadata={"help": "Prompts."})
     prompt_length: int = field(default=64, metadata={"help": "Tokens of the longest prompt; the shortest has half."})
-    samples: int = field(default=32, metadata={"help": "Answers drawn for a prompt."})
+    samples: int = field(default=32, metadata={"help": "Answers drawn per prompt."})
     rounds: int = field(default=5, metadata={"help": "Rounds that are timed, after passes that check and count."})
-    json: str | None = field(default=None, metadata={"help": "File for the figures."})
+    json: str | None = field(default=None, metadata={"help": "File for the results."})
 
     def __post_init__(self) -> None:
         require(self, "hidden_size", lambda value: value >= 64 and value % 64 == 0, "a multiple of 64")

@@ -1,4 +1,4 @@
-"""How the cost of a training step grows, against what counting its operations says.
+"""Measure how the cost of a training step grows, against the count of its operations.
 
     uv run benchmarks/scale.py --json results/scale.json
 
@@ -54,16 +54,16 @@ LADDERS: dict[str, tuple[int, ...]] = {
 @dataclass(frozen=True)
 class ScaleOptions:
     shape: Shape = field(
-        default="small", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or as Llama 3 8B."}
+        default="small", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or like Llama 3 8B."}
     )
-    dtype: Dtype = field(default="float32", metadata={"help": "Of the base's weights."})
-    k: int = field(default=10, metadata={"help": "Solution tokens that are trained on."})
-    prompt_length: int = field(default=64, metadata={"help": "Tokens of a prompt."})
-    batch_size: int = field(default=16, metadata={"help": "Problems a batch and process."})
-    steps: int = field(default=4, metadata={"help": "Batches that are timed at a time, after one that is not."})
-    rounds: int = field(default=3, metadata={"help": "Times that each ladder is climbed."})
+    dtype: Dtype = field(default="float32", metadata={"help": "Dtype of the base's weights."})
+    k: int = field(default=10, metadata={"help": "Solution tokens to train on."})
+    prompt_length: int = field(default=64, metadata={"help": "Tokens per prompt."})
+    batch_size: int = field(default=16, metadata={"help": "Problems per batch and process."})
+    steps: int = field(default=4, metadata={"help": "Batches per timing, after one warm-up batch."})
+    rounds: int = field(default=3, metadata={"help": "Measurements of each ladder."})
     ladders: list[str] = field(default_factory=lambda: [*LADDERS], metadata={"help": "Quantities (all)."})
-    json: str | None = field(default=None, metadata={"help": "File for the figures."})
+    json: str | None = field(default=None, metadata={"help": "File for the results."})
 
     def __post_init__(self) -> None:
         for name in ("k", "prompt_length", "batch_size", "steps", "rounds"):

@@ -1,4 +1,4 @@
-"""What prefix training costs: problems a second and peak memory against its peers, one model, one run.
+"""Measure the cost of prefix training: problems per second and peak memory against its peers, one model, one run.
 
     uv run benchmarks/train.py --data-dir ../shared/data --json results/train.json
 
@@ -56,21 +56,21 @@ PADDED = 512
 @dataclass(frozen=True)
 class TrainBenchmarkOptions:
     dataset: Literal["gsm8k", "arithmetic"] = field(
-        default="gsm8k", metadata={"help": "Whose lengths; arithmetic is the embedded world's."}
+        default="gsm8k", metadata={"help": "Data set of the lengths; arithmetic is the embedded world's."}
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
     shape: Shape = field(
-        default="small", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or as Llama 3 8B."}
+        default="small", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or like Llama 3 8B."}
     )
-    dtype: Dtype = field(default="float32", metadata={"help": "Of the base's weights."})
+    dtype: Dtype = field(default="float32", metadata={"help": "Dtype of the base's weights."})
     intervention: Literal["red", "bias", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     k: int = field(default=10, metadata={"help": "Solution tokens that ours and padded512 train on."})
     batch_size: int = field(default=16, metadata={"help": "Problems per batch."})
-    steps: int = field(default=8, metadata={"help": "Batches a round."})
-    rounds: int = field(default=5, metadata={"help": "Rounds that are timed, after one step each that is not."})
-    json: str | None = field(default=None, metadata={"help": "File for the figures."})
+    steps: int = field(default=8, metadata={"help": "Batches per round."})
+    rounds: int = field(default=5, metadata={"help": "Timed rounds, each after one warm-up step."})
+    json: str | None = field(default=None, metadata={"help": "File for the results."})
 
     def __post_init__(self) -> None:
         for name in ("k", "batch_size", "steps", "rounds"):

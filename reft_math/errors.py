@@ -13,12 +13,12 @@ _CUT = " […] "
 
 
 def printable(text: str) -> str:
-    """Text for one line of a terminal: what would break the line or steer the terminal is shown as escapes."""
+    """Returns text for one line of a terminal, with line breaks and control characters escaped."""
     return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 class UserError(ValueError):
-    """A mistake in the input: the rule, what was expected, what came, the way out, in one line.
+    """A mistake in the input. Its one line gives the rule, the expected and the given value, and the way out.
 
     What came may be a stranger's: line breaks and a terminal's control characters are shown as escapes. What is too
     long for a line loses its middle: the rule stands first, and the way out last.
@@ -32,7 +32,7 @@ class UserError(ValueError):
 
 
 class Unfinished(UserError):
-    """Work on several rows that has stopped for good.
+    """Raised when work on several rows has stopped for good.
 
     Attributes:
         done: What became of the rows that were finished: none of it need be done again. An engine and completions go by
@@ -45,7 +45,7 @@ class Unfinished(UserError):
 
 
 def require(options: object, name: str, holds: Callable[[Any], bool], rule: str) -> None:
-    """Raises `UserError` where a setting breaks its rule, naming its flag."""
+    """Raises `UserError`, naming the flag, if a setting breaks its rule."""
     value = getattr(options, name)
     if not holds(value):
         raise UserError(f"--{name.replace('_', '-')} must be {rule}; got {value}")
@@ -74,18 +74,18 @@ def require_there(options: object, *names: str) -> None:
 
 
 def require_seed(options: object) -> None:
-    """Raises `UserError` where ``seed`` is none that numpy takes."""
+    """Raises `UserError` if numpy does not accept ``seed``."""
     require(options, "seed", lambda value: value is None or 0 <= value < 2**32, "from 0 to 4294967295")
 
 
 def require_temperature(options: object) -> None:
-    """Raises `UserError` where logits divided by ``temperature`` might leave float32."""
+    """Raises `UserError` if logits divided by ``temperature`` might exceed float32."""
     rule = "at least 1e-6 and finite (without it decoding is greedy)"
     require(options, "temperature", lambda value: value is None or 1e-6 <= value < math.inf, rule)
 
 
 def require_different(runs: Sequence[str]) -> None:
-    """Raises `UserError` where a run is named twice."""
+    """Raises `UserError` if a run is named twice."""
     if len({Path(name).resolve() for name in runs}) < len(runs):
         raise UserError(f"--runs must be different runs; got {' '.join(runs)}")
 

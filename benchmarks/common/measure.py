@@ -1,4 +1,4 @@
-"""What benchmarks share: models of random weights; seconds, operations and peak memory of a call; their spread."""
+"""Shared parts of benchmarks: random models; seconds, operations and peak memory of a call; their spread."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def random_llama(shape: Mapping[str, Any], dtype: Dtype) -> PreTrainedModel:
 
 
 def device() -> str:
-    """``cuda`` where there is a GPU."""
+    """Returns ``cuda`` if there is a GPU, else ``cpu``."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def timed(contender: Callable[[], Any]) -> float:
-    """Seconds from an idle device to an idle device."""
+    """Measures seconds from an idle device to an idle device."""
     wait()
     start = time.perf_counter()
     contender()
@@ -77,13 +77,13 @@ def timed(contender: Callable[[], Any]) -> float:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Returns median and quartiles."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": median, "lower_quartile": low, "upper_quartile": high}
 
 
 def wait() -> None:
-    """Until the device has done what it was given."""
+    """Waits until the device is idle."""
     import torch
 
     if torch.cuda.is_available():
@@ -103,7 +103,7 @@ def peak_bytes(contender: Callable[[], Any]) -> int:
         before = torch.cuda.memory_allocated()
         contender()
         return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it reports each start and stop, and a missing GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it reports each start and stop, and a missing GPU
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         contender()
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +112,7 @@ def peak_bytes(contender: Callable[[], Any]) -> int:
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     held = peak = 0
     for event in sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"]):
-        held += event["args"]["Bytes"]  # negative where memory is given back
+        held += event["args"]["Bytes"]  # negative if memory is freed
         peak = max(peak, held)
     return peak
 
@@ -163,7 +163,7 @@ def step_clock() -> Any:
 
 
 def training_arguments(steps: int, batch_size: int) -> Any:
-    """Of a trainer that writes and prints nothing."""
+    """Returns arguments of a trainer that writes and prints nothing."""
     import torch
     from transformers import TrainingArguments
 
@@ -184,6 +184,6 @@ def training_arguments(steps: int, batch_size: int) -> Any:
 
 
 def sharing(model: PreTrainedModel) -> PreTrainedModel:
-    """Another model, without the first one's hooks, on the same weights."""
+    """Returns another model on the same weights, without the first one's hooks."""
     memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, memo)

@@ -1,4 +1,4 @@
-"""Damage: bytes are flipped, cut, doubled and put in; values of JSON are exchanged, deleted and doubled."""
+"""Damages files: flips, cuts, doubles and inserts bytes; exchanges, deletes and doubles values of JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ODD_BYTES = (
 
 @contextlib.contextmanager
 def damage(path: Path, rng: random.Random) -> Iterator[None]:
-    """Within it a file's content is changed, or now and then something else stands in its place."""
+    """Changes a file's content, or sometimes replaces the file by something else, and restores it afterwards."""
     content = path.read_bytes()
     path.unlink()
     if rng.random() < 0.97:
@@ -39,7 +39,7 @@ def damage(path: Path, rng: random.Random) -> Iterator[None]:
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """JSON by its values more often than not, everything else by its bytes."""
+    """Damages JSON mostly by its values, everything else by its bytes."""
     if rng.random() < 0.6:
         with contextlib.suppress(ValueError):
             return json.dumps(_other_values(json.loads(content), rng)).encode()

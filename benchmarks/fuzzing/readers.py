@@ -1,4 +1,4 @@
-"""Every reader of files that anybody may have written, or that a fault may have damaged."""
+"""Lists every reader of files that may be untrusted or damaged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TESTS = ("gsm8k", "math500", "svamp", "mawps")  # sets that have a test split
 
 @dataclass(frozen=True)
 class Reader:
-    """What reads a folder, and the files of it that are damaged."""
+    """A reader of a folder, and the files in it to damage."""
 
     folder: str
     files: tuple[str, ...]
@@ -117,7 +117,7 @@ def _base_readers() -> dict[str, Reader]:
 
 
 def _run_readers() -> dict[str, Reader]:
-    """What a run goes on from."""
+    """Readers of the files from which a run resumes."""
     from reft_math.commands.options.prefix import PrefixReftOptions
     from reft_math.commands.output_folder import check_claim
     from reft_math.commands.parser import parse

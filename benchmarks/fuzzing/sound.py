@@ -1,4 +1,4 @@
-"""Sound files of every kind, on tiny models: what damage starts from."""
+"""Makes undamaged files of every kind, with tiny models."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def make_data(folder: Path) -> None:
 
 
 def make_runs(folder: Path) -> None:
-    """What a run keeps to go on from: settings, a list of what is finished, checkpoints, probes."""
+    """Writes files from which a run resumes: settings, finished experiments, checkpoints, probes."""
     import numpy as np
 
     from interventions import PrefixReftConfig
@@ -122,7 +122,7 @@ def make_runs(folder: Path) -> None:
 
 
 def resumed(folder: Path) -> PrefixReftOptions:
-    """Settings of a run that goes on."""
+    """Writes settings of a resumed run."""
     return PrefixReftOptions(output_dir=str(folder), resume=True)
 
 

@@ -1,19 +1,19 @@
-"""US Amazon reviews: a customer's review of a product, and the stars given with it.
+"""Reads US Amazon reviews: a customer's review of a product, and the stars given with it.
 
 The files are Amazon's, one a category, tab-separated and without quotes: Wireless has 9,002,021 reviews, Music
 4,751,577 and Personal_Care_Appliances 85,981 (TensorFlow Datasets' catalog). The RAFT paper (Lukasik et al.) takes
 10,000 / 1,500 / 1,500 reviews of "Wireless", "Personal care" and "Music" and does not say which. It cites Ni et al.
 2019, but the fields of its prompt are those of these files. That "Personal care" is Personal_Care_Appliances (not
-Health_Personal_Care), and "Music" is Music (not Digital_Music_Purchase), is read off the names.
+Health_Personal_Care), and "Music" is Music (not Digital_Music_Purchase), follows from the names alone.
 
-How rows are drawn here: reviews are ordered by the 16-byte BLAKE2b hash of ``"amazon:wireless/" + review_id`` (in
+Rows are drawn as follows: reviews are ordered by the 16-byte BLAKE2b hash of ``"amazon:wireless/" + review_id`` (in
 UTF-8, the data set's name first). The first 1,500 are test, the next 1,500 validation, the next 10,000 train. So the
-rows are the same for everyone, whatever the seed and the order of lines, no review is in two splits, and of lines with
-the same review_id only the first counts. It takes one pass over the file, with at most 26,000 lines in memory.
+rows are the same for everyone, whatever the seed and the order of lines, no review is in two splits, and only the first
+of lines with the same review_id counts. It takes one pass over the file, with at most 26,000 lines in memory.
 
 Amazon has withdrawn the files, and `amazon_us_reviews` on the Hugging Face hub is defunct. Public projects name copies
-(Kaggle's below, polinaeterna/amazon_us_reviews on the hub), but no documentation of the hub's says that its rows and
-configurations are these files', so that it is not asked.
+(Kaggle's below, polinaeterna/amazon_us_reviews on the hub), but no documentation on the hub says that its rows and
+configurations match these files, so the hub is not used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FILES = {
     "amazon:music": "amazon_reviews_us_Music_v1_00.tsv",
 }
 KAGGLE = "cynthiarempel/amazon-us-customer-reviews-dataset"
-SIZES: dict[Split, int] = {"test": 1_500, "validation": 1_500, "train": 10_000}  # in the order they are drawn in
+SIZES: dict[Split, int] = {"test": 1_500, "validation": 1_500, "train": 10_000}  # in the order of drawing
 ID = "review_id"
 TEXTS = ("product_category", "product_title", "review_date", "review_headline", "review_body")
 STARS = ("1", "2", "3", "4", "5")
@@ -51,7 +51,7 @@ PROMPTS: dict[Prompt, str] = {
 
 
 def parse(row: Row, prompt: Prompt = "ours") -> tuple[str, float]:
-    """The text of a review and its stars; what the customer left blank (a headline, say) is blank in the text.
+    """Returns the text of a review and its stars; fields that the customer left blank are blank in the text.
 
     Raises:
         UserError: If the stars are not 1, 2, 3, 4 or 5.
@@ -63,9 +63,9 @@ def parse(row: Row, prompt: Prompt = "ours") -> tuple[str, float]:
 
 
 def rows(name: str, split: Split, data_dir: str | None) -> list[Row]:
-    """The rows of a split in the order drawn, so that the first few are a sample too.
+    """Returns the rows of a split in the order drawn, so that the first few are a sample too.
 
-    Only the rows asked for are read closely: one broken line among millions is no error unless it is drawn.
+    Only drawn rows are checked: one broken line among millions is an error only if it is drawn.
 
     Raises:
         UserError: If the file cannot be read, has other columns or too few reviews, or a row is malformed.
@@ -102,7 +102,7 @@ def _path(name: str, data_dir: str | None) -> Path:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The file's lines with their numbers, from 1, never all of them in memory."""
+    """Yields the file's lines with their numbers, from 1, without loading the whole file."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             yield from enumerate(file, start=1)
@@ -112,7 +112,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _drawn(path: Path, lines: Iterator[tuple[int, bytes]], column: int, prefix: bytes) -> list[tuple[int, bytes]]:
-    """The lines, with their numbers, of as many reviews as all splits take: those of the lowest hashes, in order."""
+    """Returns the lines, with their numbers, of the reviews for all splits: those with the lowest hashes, in order."""
     size = sum(SIZES.values())
     kept: dict[bytes, tuple[int, bytes]] = {}
     bound = b"\xff" * 17  # above every hash

@@ -1,4 +1,4 @@
-"""What rows say, as a digest: results and output folders hold it, so that the same name with other rows is noticed."""
+"""Fingerprints of rows, kept in results and output folders to detect other rows under the same name."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from reft_math.data.regression_rows import RegressionRow
 
 
 def rows_sha256(rows: Iterable[Sequence[str | float]]) -> str:
-    """SHA-256 of the rows as sorted lines of JSON: of what they say, wherever they were read and in whichever order."""
+    """Returns the SHA-256 of the rows as sorted lines of JSON, independent of their source and order."""
     lines = sorted(json.dumps(list(row)) for row in rows)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _digest_in_order(rows: Iterable[Sequence[str | float]]) -> str:
-    """As `rows_sha256`, but of the rows as they come: ids may count them, and training draws them by their places."""
+    """Returns the SHA-256 of the rows in their order, since ids may count them and training draws them by position."""
     return rows_sha256((place, *row) for place, row in enumerate(rows))
 
 
 def fingerprint(problems: Sequence[Problem]) -> dict[str, Any]:
-    """How many problems; `rows_sha256` of question and answer, of question, answer and solution, and of all of these
-    and ids in their order."""
+    """Returns the number of problems and the `rows_sha256` of question and answer, of question, answer and solution,
+    and of all these with ids, in order."""
     return {
         "rows": len(problems),
         "sha256": rows_sha256((problem.question, problem.answer) for problem in problems),
@@ -34,12 +34,12 @@ def fingerprint(problems: Sequence[Problem]) -> dict[str, Any]:
 
 
 def about_problems(dataset: str, **splits: Sequence[Problem]) -> dict[str, Any]:
-    """For the head of results: the data set's name, and what the rows of each split say."""
+    """Returns the data set's name and the fingerprint of each split's rows, for the head of results."""
     return {"dataset": dataset, "fingerprints": {name: fingerprint(problems) for name, problems in splits.items()}}
 
 
 def regression_fingerprint(rows: Sequence[RegressionRow]) -> dict[str, Any]:
-    """How many rows, the `rows_sha256` of text and target, and one of ids, texts and targets in their order."""
+    """Returns the number of rows, the `rows_sha256` of text and target, and one of ids, texts and targets in order."""
     return {
         "rows": len(rows),
         "sha256": rows_sha256((row.text, row.target) for row in rows),

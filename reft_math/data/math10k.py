@@ -13,7 +13,7 @@ from reft_math.data.rows import HubDataset, HubSource, Row, file_rows
 
 
 def parse(row: Row, problem_id: str) -> Problem:
-    """``instruction``, and ``input`` where it says something, make the question; ``output`` is the solution.
+    """Parses a row: ``instruction``, and ``input`` unless blank, make the question; ``output`` is the solution.
 
     Raises:
         UserError: If a field is missing or of another type.
@@ -24,7 +24,7 @@ def parse(row: Row, problem_id: str) -> Problem:
 
 
 def own_problems(path: Path) -> list[Problem]:
-    """The problems of one's own file, named after it: ``my_data.jsonl`` gives ``"my_data/train/0"`` and so on.
+    """Reads the problems of the user's own file; ``my_data.jsonl`` gives the ids ``"my_data/train/0"`` and so on.
 
     Raises:
         UserError: If the file cannot be read or one of its rows is malformed.

@@ -7,7 +7,7 @@ from reft_math.data.rows import HubDataset, HubSource, Row
 
 
 def parse(row: Row, problem_id: str) -> Problem:
-    """Answers are LaTeX, e.g. ``"\\frac{1}{2}"``; a problem's ``subject`` and ``level`` (1-5) go to its metadata.
+    """Parses a row: the answer is LaTeX, e.g. ``"\\frac{1}{2}"``; ``subject`` and ``level`` (1-5) go to the metadata.
 
     Raises:
         UserError: If a field is missing or of another type.

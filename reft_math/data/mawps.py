@@ -1,6 +1,6 @@
 """MAWPS as LLM-Adapters evaluates on it: 238 short word problems (Koncel-Kedziorski et al. 2016; arXiv:2304.01933).
 
-The hub's well-known copies have other splits, or placeholders in place of numbers: none is known to be this set.
+The well-known copies on the hub have other splits, or placeholders instead of numbers: no copy is known to match.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from reft_math.data.rows import HubSource, Row
 
 
 def parse(row: Row, problem_id: str) -> Problem:
-    """``instruction`` is the question; there is no solution.
+    """Parses a row: ``instruction`` is the question; there is no solution.
 
     Raises:
         UserError: If a field is missing or of another type.

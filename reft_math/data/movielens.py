@@ -1,17 +1,17 @@
-"""MovieLens-1M: the stars a user gives a movie, from the user's ratings before it (Harper and Konstan 2015).
+"""Reads MovieLens-1M: the stars a user gives a movie, from the user's earlier ratings (Harper and Konstan 2015).
 
 1,000,209 ratings of 1 to 5 whole stars by 6,040 users, https://grouplens.org/datasets/movielens/1m/. The task is the
 RAFT paper's (Lukasik et al.), after Luo et al. 2024 (arXiv:2401.13870), who give a model the user's ratings as titles
 with stars, then the candidate's title.
 
-Known of the splits: the paper has 797,758 / 10,145 / 10,145 rows and does not say how they are made. They are not those
-of Luo et al., who hold out each user's last two ratings (6,040 each). 797,758 is what others report for the first 80 %
-of each user's ratings (and 99,692 / 102,759 for the next and the last 10 %); where 10,145 comes from is not known.
+About the splits: the paper has 797,758 / 10,145 / 10,145 rows and does not say how they are made. They are not those
+of Luo et al., who hold out each user's last two ratings (6,040 each). Others report 797,758 for the first 80 % of each
+user's ratings (and 99,692 / 102,759 for the next and the last 10 %); the origin of 10,145 is unknown.
 
-Decided here: of a user's n ratings by time, the first ⌊0.8n⌋ are train's, validation's are drawn from those up to
-⌊0.9n⌋ and test's from the rest: 10,145 each. A row's history is the 10 ratings before it, whatever split they are in; a
-user's first rating stays in train, its history empty. Ratings of one second are taken in the file's order. Rows come in
-an order drawn once for all, so that the first few are of many users; no seed moves them.
+Our choice: with a user's n ratings ordered by time, train takes the first ⌊0.8n⌋, validation is drawn from those up to
+⌊0.9n⌋ and test from the rest: 10,145 each. A row's history is the 10 ratings before it, from any split; a user's first
+rating stays in train with an empty history. Ratings within one second keep the file's order. The order of rows was
+drawn once, so that the first few are of many users; no seed changes it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PROMPTS: dict[Prompt, str] = {
     "paper": "Instruction: Predict the rating of a target movie based on the user's historical movie ratings. "
     "Rating History: {history} Candidate Item: {title}. Output:",
 }
-BETWEEN: dict[Prompt, str] = {"ours": "\n", "paper": ", "}  # ratings of the history; the paper shows none
+BETWEEN: dict[Prompt, str] = {"ours": "\n", "paper": ", "}  # separator of ratings in the history; the paper shows none
 
 
 class Rating(NamedTuple):
@@ -51,10 +51,10 @@ class Rating(NamedTuple):
 
 
 def examples(split: Split, data_dir: str | None, prompt: Prompt = "ours") -> Iterator[tuple[str, str, float]]:
-    """Each row's key (``"user-movie"``), text and target; a text is made when it is asked for.
+    """Yields each row's key (``"user-movie"``), text and target; texts are made on demand.
 
     Raises:
-        UserError: If the files cannot be had, a line is malformed, or too few ratings are there for the split.
+        UserError: If the files cannot be loaded, a line is malformed, or there are too few ratings for the split.
     """
     folder = _folder(data_dir)
     titles = _titles(folder / "movies.dat")
@@ -73,7 +73,7 @@ def examples(split: Split, data_dir: str | None, prompt: Prompt = "ours") -> Ite
 
 
 def _places(split: Split, count: int) -> range:
-    """Which of a user's ``count`` ratings, by time, a split has or is drawn from."""
+    """Returns the indices, by time, of a user's ``count`` ratings that a split has or is drawn from."""
     starts = {"train": 0, "validation": 8 * count // 10, "test": 9 * count // 10}
     ends = {"train": starts["validation"], "validation": starts["test"], "test": count}
     return range(starts[split], ends[split])
@@ -86,17 +86,17 @@ def _text(titles: dict[str, str], history: Sequence[Rating], rating: Rating, pro
 
 
 def _folder(data_dir: str | None) -> Path:
-    """Where the files are: in ``movielens``, in ``movielens/ml-1m`` or, without a data folder, where they are put."""
+    """Returns the files' folder: ``movielens``, ``movielens/ml-1m`` or, without a data folder, the download's."""
     folder = _downloaded() if data_dir is None else Path(data_dir) / NAME
     return folder / "ml-1m" if (folder / "ml-1m").is_dir() else folder
 
 
 def _downloaded() -> Path:
-    import datasets  # it takes a second that users of local files need not wait
+    import datasets  # takes a second, which users of local files need not wait
 
     try:
         return Path(datasets.DownloadManager().download_and_extract(URL))
-    except Exception as error:  # the client's failures share no class of their own, and nothing else runs here
+    except Exception as error:  # the client's failures share no class, and nothing else runs here
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"cannot download {URL}: {reason}; check the network, or unpack the archive in DIR/{NAME} and give "
@@ -116,7 +116,7 @@ def _titles(path: Path) -> dict[str, str]:
 
 
 def _users(path: Path, titles: dict[str, str]) -> dict[str, list[Rating]]:
-    """Each user's ratings by time, the users in the file's order."""
+    """Returns each user's ratings by time, the users in the file's order."""
     users: dict[str, dict[str, Rating]] = {}
     for line, (user, movie, stars, time) in _records(path, "UserID::MovieID::Rating::Timestamp"):
         if not (_WHOLE.fullmatch(user) and _WHOLE.fullmatch(time)):
@@ -126,7 +126,7 @@ def _users(path: Path, titles: dict[str, str]) -> dict[str, list[Rating]]:
         if stars not in STARS:
             raise UserError(f"{path}, line {line}: the rating must be 1, 2, 3, 4 or 5, got {stars!r}")
         ratings = users.setdefault(user, {})
-        if movie in ratings:  # its earlier stars would stand in the later one's history
+        if movie in ratings:  # the later rating's history would hold its earlier stars
             raise UserError(
                 f"{path}, line {line}: user {user} rates movie {movie} again, after line {ratings[movie].line}"
             )
@@ -141,7 +141,7 @@ def _users(path: Path, titles: dict[str, str]) -> dict[str, list[Rating]]:
 
 
 def _records(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
-    """Each line's number and its cells, blank lines skipped."""
+    """Yields each line's number and its cells; blank lines are skipped."""
     count = len(columns.split("::"))
     for number, line in enumerate(_decoded(path).split("\n"), start=1):
         cells = line.rstrip("\r").split("::")
@@ -152,7 +152,7 @@ def _records(path: Path, columns: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _decoded(path: Path) -> str:
-    """The file's text: Latin-1, as published, unless a copy was saved as UTF-8, which Latin-1 would garble."""
+    """Returns the file's text: Latin-1, as published, or UTF-8 if a copy was saved so."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,10 +1,10 @@
-"""Original #1: a made set, a line with two waves on it (Vacareanu et al. 2024, arXiv:2404.07544).
+"""Makes Original #1, a synthetic set: a line with two waves on it (Vacareanu et al. 2024, arXiv:2404.07544).
 
 ``x ~ U(0, 100)`` rounded to 2 places, ``y = x + 10 sin(5πx/100) + 10 cos(6πx/100)`` from the rounded x, and the target
 is ``9·(y − LOWEST)/(HIGHEST − LOWEST)``.
 
 Over the 10,001 possible x the curve goes from 10 (at 0) to 110.4373904953285 (at 98.50): these bounds, not those of
-a sample, make the target's scale, so that it is the same in every split and exactly [0, 9].
+a sample, set the target's scale, so that it is the same in every split and exactly [0, 9].
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROMPTS: dict[Prompt, str] = {
 
 
 def curve(x: float) -> float:
-    """``x + 10 sin(5πx/100) + 10 cos(6πx/100)``."""
+    """Returns ``x + 10 sin(5πx/100) + 10 cos(6πx/100)``."""
     return x + 10 * math.sin(5 * math.pi * x / 100) + 10 * math.cos(6 * math.pi * x / 100)
 
 
@@ -34,16 +34,16 @@ LOWEST, HIGHEST = curve(0), curve(98.5)
 
 
 def example(x: float, prompt: Prompt = "ours") -> tuple[str, float]:
-    """The text for an x of 2 places, and its target in [0, 9], not rounded."""
+    """Returns the text for an x of 2 places, and its target in [0, 9], not rounded."""
     return PROMPTS[prompt].format(x=x), 9 * (curve(x) - LOWEST) / (HIGHEST - LOWEST)
 
 
 def inputs(split: Split, seed: int) -> list[float]:
-    """The x of a split; no x of one split is in another.
+    """Returns the x of a split; no x is in two splits.
 
     Test and validation hold 1,000 different x each, whatever the seed. Train's are independent draws, by the seed,
-    from what is left: 10,000 draws from 8,001 values, so that some come more than once. 100.00 is left to train: as a
-    text it is like no other x, and one row that models get wrong by the whole range would be most of a test's error.
+    from the rest: 10,000 draws from 8,001 values, so some repeat. 100.00 is left to train: as a text it is unlike any
+    other x, and one row that models get wrong by the whole range would be most of a test's error.
     """
     held_out = random.Random("original1/held out").sample(range(10_000), SIZES["test"] + SIZES["validation"])
     if split == "test":
@@ -54,7 +54,7 @@ def inputs(split: Split, seed: int) -> list[float]:
 
 
 def _draws(size: int, held_out: set[int], rng: random.Random) -> list[float]:
-    """``size`` draws of U(0, 100), rounded to hundredths, that are not held out."""
+    """Returns ``size`` draws of U(0, 100), rounded to hundredths, that are not held out."""
     drawn: list[float] = []
     while len(drawn) < size:
         hundredths = round(rng.uniform(0, 10_000))

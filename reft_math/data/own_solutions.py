@@ -1,4 +1,4 @@
-"""Training solutions that a model wrote itself: of its scored samples, those that are right."""
+"""Selects training solutions that a model wrote itself: its right samples."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Keep = Literal["all", "shortest"]
 
 
 def right_solutions(records: Sequence[Mapping[str, Any]], keep: Keep) -> list[dict[str, Any]]:
-    """Rows for ``--dataset FILE``, one for each solution kept, in the order of the records.
+    """Returns rows for ``--dataset FILE``, one for each solution kept, in the order of the records.
 
-    A solution counts where its answer is right and it ended by itself: what was cut off has no end to learn. Equal
-    texts of a problem count once.
+    A solution is kept if its answer is right and it ended by itself: a truncated one has no end to learn. Equal texts
+    of a problem count once.
 
     Args:
-        records: Of `evaluation.evaluate`, one for each sample.
-        keep: Every right solution, or of each problem the one with the fewest tokens, the first of several.
+        records: Records of `evaluation.evaluate`, one for each sample.
+        keep: Every right solution, or for each problem the one with the fewest tokens, the first of tied ones.
 
     Returns:
         ``question``, ``solution``, ``answer``, ``problem`` (its id), ``num_tokens``.
@@ -40,11 +40,11 @@ def right_solutions(records: Sequence[Mapping[str, Any]], keep: Keep) -> list[di
 
 
 def solution_yield(records: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How much of the sampling was of use.
+    """Summarises how many samples could be used.
 
     Args:
-        records: One for each sample.
-        rows: What `right_solutions` kept of them.
+        records: Records, one for each sample.
+        rows: Rows that `right_solutions` kept.
     """
     problems = {record.get("problem", record["id"]) for record in records}
     lengths = [row["num_tokens"] for row in rows]

@@ -29,11 +29,11 @@ class PrefixDataset(Dataset[dict[str, Any]]):
     """Rows ``{"id": …, "prompt_ids": [...], "target_ids": [...]}``.
 
     Args:
-        problems: With solutions.
-        tokenizer, template: How they become tokens.
+        problems: Problems with solutions.
+        tokenizer, template: Turn problems into tokens.
         k: Tokens of each solution to keep; None for all.
         full_fraction: Share of the rows, drawn by ``seed``, that keep the whole solution.
-        seed: See ``full_fraction``.
+        seed: Seed of the draw for ``full_fraction``.
 
     Raises:
         UserError: A problem without a solution, ``k < 1``, or a fraction outside [0, 1].
@@ -78,22 +78,22 @@ class PrefixDataset(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class PrefixCollator:
-    """Rows to a batch of lines, on which they stand behind one another.
+    """Packs rows into a batch of lines, several rows per line.
 
-    The positions of each row start from 0, by which transformers tells rows on a line apart: none attends to another
-    (`reft_math.training.packing.keeps_packed_rows_apart` tries whether a model does so), given ``use_cache=False``:
-    with a cache a line is one row. Padding, at the ends of lines, needs no mask under causal attention.
+    The positions of each row start from 0, by which transformers tells rows on a line apart: no row attends to another
+    (`reft_math.training.packing.keeps_packed_rows_apart` tests a model for this), given ``use_cache=False``; with a
+    cache a line is one row. Padding, at the ends of lines, needs no mask under causal attention.
 
     Attributes:
-        pad_token_id: Padding; never a target, and nothing attends to it.
-        positions: Where interventions act; None leaves ``intervention_mask`` out, for models without interventions, and
-            ``all`` does, for it is everywhere.
-        pack: False gives every row a line of its own and leaves ``position_ids`` to the model.
+        pad_token_id: Padding token; never a target, and no token attends to it.
+        positions: Where interventions act. ``intervention_mask`` is left out for None (no interventions) and ``all``
+            (all positions).
+        pack: False puts every row on its own line and leaves ``position_ids`` to the model.
 
     Returns:
         ``input_ids, position_ids: (line, column)`` int64; ``targets: (row, target)`` int64, padded on the right with
-        ``IGNORE_INDEX``; ``logits_at: (row, target)`` int64, of each target the place in the flattened lines that
-        predicts it (0 where there is none); ``intervention_mask: (line, column)`` bool.
+        ``IGNORE_INDEX``; ``logits_at: (row, target)`` int64, the place in the flattened lines that predicts each target
+        (0 for no target); ``intervention_mask: (line, column)`` bool.
     """
 
     pad_token_id: int
@@ -132,10 +132,10 @@ class PrefixCollator:
 
 
 def pack_lines(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows by line, for the least ``lines · longest line``, no line much longer than the two longest rows.
+    """Assigns rows to lines with the least ``lines · longest line``, no line much longer than the two longest rows.
 
-    For each number of lines the longest row first, each on the line that is shortest so far. Fewer, longer lines would
-    waste less and attend to more: what attention costs grows with the square of a line.
+    For each number of lines it places the longest row first, each on the shortest line so far. Fewer, longer lines
+    would waste less padding but cost more attention, which grows with the square of a line's length.
     """
     fewest = math.ceil(sum(lengths) / (2 * max(1, *lengths)))
     choices = [_share_out(lengths, number) for number in range(len(lengths), max(1, fewest) - 1, -1)]
@@ -153,10 +153,10 @@ def _share_out(lengths: Sequence[int], number: int) -> list[list[int]]:
 
 
 def _width(lines: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
-    """Of the longest line; a model reads at least one token."""
+    """Returns the length of the longest line; a model reads at least one token."""
     return max(1, *(sum(lengths[row] for row in line) for line in lines))
 
 
 def pad_left(rows: Sequence[torch.Tensor], value: int | bool) -> torch.Tensor:
-    """``(length,)`` tensors to one ``(row, longest)``."""
+    """Joins ``(length,)`` tensors into one ``(row, longest)``."""
     return pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side="left")

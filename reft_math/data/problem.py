@@ -1,4 +1,4 @@
-"""The row every data set becomes."""
+"""The common type for rows of all data sets."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Problem:
             refer to it.
         question: The problem as a person would read it, without a prompt template.
         answer: The final answer alone, e.g. ``"18"`` or ``"\\frac{1}{2}"``.
-        solution: A worked solution that ends with the answer, or ``""`` where the source has none.
-        metadata: What else the source says of the row (level, subject, number of steps, …).
+        solution: A worked solution that ends with the answer, or ``""`` if the source has none.
+        metadata: Other information of the source on the row (level, subject, number of steps, …).
     """
 
     id: str

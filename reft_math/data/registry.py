@@ -1,4 +1,4 @@
-"""Every data set by its name."""
+"""Loads data sets by name."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from reft_math.errors import UserError
 
 ARITHMETIC = "arithmetic"
 ARITHMETIC_SIZES: dict[Split, int] = {"train": 2048, "validation": 200, "test": 500}
-VALIDATION_SIZE = 500  # rows at most, of a source's train split
+VALIDATION_SIZE = 500  # maximum number of rows, from a source's train split
 SOURCES = {module.SOURCE.name: module.SOURCE for module in (gsm8k, math10k, math500, mawps, svamp)}
 
 
 def dataset_names() -> list[str]:
-    """The names `load_problems` knows; it also takes the path of a ``.json`` or ``.jsonl`` file."""
+    """Returns the names that `load_problems` knows; it also takes the path of a ``.json`` or ``.jsonl`` file."""
     return [ARITHMETIC, *SOURCES]
 
 
 def evaluation_split(dataset: str) -> Split:
-    """The split results are reported on: test, or validation where the set has no test split."""
+    """Returns the split to report results on: test, or validation if the set has no test split."""
     return "test" if "test" in _splits(dataset) else "validation"
 
 
 def held_out_problems(dataset: str, data_dir: str | None = None) -> tuple[list[Problem], list[Problem]]:
-    """`problems_to_choose_by` and `problems_to_report_on`, for who needs both."""
+    """Returns `problems_to_choose_by` and `problems_to_report_on`."""
     return problems_to_choose_by(dataset, data_dir), problems_to_report_on(dataset, data_dir)
 
 
 def problems_to_choose_by(dataset: str, data_dir: str | None = None) -> list[Problem]:
-    """The validation split; its second half where there is no test split.
+    """Returns the validation split; its second half if there is no test split.
 
-    Where there is nothing to train on, there is nothing to choose by either: the list is empty.
+    The list is empty for a set without training rows.
     """
     splits = _splits(dataset)
     validation = load_problems(dataset, "validation", data_dir=data_dir) if "validation" in splits else []
@@ -43,7 +43,7 @@ def problems_to_choose_by(dataset: str, data_dir: str | None = None) -> list[Pro
 
 
 def problems_to_report_on(dataset: str, data_dir: str | None = None) -> list[Problem]:
-    """The test split, and no other is read; the first half of the validation split where there is none."""
+    """Returns the test split without reading others; the first half of the validation split if there is no test."""
     if "test" in _splits(dataset):
         return load_problems(dataset, "test", data_dir=data_dir)
     validation = load_problems(dataset, "validation", data_dir=data_dir)
@@ -60,23 +60,23 @@ def load_problems(
     limit: int | None = None,
     noise: float = 0.5,
 ) -> list[Problem]:
-    """The problems of a data set's split, in the source's order.
+    """Returns the problems of a data set's split, in the source's order.
 
-    No set but ``arithmetic`` comes with a validation split: there ``validation`` is a sample of the source's train
-    split and ``train`` is the rest. Both keep the ids of their rows in the source, e.g. ``"gsm8k/train/17"``.
+    Only ``arithmetic`` comes with a validation split: in other sets ``validation`` is a sample of the source's train
+    split and ``train`` the rest. Both keep the ids of their rows in the source, e.g. ``"gsm8k/train/17"``.
 
     Args:
         dataset: One of `dataset_names`, or the path of a ``.json`` or ``.jsonl`` file to train on.
-        split: Which split.
-        data_dir: The folder that holds ``gsm8k/train.jsonl`` and so on; without one the Hugging Face hub is asked.
-        seed: Draws the validation sample, and arithmetic's training problems.
-        validation_size: How many rows of train go to validation; at most a fifth of them do.
-        limit: Only the first so many problems. For ``arithmetic``, which has no end, how many there are.
-        noise: Acts only on arithmetic's train split: the share of its solutions in which one step is wrong.
+        split: Name of the split.
+        data_dir: The folder that holds ``gsm8k/train.jsonl`` and so on; None reads from the Hugging Face hub.
+        seed: Seed of the validation sample, and of arithmetic's training problems.
+        validation_size: Number of train rows for validation; at most a fifth of them.
+        limit: Number of problems, from the first. For ``arithmetic``, which is endless, the size of the split.
+        noise: Share of solutions with one wrong step; only for arithmetic's train split.
 
     Raises:
-        UserError: If the name is unknown, the set has no such split, the rows cannot be had or one is malformed, or a
-            number is out of its range.
+        UserError: If the name is unknown, the set has no such split, the rows cannot be loaded or one is malformed, or
+            a number is out of its range.
     """
     _check_numbers(validation_size, limit, noise)
     _check_split(dataset, split)
@@ -139,7 +139,7 @@ def _is_file(dataset: str) -> bool:
 
 
 def _carve(problems: list[Problem], seed: int, size: int) -> tuple[list[Problem], list[Problem]]:
-    """``problems`` without a sample of them, and the sample; both in the order of ``problems``."""
+    """Splits ``problems`` into the rest and a sample, both in their order."""
     indices = set(random.Random(seed).sample(range(len(problems)), min(size, len(problems) // 5)))
     rest = [problem for index, problem in enumerate(problems) if index not in indices]
     return rest, [problem for index, problem in enumerate(problems) if index in indices]

@@ -1,4 +1,4 @@
-"""Rows of text with a number to predict, by the name of their data set."""
+"""Loads rows of text with a number to predict, by the name of their data set."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from reft_math.data.rows import Prompt, Row, Split, bad_byte, check_unpacked, fi
 from reft_math.errors import UserError
 
 NAMES = (stsb.NAME, stsb.PAPER, original1.NAME, *amazon.FILES, movielens.NAME)
-VALIDATION_SIZE = 500  # rows of one's own file, at most a fifth of them
+VALIDATION_SIZE = 500  # maximum number of rows, from the user's own file; at most a fifth of them
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where a set's targets lie, and the grids that suit them.
+    """The range of a set's targets, and grids for them.
 
     Attributes:
-        bounds: The least and the greatest target there can be.
-        grid: A coarse one: one digit a number.
-        fine_grid: One as fine as the targets, or about; what cross-entropy, which knows no number between two, needs.
+        bounds: The least and the greatest possible target.
+        grid: A coarse grid: one digit per number.
+        fine_grid: A grid about as fine as the targets, for cross-entropy, which cannot predict between two numbers.
     """
 
     bounds: tuple[float, float]
@@ -48,7 +48,7 @@ class RegressionRow:
 
     Attributes:
         id: Stable name of the row within its data set and split, e.g. ``"stsb/test/17"``.
-        text: What the prompt says, without a prompt template's frame.
+        text: Text of the prompt, without a prompt template's frame.
         target: ``y*``, finite, on the data set's own scale.
     """
 
@@ -65,24 +65,24 @@ def load_regression(
     seed: int = 0,
     prompt: Prompt = "ours",
 ) -> list[RegressionRow]:
-    """The rows of a data set's split, in the source's order or, where they are drawn (amazon, movielens), in that.
+    """Returns the rows of a data set's split, in the source's order or the order of drawing (amazon, movielens).
 
-    One's own file has the columns (of a ``.csv`` file with a first line of names) or fields (of a ``.jsonl`` file)
-    ``text`` and ``target``, and ``id`` where rows have names of their own. It has no test split: ``validation`` is a
-    sample of it and ``train`` is the rest, and both keep the ids they have in the file, e.g. ``"mine/train/17"``.
+    The user's own file has the columns (of a ``.csv`` file with a first line of names) or fields (of a ``.jsonl`` file)
+    ``text`` and ``target``, and optionally ``id``. It has no test split: ``validation`` is a sample of it and ``train``
+    is the rest, and both keep their ids in the file, e.g. ``"mine/train/17"``.
 
     Args:
         name: One of `NAMES`, or the path of a ``.csv`` or ``.jsonl`` file.
-        split: Which split.
-        data_dir: The folder that holds ``stsb/train.csv`` and so on; without one the Hugging Face hub is asked for
-            stsb and the publisher for movielens. Amazon's reviews are only read from it.
-        limit: Only the first so many rows.
-        seed: Draws original1's training rows, and the validation sample of one's own file; nothing else.
-        prompt: Whose wording texts have; one's own file has its own.
+        split: Name of the split.
+        data_dir: The folder that holds ``stsb/train.csv`` and so on; without it stsb comes from the Hugging Face hub
+            and movielens from the publisher. Amazon's reviews are only read from it.
+        limit: Number of rows, from the first.
+        seed: Seed of original1's training rows and of the validation sample of the user's own file only.
+        prompt: Wording of the texts; not for the user's own file.
 
     Raises:
-        UserError: If the name is unknown, the set has no such split or prompt, the limit is no count, the rows cannot
-            be had or one is malformed.
+        UserError: If the name is unknown, the set has no such split or prompt, the limit is invalid, the rows cannot be
+            loaded or one is malformed.
     """
     if limit is not None and limit < 1:
         raise UserError(f"the limit must be at least 1, got {limit}; without one, all rows are taken")
@@ -117,14 +117,14 @@ class RegressionSplits:
 
 
 def load_splits(name: str, data_dir: str | None = None, seed: int = 0, prompt: Prompt = "ours") -> RegressionSplits:
-    """All rows of a data set, as training needs them.
+    """Returns all rows of a data set, split for training.
 
-    Of one's own file ``test`` is its validation sample, the one `load_regression` names, and ``validation`` is a sample
-    of the rest: nothing is chosen on what is reported.
+    In the user's own file ``test`` is the validation sample of `load_regression`, and ``validation`` is a sample of the
+    rest, so that no choice is made on reported rows.
 
     Args:
-        name, data_dir, prompt: As for `load_regression`.
-        seed: Draws original1's training rows; nothing else.
+        name, data_dir, prompt: See `load_regression`.
+        seed: Seed of original1's training rows only.
 
     Raises:
         UserError: As `load_regression`, or if the file is too small.
@@ -140,7 +140,7 @@ def load_splits(name: str, data_dir: str | None = None, seed: int = 0, prompt: P
 
 
 def load_split(name: str, split: Split, data_dir: str | None = None, prompt: Prompt = "ours") -> list[RegressionRow]:
-    """That part of `load_splits`, and of a known data set no more is read than it."""
+    """Returns one split of `load_splits`; of a known data set it reads only that split."""
     if name in NAMES:
         return load_regression(name, split, data_dir, prompt=prompt)
     rows: list[RegressionRow] = getattr(load_splits(name, data_dir, prompt=prompt), split)
@@ -148,14 +148,14 @@ def load_split(name: str, split: Split, data_dir: str | None = None, prompt: Pro
 
 
 def drawn(rows: Sequence[RegressionRow], size: int | None, seed: int = 0) -> list[RegressionRow]:
-    """So many of the rows, drawn by the seed, in their own order; a smaller draw is part of a larger one."""
+    """Draws ``size`` rows by the seed, in their own order; a smaller draw is part of a larger one."""
     order = list(range(len(rows)))
     random.Random(f"rows/{seed}").shuffle(order)
     return [rows[index] for index in sorted(order[:size])]
 
 
 def check_split(name: str, split: Split) -> None:
-    """Raises `UserError` where there is no data set of that name, or it has no such split."""
+    """Raises `UserError` if there is no data set of that name, or it has no such split."""
     is_file = Path(name).suffix.lower() in (".csv", ".jsonl")
     if name not in NAMES and not is_file:
         raise UserError(
@@ -185,7 +185,7 @@ def _stsb_rows(split: Split, data_dir: str | None, prompt: Prompt) -> list[Regre
 
 
 def _stsb_paper_rows(split: Split, data_dir: str | None, prompt: Prompt) -> list[RegressionRow]:
-    """Rows keep the ids that they have in the authors' splits."""
+    """Returns the paper's split; rows keep their ids in the authors' splits."""
     rows = _stsb_rows("validation" if split == "test" else "train", data_dir, prompt)
     if split == "test":
         return rows
@@ -202,7 +202,7 @@ def _amazon_rows(name: str, split: Split, data_dir: str | None, prompt: Prompt) 
 
 
 def _movielens_rows(split: Split, data_dir: str | None, prompt: Prompt, limit: int | None) -> list[RegressionRow]:
-    # Train has 800,000 texts, not to be made for a few.
+    # Train has 800,000 texts; do not make them all for a few rows.
     examples = islice(movielens.examples(split, data_dir, prompt), limit)
     return [RegressionRow(f"{movielens.NAME}/{split}/{key}", text, target) for key, text, target in examples]
 
@@ -217,7 +217,7 @@ def _own_rows(path: Path) -> list[RegressionRow]:
 
 
 def _target(row: Row) -> float:
-    """The field ``target``, where a comma could be a decimal one: it is not dropped, as in the answers of problems."""
+    """Returns the field ``target``. Unlike in answers of problems, commas are refused: one could be a decimal comma."""
     text = row.answer("target")
     if "," in text:
         raise row.error(f'field "target" must be a number without commas (1234.5), got {text!r}')
@@ -225,14 +225,14 @@ def _target(row: Row) -> float:
 
 
 def _carve(rows: list[RegressionRow], seed: int) -> tuple[list[RegressionRow], list[RegressionRow]]:
-    """``rows`` without a sample of them, and the sample; the indices that `load_problems` draws."""
+    """Splits ``rows`` into the rest and a sample, with the indices that `load_problems` draws."""
     indices = set(random.Random(seed).sample(range(len(rows)), min(VALIDATION_SIZE, len(rows) // 5)))
     rest = [row for index, row in enumerate(rows) if index not in indices]
     return rest, [row for index, row in enumerate(rows) if index in indices]
 
 
 def _csv_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
-    """The rows of a comma-separated file, their columns named here or by the first line; empty lines skipped.
+    """Reads a comma-separated file, its columns named here or by the first line; empty lines are skipped.
 
     Raises:
         UserError: If the file cannot be read, holds no rows, is not UTF-8 text, or a line has a cell too many or few.
@@ -254,7 +254,7 @@ def _csv_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each record's place, by the line it starts on, and its cells."""
+    """Yields each record's place, by the line on which it starts, and its cells."""
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     line = 1
     try:

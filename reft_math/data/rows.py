@@ -1,4 +1,4 @@
-"""Raw rows with their place, so that an error can say where it is: a file's line, a list's row, a hub split's row."""
+"""Raw rows with their place for errors: a file's line, a list's row, or a hub split's row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reft_math.errors import UserError
 from reft_math.files.strict import is_whole, parse_json
 
 Split = Literal["train", "validation", "test"]
-Prompt = Literal["ours", "paper"]  # of rows with a number: the RAFT paper's wording (its table 6) or our own
+Prompt = Literal["ours", "paper"]  # wording of rows with a number: the RAFT paper's (its table 6) or our own
 T = TypeVar("T", str, int)
 
 _GZIP = b"\x1f\x8b"
@@ -24,12 +24,12 @@ _KIND_NAMES: dict[type, str] = {str: "a string", int: "a whole number"}
 
 @dataclass(frozen=True)
 class Row:
-    """The fields of one row, and where they stand.
+    """The fields of one row, and their place.
 
     Attributes:
-        place: For errors, e.g. ``"../data/gsm8k/train.jsonl, line 17"``.
+        place: Place for errors, e.g. ``"../data/gsm8k/train.jsonl, line 17"``.
         index: The row's number within its split, from 0.
-        fields: As the source has them.
+        fields: The source's fields.
     """
 
     place: str
@@ -37,7 +37,7 @@ class Row:
     fields: Mapping[str, Any]
 
     def take(self, name: str, kind: type[T]) -> T:
-        """The field ``name``.
+        """Returns the field ``name``.
 
         Raises:
             UserError: If it is missing or not of type ``kind``.
@@ -48,7 +48,7 @@ class Row:
         return value
 
     def text(self, name: str) -> str:
-        """The field ``name`` as text without surrounding space.
+        """Returns the field ``name`` as text without surrounding space.
 
         Raises:
             UserError: If it is missing, not a string, or blank.
@@ -59,7 +59,7 @@ class Row:
         return text
 
     def answer(self, name: str) -> str:
-        """The field ``name``, text or number, as short text: ``"12"`` for ``12``, ``12.0`` and ``"12.0"``.
+        """Returns the field ``name``, text or number, as short text: ``"12"`` for ``12``, ``12.0`` and ``"12.0"``.
 
         Raises:
             UserError: If it is missing, blank, or neither text nor a finite number.
@@ -74,15 +74,15 @@ class Row:
         return text.removesuffix(".0")
 
     def number(self, name: str) -> str:
-        """`answer` of a field whose answers are compared as numbers.
+        """Returns `answer` for a field whose answers are compared as numbers.
 
         Raises:
-            UserError: As `answer`, or if it is no finite number.
+            UserError: As in `answer`, or if it is not a finite number.
         """
         return self.checked_number(name, self.answer(name))
 
     def checked_number(self, name: str, text: str) -> str:
-        """``text``, read from the field ``name``, without the commas of its thousands.
+        """Returns ``text``, read from the field ``name``, without thousands separators.
 
         Raises:
             UserError: If it is no finite number.
@@ -97,7 +97,7 @@ class Row:
         return plain
 
     def error(self, message: str) -> UserError:
-        """The error to raise for something wrong in this row."""
+        """Returns an error that names this row's place."""
         return UserError(f"{self.place}: {message}")
 
     def _value(self, name: str) -> Any:
@@ -116,8 +116,8 @@ class HubDataset:
 
     Attributes:
         id: Its id, e.g. ``"openai/gsm8k"``.
-        splits: For each of our splits the hub's name of it; ``"train+test"`` joins two.
-        config: The configuration, where the data set has several.
+        splits: The hub's name for each of our splits; ``"train+test"`` joins two.
+        config: The configuration, if the data set has several.
     """
 
     id: str
@@ -127,14 +127,14 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class HubSource:
-    """One data set: where its splits lie and what a row means.
+    """One data set: the places of its splits, and the parser of its rows.
 
     Attributes:
         name: Its name for ``--dataset``, and its folder under ``--data-dir``.
-        files: For each split the source has, the file in that folder.
-        parse: Makes a problem of a row and the problem's id.
-        hub: Where the hub has it, if a copy there is known to be this set.
-        id_field: The field that names a row in the problem's id; without one its index does.
+        files: The file in that folder for each split of the source.
+        parse: Makes a problem from a row and the problem's id.
+        hub: The copy on the hub, if one is known to be this set.
+        id_field: The field that names a row in the problem's id; None for its index.
     """
 
     name: str
@@ -144,10 +144,10 @@ class HubSource:
     id_field: str | None = None
 
     def problems(self, split: Split, data_dir: str | None) -> list[Problem]:
-        """A split's problems, from ``data_dir`` where one is given, else from the hub.
+        """Returns a split's problems, from ``data_dir`` if given, else from the hub.
 
         Raises:
-            UserError: If the rows cannot be had, one of them is malformed, or two have the same id.
+            UserError: If the rows cannot be loaded, one of them is malformed, or two have the same id.
         """
         rows = self._rows(split, data_dir)
         keys = unique_keys(rows, lambda row: row.text(self.id_field) if self.id_field else str(row.index))
@@ -165,10 +165,10 @@ class HubSource:
 
 
 def unique_keys(rows: Iterable[Row], key_of: Callable[[Row], str]) -> list[str]:
-    """What names each row within its split.
+    """Returns the key of each row within its split.
 
     Raises:
-        UserError: Two rows have the same name.
+        UserError: Two rows have the same key.
     """
     places: dict[str, str] = {}
     for row in rows:
@@ -180,7 +180,7 @@ def unique_keys(rows: Iterable[Row], key_of: Callable[[Row], str]) -> list[str]:
 
 
 def file_rows(path: Path) -> list[Row]:
-    """The rows of a ``.jsonl`` file (one object a line, blank lines skipped) or a ``.json`` file (a list of objects).
+    """Reads a ``.jsonl`` file (one object per line, blank lines skipped) or a ``.json`` file (a list of objects).
 
     Raises:
         UserError: If the file cannot be read, holds no rows, or is not UTF-8 JSON of that form.
@@ -197,29 +197,29 @@ def file_rows(path: Path) -> list[Row]:
 
 
 def check_unpacked(path: Path, content: bytes) -> None:
-    """Raises `UserError` for what gzip wrote, whatever the file is called."""
+    """Raises `UserError` for gzip data, whatever the file's name."""
     if content.startswith(_GZIP):
         raise UserError(f"{path} is packed by gzip; unpack it first (gunzip)")
 
 
 def bad_byte(error: UnicodeDecodeError) -> str:
-    """The byte that is no UTF-8, as ``0xff``: the error's own, for behind a byte order mark, which is not counted, its
-    offset is not the file's."""
+    """Returns the byte that is not UTF-8, as ``0xff``, from the error: a byte order mark shifts its offset from the
+    file's."""
     return f"0x{error.object[error.start]:02x}"
 
 
 def hub_rows(hub: HubDataset, split: Split) -> list[Row]:
-    """The rows of a split on the Hugging Face hub, or of its local cache.
+    """Returns the rows of a split on the Hugging Face hub, or in its local cache.
 
     Raises:
         UserError: If the hub cannot be reached, or has no such data set for this account.
     """
-    import datasets  # it takes a second that users of local files need not wait
+    import datasets  # takes a second, which users of local files need not wait
 
     hub_split = hub.splits[split]
     try:
         data = datasets.load_dataset(hub.id, hub.config, split=hub_split)
-    except Exception as error:  # the client's failures share no class of their own, and nothing else runs here
+    except Exception as error:  # the client's failures share no class, and nothing else runs here
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"cannot load {hub.id} ({hub_split}) from the Hugging Face hub: {reason}; "
@@ -254,7 +254,7 @@ def _decoded(path: Path, content: bytes, first_line: int) -> Any:
     except JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}, line {line}: must be JSON, got: {error.msg} (column {error.colno})") from error
-    except ValueError as error:  # it does not say where
+    except ValueError as error:  # it gives no place
         place = f"{path}" if b"\n" in content else f"{path}, line {first_line}"
         raise UserError(f"{place}: must be plain JSON, got: {error}") from error
 
@@ -266,5 +266,5 @@ def _row(place: str, index: int, fields: Any) -> Row:
 
 
 def _shown(value: Any) -> str:
-    """A value short enough for a message, with its type."""
+    """Returns a value shortened for a message, with its type."""
     return f"{reprlib.repr(value)} ({type(value).__name__})"

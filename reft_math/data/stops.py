@@ -1,4 +1,4 @@
-"""Texts that end a completion."""
+"""Stops a completion at given texts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 
 class StopTexts(StoppingCriteria):  # type: ignore[misc]
-    """Ends a row once one of ``stops`` stands in what was drawn, of one call of ``generate``.
+    """Ends a row once its drawn text contains one of ``stops``, within one call of ``generate``.
 
-    transformers' ``stop_strings`` see the prompt, too, read the whole vocabulary at each call, and fail with tokenizers
-    that cannot write every letter.
+    transformers' ``stop_strings`` also see the prompt, read the whole vocabulary at each call, and fail with
+    tokenizers that cannot write every letter.
     """
 
     def __init__(self, stops: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         self.stops, self.tokenizer = stops, tokenizer
-        self._window = max(map(len, stops)) + 8  # a letter a token, and some tokens of none
+        self._window = max(map(len, stops)) + 8  # one letter per token, and some tokens without letters
         self._first: int | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:

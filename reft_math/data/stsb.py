@@ -1,10 +1,9 @@
-"""STS-B: pairs of sentences and how similar people find them, from 0 to 5 (Cer et al. 2017, arXiv:1708.00055).
+"""Reads STS-B: pairs of sentences and their rated similarity, from 0 to 5 (Cer et al. 2017, arXiv:1708.00055).
 
 The splits of ``stsb`` are the authors'. Those of ``stsb:paper`` are the RAFT paper's (Lukasik et al.: 4,887 / 863 /
-1,500 rows) as far as they can be told: 4,887 rows of train, drawn once for all, the rest of it to choose by, and the
-authors' validation rows to report on. Train has 5,749 rows, so that 862 are left; which of them the paper took, and
-where the 863rd is from, it does not say. GLUE's copy hides the test split's scores, so it is not the one asked for on
-the hub.
+1,500 rows) as far as they are known: 4,887 rows of train, drawn once, the rest of train to choose by, and the
+authors' validation rows to report on. Train has 5,749 rows, so 862 are left; the paper does not say which rows it
+took, nor where the 863rd is from. GLUE's copy hides the test split's scores, so another copy on the hub is used.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from reft_math.data.rows import HubDataset, Prompt, Row, Split
 NAME, PAPER = "stsb", "stsb:paper"
 PAPER_TRAIN = 4_887
 FILES: dict[Split, str] = {"train": "train.csv", "validation": "dev.csv", "test": "test.csv"}
-COLUMNS = ("sentence1", "sentence2", "similarity_score")  # as on the hub; the files have no line of names
+COLUMNS = ("sentence1", "sentence2", "similarity_score")  # as on the hub; the files have no header line
 HUB = HubDataset("PhilipMay/stsb_multi_mt", {"train": "train", "validation": "dev", "test": "test"}, config="en")
 
 PROMPTS: dict[Prompt, str] = {
@@ -27,7 +26,7 @@ PROMPTS: dict[Prompt, str] = {
 
 
 def parse(row: Row, prompt: Prompt = "ours") -> tuple[str, float]:
-    """The text of the two sentences, and their similarity in [0, 5], to 5 places.
+    """Returns the text of the two sentences, and their similarity in [0, 5], to 5 places.
 
     The hub stores single precision (3.8 as 3.799999952…): rounded, its rows equal those of the files.
 

@@ -1,7 +1,7 @@
 """SVAMP: 1,000 short word problems, varied so that key words mislead (Patel et al. 2021, arXiv:2103.07191).
 
-The authors publish one file of 1,000 and call it a challenge set; the hub's copy cuts it into 700 and 300. Here all
-1,000 are the test split. The copies' orders differ, so the authors' own names (``chal-777``) tell the problems apart.
+The authors publish one file of 1,000 as a challenge set; the hub's copy splits it into 700 and 300. Here all 1,000
+are the test split. The copies' orders differ, so ids use the authors' own names (``chal-777``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from reft_math.data.rows import HubDataset, HubSource, Row
 
 
 def parse(row: Row, problem_id: str) -> Problem:
-    """``Body`` and ``Question`` make the question; there is no solution.
+    """Parses a row: ``Body`` and ``Question`` make the question; there is no solution.
 
     Raises:
         UserError: If a field is missing or of another type.
@@ -21,9 +21,9 @@ def parse(row: Row, problem_id: str) -> Problem:
 
 
 def joined(body: str, question: str) -> str:
-    """``body`` and ``question`` as running text.
+    """Joins ``body`` and ``question`` into running text.
 
-    A third of the bodies have no final stop, most of them because they end in a condition that the question completes:
+    A third of the bodies have no full stop, most of them because they end in a condition that the question completes:
     ``If he eats 3`` and ``How many are left?`` become ``If he eats 3, how many are left?``.
     """
     if body[-1] in ".?!":

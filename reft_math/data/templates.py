@@ -1,15 +1,14 @@
-"""Prompt templates: how a question becomes a prompt, and how a solution follows it.
+"""Prompt templates: turn a question into a prompt, and place a solution after it.
 
-A template is a frame (the tokenizer's chat template, or plain text) with or without an instruction. Its name and
-version go with every result; a change of wording is a change of version.
+A template is a frame (the tokenizer's chat template, or plain text) with or without an instruction. Every result
+records its name and version; a change of wording is a new version.
 
-A chat template is a program, of whoever made the tokenizer. What it makes of a conversation is looked at: what was said
-must be in it. The date it asks for is `DATE`, today and tomorrow. What follows a prompt in training is what it writes
-after one.
+A chat template is a program by the tokenizer's author. Its output is checked: it must contain every message. The date
+that it asks for is always `DATE`. In training, the solution follows a prompt exactly as the chat template writes it.
 
-Models that can think before they answer do so in ``<think>…</think>``. Chat templates switch it off, so that a
-completion starts as a solution does: by ``enable_thinking=False`` (Qwen3's, which then writes an empty thought), and
-where the frame begins a thought all the same (DeepSeek-R1's) by ending it. Those named ``…-thinking`` leave it on.
+Models that can think before they answer do so in ``<think>…</think>``. Chat templates switch thinking off, so that a
+completion starts like a solution: by ``enable_thinking=False`` (Qwen3's, which then writes an empty thought), or by
+ending the thought if the frame still begins one (DeepSeek-R1's). Those named ``…-thinking`` leave it on.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from transformers import PreTrainedTokenizerBase
 from reft_math.errors import UserError
 
 THOUGHT_START, THOUGHT_END = "<think>", "</think>"
-DATE = date(2024, 7, 26)  # the day that Llama 3's templates take where there is no clock
+DATE = date(2024, 7, 26)  # the default day of Llama 3's templates without a clock
 _ANOTHER_DAY = date(1999, 1, 3)
-_MARK = "SOLUTION"  # shows where in a frame a text stands
+_MARK = "SOLUTION"  # marks a text's place in a frame
 _STEP_BY_STEP = "\nLet's think step by step."
 _BOXED = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
@@ -37,12 +36,12 @@ class PromptTemplate:
     """``prompt = frame(question + instruction)``.
 
     Attributes:
-        name: What ``--template`` takes.
-        version: Counts changes of wording.
-        is_chat: Framed by the tokenizer's chat template instead of ``Question: … Answer:``.
+        name: Name for ``--template``.
+        version: Number of the wording.
+        is_chat: Whether the tokenizer's chat template is the frame, instead of ``Question: … Answer:``.
         instruction: Text after the question.
         is_thinking: Whether the model is to think before it answers.
-        day: The day that prompts name, where the tokenizer's chat template has them name one.
+        day: The day that prompts name, if the tokenizer's chat template names one.
     """
 
     name: str
@@ -56,13 +55,13 @@ class PromptTemplate:
         return f"{self.name}/{self.version}" + (f"@{self.day}" if self.day else "")
 
     def is_recorded_as(self, text: str) -> bool:
-        """Whether these are the words of ``chat/1`` or ``chat/1@2024-07-26``; versions before there was one wrote no
-        date, and on another base the chat template may ask for none."""
+        """Returns whether ``text``, such as ``chat/1`` or ``chat/1@2024-07-26``, names this template. The date may be
+        missing: earlier versions wrote none, and the chat template of another base may ask for none."""
         name, _, day = text.partition("@")
         return name == f"{self.name}/{self.version}" and day in ("", str(DATE))
 
     def prompt(self, question: str, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The text before the solution. A chat prompt holds its special tokens, a plain one does not.
+        """Returns the text before the solution. A chat prompt holds its special tokens, a plain one does not.
 
         Raises:
             UserError: The chat template fails, or leaves the question out.
@@ -74,9 +73,9 @@ class PromptTemplate:
         return f"Question: {text}\nAnswer:"
 
     def has_framed(self, prompt: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Whether a prompt is this template's of some question: one frame (no examples before it), no more instruction.
+        """Returns whether a prompt is a question in this template: one frame (no examples), no further instruction.
 
-        White space and line breaks a frame shares with any question; special tokens a question has none of.
+        A frame may share white space and line breaks with a question; a question has no special tokens.
         """
         before, _, after = self.prompt(_MARK, tokenizer).partition(_MARK)
         if not (prompt.startswith(before) and prompt.removeprefix(before).endswith(after)):
@@ -89,15 +88,15 @@ class PromptTemplate:
         )
 
     def target(self, start: str, tokenizer: PreTrainedTokenizerBase) -> str:
-        """The text after the prompt where a solution starts so: with the space, if any, that stands before it."""
+        """Returns the text after the prompt for a solution with this start, with the space before it, if any."""
         return (self._around(tokenizer)[0] if self.is_chat else " ") + start
 
     def turn(self, question: str, solution: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
-        """The text after the prompt, with the end token where the chat template writes one, and the token that ends it.
+        """Returns the text after the prompt, with the end token if the chat template writes one, and that token's id.
 
-        The text is what the chat template writes of the whole conversation after the prompt, white space of its own and
-        all. Where a prompt is not the beginning of that (thoughts that are switched off, or left out of a past turn),
-        the solution follows the prompt as it is.
+        The text is what the chat template writes after the prompt in the whole conversation, with its own white space.
+        If the conversation does not begin with the prompt (thoughts that are switched off, or left out of a past turn),
+        the solution follows the prompt unchanged.
 
         Raises:
             UserError: The chat template fails or leaves something out, or neither it nor the tokenizer names an end.
@@ -115,14 +114,14 @@ class PromptTemplate:
         return before + solution + end, token
 
     def end_token_id(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """The token that ends a solution: what the chat template puts after an assistant's turn, else the tokenizer's
-        end of sequence (the two differ, e.g. ``<end_of_turn>`` and ``<eos>`` for Gemma)."""
+        """Returns the token that ends a solution: the one that the chat template puts after an assistant's turn, else
+        the tokenizer's end of sequence (for Gemma e.g. ``<end_of_turn>`` and ``<eos>``)."""
         return _end(self._around(tokenizer)[1], tokenizer)[0] if self.is_chat else _eos(tokenizer)
 
     def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[set[int], tuple[str, ...]]:
-        """What begins the next question, where a completion ends though the model may go on: tokens, and texts.
+        """Returns tokens and texts that begin the next question, at which a completion ends even if the model goes on.
 
-        Between a chat template's turns stands a special token, or plain text, such as a token that the tokenizer lacks.
+        Chat templates separate turns by a special token or plain text, such as a token that the tokenizer lacks.
         """
         if not self.is_chat:
             return set(), ("Question:",)
@@ -134,30 +133,30 @@ class PromptTemplate:
         return ({token} if token is not None else set()), ((before.strip(),) if before.strip() else ())
 
     def _around(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-        """What the chat template writes between the prompt and a solution, and after that."""
+        """Returns the chat template's text between the prompt and a solution, and its text after the solution."""
         before, _, after = self._framed([_MARK + self.instruction, _MARK], tokenizer).rpartition(_MARK)
         prompt = self.prompt(_MARK, tokenizer)
         return before.removeprefix(prompt) if before.startswith(prompt) else "", after
 
     def _framed(self, turns: Sequence[str], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
-        """`framed` turns, the user's first. An empty one is not shown to the chat template, which may refuse it."""
+        """Returns `framed` turns, the user's first. Empty turns are left out: the chat template may refuse them."""
         texts = [turn if turn.strip() else _MARK for turn in turns]
         found = framed(_messages(texts), tokenizer, enable_thinking=self.is_thinking, **settings)
         return found if all(map(str.strip, turns)) else found.replace(_MARK, "")
 
 
 def framed(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
-    """What the tokenizer's chat template makes of messages, in the sandbox that transformers runs it in, on `DATE`.
+    """Applies the tokenizer's chat template to messages, in transformers' sandbox, on `DATE`.
 
-    Contents are given as text, and as parts (``[{"type": "text", "text": …}]``) to a template that reads them so.
+    Contents are passed as text, or as parts (``[{"type": "text", "text": …}]``) if the template reads those.
 
     Args:
-        messages: ``role`` and ``content``.
-        tokenizer: One with a chat template.
-        settings: As of ``apply_chat_template``.
+        messages: Messages with ``role`` and ``content``.
+        tokenizer: A tokenizer with a chat template.
+        settings: Arguments of ``apply_chat_template``.
 
     Raises:
-        UserError: The template fails, or the text has not each of the contents in it.
+        UserError: The template fails, or its text lacks one of the contents.
     """
     return _rendered(messages, tokenizer, DATE, date_string=f"{DATE:%d %b %Y}", **settings)
 
@@ -172,7 +171,7 @@ def _rendered(
         try:
             template = _clock(day) + tokenizer.get_chat_template(settings.get("chat_template"))
             text = str(tokenizer.apply_chat_template(asked, tokenize=False, **{**settings, "chat_template": template}))
-        except Exception as error:  # a template is a program, of whoever made the tokenizer: it can raise anything
+        except Exception as error:  # a template is a program by the tokenizer's author: it can raise anything
             reasons.append(f"fails ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
             continue
         # Past thoughts may be left out.
@@ -188,7 +187,7 @@ def _messages(turns: Iterable[str]) -> list[dict[str, str]]:
 
 @cache
 def _clock(day: date) -> str:
-    """The beginning of a chat template in which ``strftime_now`` is of this day, at midnight."""
+    """Returns the beginning of a chat template that defines ``strftime_now`` as this day, at midnight."""
     texts = {f"%{code}": day.strftime(f"%{code}") for code in "aAbBcdHIjmMpSUwWxXyY"}
     texts |= {"%-d": f"{day.day}", "%-m": f"{day.month}", "%e": f"{day.day:2}", "%F": f"{day}"}
     replaced = "".join(f"|replace({code!r},{text!r})" for code, text in texts.items())
@@ -196,16 +195,16 @@ def _clock(day: date) -> str:
 
 
 def _end(after: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str]:
-    """The token that ends a turn, in what is written after it, and the text up to its end.
+    """Returns the token that ends a turn, from the text after the turn, and that text up to the token's end.
 
-    The tokenizer's end of sequence, and no text, where no special token is written.
+    If no special token is written, it is the tokenizer's end of sequence and no text.
     """
     token, before, text = _first_special(after, tokenizer)
     return (_eos(tokenizer), "") if token is None else (token, before + text if text else "")
 
 
 def _first_special(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, str, str]:
-    """The first special token, the text before it, and its own; None where there is none."""
+    """Returns the first special token, the text before it, and its own text; None if there is no special token."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {tokenizer.unk_token_id}
     token = next((token for token in tokenizer.encode(text, add_special_tokens=False) if token in special), None)
     own = "" if token is None else str(tokenizer.convert_ids_to_tokens(token))
@@ -222,13 +221,13 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _end_thought(prompt: str) -> str:
-    """With an empty thought, written as Qwen3 does, in place of one that is only begun."""
+    """Replaces a thought that is only begun by an empty one, written as Qwen3 does."""
     begun = prompt.rstrip()
     return f"{begun}\n\n{THOUGHT_END}\n\n" if begun.endswith(THOUGHT_START) else prompt
 
 
 def without_thoughts(completion: str) -> str:
-    """What follows the last thought: the answer. Nothing, where the thought that it begins with has no end."""
+    """Returns the text after the last thought, the answer; empty if the completion's first thought has no end."""
     answer = completion.rpartition(THOUGHT_END)[2]
     return "" if answer.lstrip().startswith(THOUGHT_START) else answer
 
@@ -257,11 +256,11 @@ class BareTemplate(PromptTemplate):
         return question
 
 
-BARE = BareTemplate("bare", 1, is_chat=False)  # regression's alone: any text is its prompt
+BARE = BareTemplate("bare", 1, is_chat=False)  # for regression only: any text is its prompt
 
 
 def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
-    """The template of that name; ``auto`` is ``chat`` where the tokenizer has a chat template and ``plain`` elsewhere.
+    """Returns the template of that name; ``auto`` is ``chat`` if the tokenizer has a chat template, else ``plain``.
 
     Raises:
         UserError: An unknown name, or a chat template or thinking mode that the tokenizer does not have.
@@ -285,13 +284,13 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptTemplat
 
 
 def _names_a_day(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether prompts would be others if nothing but the clock told the chat template the date."""
+    """Returns whether the chat template's prompts depend on the clock's date."""
     messages = _messages([_MARK])
     return _rendered(messages, tokenizer, _ANOTHER_DAY) != framed(messages, tokenizer)
 
 
 def check_thoughts(template: PromptTemplate, solutions: Iterable[str]) -> None:
-    """Raises `UserError` for solutions without thoughts to train a thinking mode on: no completion starts like them."""
+    """Raises `UserError` for solutions without thoughts in a thinking mode: no completion starts like them."""
     if template.is_thinking and not all(THOUGHT_END in solution for solution in solutions):
         raise UserError(
             f"template {template.name!r} is trained on solutions that begin with a thought, up to {THOUGHT_END};"
@@ -300,17 +299,17 @@ def check_thoughts(template: PromptTemplate, solutions: Iterable[str]) -> None:
 
 
 def encode_prompt(template: PromptTemplate, question: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The prompt's token ids, special tokens once (a chat template has written them already)."""
+    """Returns the prompt's token ids, with special tokens once (a chat template has already written them)."""
     return _encode(template, template.prompt(question, tokenizer), tokenizer)
 
 
 def encode_target(
     template: PromptTemplate, question: str, solution: str, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """The solution's token ids as they follow the prompt, with the end token.
+    """Returns the solution's token ids after the prompt, with the end token.
 
-    Tokenised together with the prompt where that leaves the prompt's tokens alone, so that no tokenizer puts a word
-    boundary of its own at the seam; on its own otherwise, for the prompt's tokens are what decoding starts from.
+    It is tokenised together with the prompt if that keeps the prompt's tokens, so that no tokenizer adds a word
+    boundary between the two; otherwise alone, since decoding starts from the prompt's tokens.
     """
     text, end = template.turn(question, solution, tokenizer)
     target_ids = _encode_after(template, template.prompt(question, tokenizer), text, tokenizer)
@@ -318,7 +317,7 @@ def encode_target(
 
 
 def encode_start(template: PromptTemplate, question: str, start: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """As `encode_target` of a solution that starts so, without what comes after."""
+    """Returns the token ids of a solution's start, as `encode_target` would begin."""
     text = template.target(start, tokenizer)
     return _encode_after(template, template.prompt(question, tokenizer), text, tokenizer)
 
@@ -331,7 +330,7 @@ def _encode_after(template: PromptTemplate, prompt: str, text: str, tokenizer: P
 
 
 def _encode(template: PromptTemplate, text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids with the tokenizer's own start, and without the end that some tokenizers put after every text."""
+    """Returns token ids with the tokenizer's own start, without the end that some tokenizers put after every text."""
     if template.is_chat:
         return list(tokenizer.encode(text, add_special_tokens=False))
     token_ids = list(tokenizer.encode(text))

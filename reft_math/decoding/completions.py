@@ -1,4 +1,4 @@
-"""From questions to completions: prompts, decoding, and where the text of a completion ends."""
+"""Turns questions into completions: prompts, decoding, and the end of a completion's text."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ Complete = Callable[[Sequence[str], int | None], list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class CompletionSettings:
-    """How completions are made.
+    """Settings of completions.
 
     Attributes:
-        tokenizer, template: From question to prompt.
-        end_token_ids: Every token at which a completion stops; `stops` are texts at which it does.
-        max_new_tokens: Where it stops at the latest.
-        opener: Text every completion is made to start with; part of the completion.
+        tokenizer, template: Turn a question into a prompt.
+        end_token_ids: Every token at which a completion stops; `stops` are the texts.
+        max_new_tokens: Greatest number of tokens.
+        opener: Text with which every completion starts; part of the completion.
         sampling: Settings of ``generate`` such as ``temperature``; empty is greedy.
     """
 
@@ -45,22 +45,22 @@ class CompletionSettings:
 
     @cached_property
     def stops(self) -> tuple[str, ...]:
-        """Texts at which a completion stops, too, and which are no part of it."""
+        """Texts at which a completion also stops; not part of it."""
         return self.template.stops(self.tokenizer)[1]
 
     def prompts(self, questions: Sequence[str]) -> list[torch.Tensor]:
-        """Token ids of each question's prompt and the opener."""
+        """Returns token ids of each question's prompt and the opener."""
         opener = list(self.tokenizer.encode(self.opener, add_special_tokens=False)) if self.opener else []
         return [torch.tensor(encode_prompt(self.template, text, self.tokenizer) + opener) for text in questions]
 
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of one call of ``generate``."""
+        """Returns keyword arguments of one call of ``generate``."""
         stop = StopTexts(self.stops, self.tokenizer) if self.stops else None
         return {
             "max_new_tokens": self.max_new_tokens,
             "eos_token_id": self.end_token_ids,
             "pad_token_id": self.tokenizer.pad_token_id,
-            "use_cache": True,  # whatever a checkpoint's configuration says: the text is the same
+            "use_cache": True,  # overrides the checkpoint's configuration; the text is the same
             "return_dict_in_generate": True,
             **({"stopping_criteria": StoppingCriteriaList([stop])} if stop else {}),
             **({"do_sample": True, **self.sampling} if self.sampling else {}),
@@ -70,15 +70,15 @@ class CompletionSettings:
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def until_end(self, token_ids: Sequence[int]) -> int | None:
-        """The place of the first end token; None where there is none."""
+        """Returns the index of the first end token; None if there is none."""
         return next((index for index, token in enumerate(token_ids) if token in self.end_token_ids), None)
 
     def stop_in(self, text: str) -> re.Match[str] | None:
-        """The first of `stops` in a text."""
+        """Returns the first match of `stops` in a text."""
         return re.search("|".join(map(re.escape, self.stops)), text) if self.stops else None
 
     def read(self, token_ids: Sequence[int]) -> dict[str, Any]:
-        """``completion``, ``num_tokens`` and ``finished``, as in `complete`, of the tokens after a prompt."""
+        """Returns ``completion``, ``num_tokens`` and ``finished``, as in `complete`, for the tokens after a prompt."""
         end = self.until_end(token_ids)
         num_tokens = len(token_ids) if end is None else end + 1
         text = self.text(token_ids[:end])
@@ -102,20 +102,19 @@ def complete(
     decoding: CompletionSettings,
     device: torch.device,
 ) -> list[dict[str, Any]]:
-    """One batch of completions.
+    """Completes one batch of questions.
 
     Args:
-        questions: What to answer.
-        seed: Of the samples; None where decoding is greedy.
+        questions: Questions to answer.
+        seed: Seed of the samples; None for greedy decoding.
         generate: ``generate(inputs, attention_mask=…, **settings)`` with ``sequences``, such as a model's ``generate``.
         decoding: Prompts, stopping and sampling.
-        device: The model's.
+        device: The model's device.
 
     Returns:
-        Per question ``completion`` (text, the opener included), ``num_tokens`` (drawn, the end token included) and
-        ``finished`` (false where ``max_new_tokens`` cut it off); where a gate was at work also ``kl`` (``D_t`` in nats
-        while it was open), ``cumulative_kl``, ``dead_band`` where there is one, and ``closing_position`` (None where it
-        never closed).
+        Per question ``completion`` (text with the opener), ``num_tokens`` (drawn tokens with the end token) and
+        ``finished`` (false if ``max_new_tokens`` cut it off); under a gate also ``kl`` (``D_t`` in nats while it was
+        open), ``cumulative_kl``, ``dead_band`` if there is one, and ``closing_position`` (None if it never closed).
     """
     output, width = _generate(questions, seed, generate, decoding, device)
     rows = [decoding.read(row) for row in output.sequences[:, width:].tolist()]
@@ -131,14 +130,14 @@ def complete_by_engine(
     device: torch.device,
     engine: Engine,
 ) -> list[dict[str, Any]]:
-    """As `complete`, but ``generate`` draws until each row's gate has closed, and an engine writes the rest.
+    """Completes like `complete`, but ``generate`` draws only until each row's gate closes, and an engine the rest.
 
     Args:
-        generate: As in `complete`, and it takes ``until_closed`` and returns a `GatedOutput`.
-        engine: Serves the base.
+        generate: As in `complete`; must take ``until_closed`` and return a `GatedOutput`.
+        engine: Server with the base.
 
     Raises:
-        Unfinished: The engine does not finish some rows; the others' dictionaries are in it, by their place.
+        Unfinished: The engine does not finish some rows; the error holds the others' dictionaries by index.
     """
     output, width = _generate(questions, seed, generate, decoding, device, until_closed=True)
     gates = _gate_records(output)
@@ -181,7 +180,7 @@ def _generate(
     device: torch.device,
     **options: Any,
 ) -> tuple[Any, int]:
-    """``generate``'s output and the width of the prompts."""
+    """Returns ``generate``'s output and the width of the prompts."""
     prompts = decoding.prompts(questions)
     inputs = pad_left(prompts, int(decoding.tokenizer.pad_token_id)).to(device)
     attention_mask = pad_left([torch.ones_like(prompt) for prompt in prompts], 0).to(device)
@@ -201,7 +200,7 @@ def _generate(
 
 
 def _joined(prefix: list[int], written: Continuation, decoding: CompletionSettings) -> dict[str, Any]:
-    """As `Decoding.read`, of a prefix and what an engine wrote; some write their stops out, or go on behind them."""
+    """Reads a prefix and an engine's continuation; some engines write the stops out, or continue after them."""
     start = decoding.text(prefix)
     text, num_tokens, finished = start + written.text, written.num_tokens, written.finished
     if stop := decoding.stop_in(text):
@@ -213,7 +212,7 @@ def _joined(prefix: list[int], written: Continuation, decoding: CompletionSettin
 
 
 def _gate_records(output: Any) -> list[dict[str, Any]]:
-    """What a `GatedOutput` says of each row; nothing where there was no gate."""
+    """Returns a `GatedOutput`'s measurements for each row; empty without a gate."""
     if not isinstance(output, GatedOutput) or output.closing_positions is None:
         return [{}] * len(output.sequences)
     closings = output.closing_positions.tolist()
@@ -234,5 +233,5 @@ def _gate_records(output: Any) -> list[dict[str, Any]]:
 
 
 def _rounded(nats: float) -> float:
-    """Six digits: float32 has no more, and a divergence, a sum of differences, has fewer still."""
+    """Rounds to six digits: float32 has no more, and a divergence, a sum of differences, has fewer."""
     return float(f"{nats:.6g}")

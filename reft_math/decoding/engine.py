@@ -1,4 +1,4 @@
-"""Hand-off to an inference engine: a server that speaks OpenAI's completions protocol writes what follows a prefix."""
+"""Hand-off to an inference engine: a server with OpenAI's completions protocol continues a prefix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reft_math.errors import Unfinished, UserError
 
 TIMEOUT_S = 600.0
 CONNECT_S = 10.0
-MAX_RETRIES = 6  # about 22 s of waiting in all, where the server does not say how long
+MAX_RETRIES = 6  # about 22 s of waiting in total, unless the server says how long
 
 _WAYS_OUT = {
     401: "; is its key in OPENAI_API_KEY?",
@@ -27,8 +27,8 @@ _WAYS_OUT = {
 
 @dataclass(frozen=True)
 class Continuation:
-    """What the server wrote: text, its tokens (the end token included where the server counts it), and whether it
-    ended by itself."""
+    """The server's text, its number of tokens (with the end token if the server counts it), and whether it ended by
+    itself."""
 
     text: str
     num_tokens: int
@@ -38,26 +38,26 @@ class Continuation:
 class Engine:
     """A server with the base model, such as vLLM, SGLang or ``transformers serve``.
 
-    Prompts go as token ids. A server that refuses them (``transformers serve``) gets text instead, once it is certain
-    that the tokenizer reads the same ids from it, and its own ``generation_config``, without which it would decode
-    greedily, with the checkpoint's penalties.
+    Prompts are sent as token ids. A server that refuses them (``transformers serve``) gets text instead, if the
+    tokenizer reads the same ids from it, and a ``generation_config``, without which it would decode greedily with the
+    checkpoint's penalties.
 
     Args:
-        url: Where the protocol starts, such as ``http://localhost:8000/v1``.
-        tokenizer: The base's.
-        model: The base's name on the server; may be left out where it serves only one.
-        concurrency: Requests at once.
-        timeout: Seconds of silence after which an answer is not waited for any longer.
+        url: Base address of the protocol, such as ``http://localhost:8000/v1``.
+        tokenizer: The base's tokenizer.
+        model: The base's name on the server; may be left out if it serves only one model.
+        concurrency: Number of concurrent requests.
+        timeout: Seconds to wait for an answer.
 
-    What fails (no connection, no answer in time, status 408, 409, 429 or 5xx) is tried again by openai's client, up to
-    `MAX_RETRIES` times, after waits that double, or as long as the server says (up to two minutes). What is refused is
-    not, nor is an answer that is no completion.
+    openai's client retries failures (no connection, no answer in time, status 408, 409, 429 or 5xx) up to `MAX_RETRIES`
+    times, after waits that double, or as long as the server says (up to two minutes). It does not retry refusals or
+    answers that are not completions.
 
-    The key, where the server wants one, is the environment variable ``OPENAI_API_KEY``. It goes to the server and
-    nowhere else: where the server repeats it, errors do not.
+    If the server needs a key, it is the environment variable ``OPENAI_API_KEY``. It is sent only to the server, and
+    removed from error messages if the server repeats it.
 
     Raises:
-        UserError: The server cannot be reached, refuses the key, or has not the one model.
+        UserError: The server cannot be reached, refuses the key, or without ``model`` does not list exactly one.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Engine:
             api_key=self._key or "none",
             max_retries=MAX_RETRIES,
             timeout=openai.Timeout(timeout, connect=CONNECT_S),
-            # What is asked would get lost on the way, or go to another.
+            # A redirected request would lose its body, or go to another server.
             http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )
         self._model = model or self._only_model()
@@ -97,19 +97,19 @@ class Engine:
         seed: int,
         stops: Sequence[str] = (),
     ) -> list[Continuation]:
-        """Continues prompts, ``concurrency`` of them at once.
+        """Continues prompts, ``concurrency`` of them at a time.
 
         Args:
-            prompts: Token ids, prefixes included.
-            max_tokens: How many tokens each may get.
+            prompts: Token ids of prompts and prefixes.
+            max_tokens: Maximum number of tokens for each.
             end_token_ids: Tokens at which a continuation ends.
             sampling: ``temperature``, ``top_p``, ``top_k``, ``min_p``; empty is greedy.
-            seed: Of the samples; the server's own business how it is used.
-            stops: Texts at which a continuation ends; whether they stand in it is the server's own business.
+            seed: Seed of the samples; its use depends on the server.
+            stops: Texts at which a continuation ends; whether it contains them depends on the server.
 
         Raises:
-            Unfinished: The server refuses, keeps failing, or answers what is no completion. Requests under way are
-                waited for, and what came of them is in the error, a `Continuation` by the place of its prompt.
+            Unfinished: The server refuses, keeps failing, or answers something else. Requests under way are awaited;
+                the error holds their `Continuation` by index of the prompt.
         """
         failed = Event()
 
@@ -141,7 +141,7 @@ class Engine:
         return list(done.values())
 
     def _accepts_ids(self) -> bool:
-        """Whether the server takes token ids: it is asked for one token."""
+        """Returns whether the server accepts token ids, by asking it for one token."""
         prompt, end = list(self._tokenizer("1").input_ids), self._tokenizer.eos_token_id
         extra = {"stop_token_ids": [] if end is None else [end]}
         try:
@@ -150,7 +150,7 @@ class Engine:
             return False
         except self._openai.OpenAIError as error:
             raise self._failed(error) from None
-        except ValueError:  # no JSON; the first completion says so
+        except ValueError:  # not JSON; the first completion reports it
             pass
         return True
 
@@ -198,7 +198,7 @@ class Engine:
         return Continuation(text, num_tokens, is_finished)
 
     def _as_text(self, prompt: list[int]) -> str:
-        """Text from which the tokenizer reads ``prompt``, its own special tokens added as the server's will be."""
+        """Returns text from which the tokenizer, adding its special tokens like the server's, reads ``prompt``."""
         for ids in (prompt, prompt[1:]):
             text = str(self._tokenizer.decode(ids, skip_special_tokens=False))
             if list(self._tokenizer(text).input_ids) == prompt:
@@ -214,7 +214,7 @@ class Engine:
             names = [self._line(str(model["id"])) for model in json.loads(body)["data"]]
         except self._openai.APIStatusError as error:
             status = error.status_code
-            if status < 400 or status in (401, 403, 429):  # about us, not about what the server can do
+            if status < 400 or status in (401, 403, 429):  # about our access, not the server's abilities
                 raise self._failed(error) from None
             raise self._lists_nothing(self._reason(error)) from None
         except self._openai.OpenAIError as error:
@@ -233,8 +233,8 @@ class Engine:
         )
 
     def _failed(self, error: Exception) -> UserError:
-        """What a server refuses is not tried again, what it fails at is, unless it says for how long it will."""
-        status = int(getattr(error, "status_code", 0))  # none where there was no answer
+        """Makes the error of a failed request. Only failures were retried, unless the server asked for a long wait."""
+        status = int(getattr(error, "status_code", 0))  # 0 without an answer
         is_refusal = 0 < status < 500 and status not in (408, 409, 429)
         happened = "refused" if is_refusal else f"failed, tried again up to {MAX_RETRIES} times"
         is_late = isinstance(error, self._openai.APITimeoutError)
@@ -249,21 +249,21 @@ class Engine:
         )
 
     def _reason(self, error: Exception) -> str:
-        """What the server said, or what became of the connection."""
+        """Returns the server's message, or the connection's error."""
         response = getattr(error, "response", None)
-        if response is None:  # the client says no more than that it failed
+        if response is None:  # the client says only that it failed
             error = error.__cause__ if isinstance(error.__cause__, Exception) else error
             return self._line(str(error) or type(error).__name__)
         return self._line(str(error) if response.text in str(error) else f"{error} {response.text}")
 
     def _line(self, text: str) -> str:
-        """What others said, on one line, shortened, and without our key."""
+        """Returns a foreign message on one line, shortened, and without our key."""
         if self._key:
             text = text.replace(self._key, "***")
         return " ".join(text.split())[:200]
 
 
 def _generation_config(end_token_ids: list[int], sampling: dict[str, Any]) -> str:
-    """What ``transformers serve`` takes in place of the checkpoint's habits, as JSON."""
+    """Returns, as JSON, the settings with which ``transformers serve`` replaces the checkpoint's defaults."""
     how = {"do_sample": True, **sampling} if sampling else {"do_sample": False}
     return json.dumps({"eos_token_id": end_token_ids, **how})

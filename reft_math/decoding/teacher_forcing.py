@@ -1,4 +1,4 @@
-"""Texts read under teacher forcing: what each token would have been drawn from, by base, adapter and gated decoding."""
+"""Reads texts under teacher forcing: each token's distribution under base, adapter and gated decoding."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from reft_math.data.prefix import pad_left
 
 @dataclass(frozen=True)
 class ForcedText:
-    """What follows a prompt, the end token included.
+    """A text after a prompt, with the end token.
 
     Attributes:
-        id: The problem's.
-        prompt: Token ids.
-        token_ids: ``y_1..y_n``.
+        id: The problem's id.
+        prompt: Token ids of the prompt.
+        token_ids: Token ids of the text, ``y_1..y_n``.
     """
 
     id: str
@@ -38,7 +38,7 @@ class TextLogits:
     """Raw logits ``(token, vocabulary)`` of a text's tokens under the three decoders of `text_logits`.
 
     Attributes:
-        closing_position: Of the gate along the text; None where it stays open.
+        closing_position: Position at which the gate closes along the text; None if it stays open.
     """
 
     closing_position: int | None
@@ -56,19 +56,19 @@ def text_logits(
     texts: Sequence[ForcedText],
     pad_token: int,
 ) -> list[TextLogits]:
-    """What each token of each text is drawn from, under the base, the adapter always on, and decoding under a gate.
+    """Returns each token's logits in each text, under the base, the adapter always on, and decoding under a gate.
 
-    ``prefix`` is that of `gated_logits`. Under gate ``prompt`` interventions act on the prompt, for ``always_on`` too.
+    ``prefix`` holds `gated_logits`. With gate ``prompt`` interventions act on the prompt, also for ``always_on``.
 
     Args:
         model: The base.
-        interventions: The adapter's.
-        gate, handoff: Of ``prefix``.
-        texts: A batch.
-        pad_token: Padding, on no text's path.
+        interventions: The adapter's interventions.
+        gate, handoff: Gate and hand-off of ``prefix``.
+        texts: A batch of texts.
+        pad_token: Padding token, which no text attends to.
 
     Raises:
-        UserError: Gate ``prompt`` and an adapter that does not act there.
+        UserError: The gate is ``prompt`` but the adapter does not act on prompts.
     """
     passes = _Passes(model, interventions, gate, handoff, texts, pad_token)
     return [
@@ -86,22 +86,22 @@ def gated_logits(
     texts: Sequence[ForcedText],
     pad_token: int,
 ) -> list[torch.Tensor]:
-    """What decoding under the gate draws each token of each text from, ``(token, vocabulary)`` by text.
+    """Returns each token's logits under gated decoding, ``(token, vocabulary)`` by text.
 
-    The gate decides by what stands before a token, so it is run along the text, whoever wrote that: with ``D_t`` of
-    this very text, tokens before its closing position are the intervened model's, and the others are
+    The gate decides by the tokens before a token, so it runs along the text, whoever wrote it: with ``D_t`` of this
+    text, tokens before the closing position are the intervened model's, and the others are
 
     - with ``handoff="base"`` the base's: it reads prompt and prefix itself;
-    - with ``"keep"`` those of a pass with interventions on the prompt and the tokens that were read before the gate
-      closed, except that the token at which a divergence closed it is the base's.
+    - with ``"keep"`` those of a pass with interventions on the prompt and the tokens read before the gate closed,
+      except that the token at which a divergence closed it is the base's.
 
-    Passes that no token of these texts needs are not made. Arguments and errors are those of `text_logits`.
+    Only passes that some token needs are run. Arguments and errors are those of `text_logits`.
     """
     return [prefix for _, prefix in _Passes(model, interventions, gate, handoff, texts, pad_token).gated()]
 
 
 class _Passes:
-    """A batch's forward passes, each when it is asked for first: raw logits ``(row, token, vocabulary)``."""
+    """A batch's forward passes, each run on first use: raw logits ``(row, token, vocabulary)``."""
 
     def __init__(
         self,
@@ -126,18 +126,16 @@ class _Passes:
 
     @cached_property
     def on(self) -> torch.Tensor:
-        """The intervened model's."""
+        """Logits of the intervened model."""
         return self._logits(self.may_act)
 
     def gated(self) -> list[tuple[int | None, torch.Tensor]]:
-        """By text the gate's closing position and the logits of decoding under it, ``(token, vocabulary)``."""
+        """Returns by text the gate's closing position and the logits of decoding under it, ``(token, vocabulary)``."""
         closings = [closing(self.gate, self._divergence(row)) for row in range(len(self.lengths))]
         if all(position is None for position, _ in closings):
             return [(None, self.on[row, :length]) for row, length in enumerate(self.lengths)]
         after = self.off if self.handoff == "base" else self._kept([steps for _, steps in closings])
-        between = (
-            self.off if isinstance(self.gate, KLGate) else after
-        )  # a count reads no divergence: nothing is between
+        between = self.off if isinstance(self.gate, KLGate) else after  # a count reads no divergence
         found = []
         for row, (length, (position, steps)) in enumerate(zip(self.lengths, closings, strict=True)):
             closes_at = length if position is None else position
@@ -146,14 +144,14 @@ class _Passes:
         return found
 
     def _divergence(self, row: int) -> torch.Tensor:
-        """``D_t`` along a text; zeros where the gate does not ask."""
+        """Returns ``D_t`` along a text; zeros if the gate does not need it."""
         length = self.lengths[row]
         if not isinstance(self.gate, KLGate):
             return torch.zeros(length)
         return kl_divergence(self.on[row, :length], self.off[row, :length], self.gate.direction).cpu()
 
     def _kept(self, steps: Sequence[int]) -> torch.Tensor:
-        """The base's on the cache that interventions changed for as many steps of each text."""
+        """Returns the base's logits on a cache that interventions changed for this many steps of each text."""
         read = torch.tensor(steps, device=self.model.device)[:, None]
         tokens = torch.arange(self.may_act.shape[1], device=self.model.device)[None] - self.width
         # Token j is read at step j + 1, the prompt at step 0.
@@ -167,14 +165,15 @@ class _Passes:
 
 
 def closing(gate: Gate, kl: torch.Tensor) -> tuple[int | None, int]:
-    """The first t with ``C_t`` over the gate's threshold, or with t over its count; None without one.
+    """Returns the first t with ``C_t`` over the gate's threshold, or with t over its count; None without one.
 
     Args:
-        gate: Any that draws the first tokens from the intervened model.
+        gate: A gate that draws the first tokens from the intervened model.
         kl: ``D_t: (token,)`` along a text.
 
     Returns:
-        The closing position, and how many tokens' divergence was read: a count closes before, a divergence after it.
+        The closing position, and the number of tokens whose divergence was read: a gate that counts closes before
+        reading it, a gate that measures divergence after.
     """
     cumulative = kl.new_zeros(1)
     for step, divergence in enumerate(kl):
@@ -189,9 +188,9 @@ def closing(gate: Gate, kl: torch.Tensor) -> tuple[int | None, int]:
 def _teacher_forced(
     texts: Sequence[ForcedText], pad_token: int, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The base's inputs ``(row, column)``, and ``(1, column)``, true at a text's columns.
+    """Returns the base's inputs ``(row, column)``, and ``(1, column)``, true at a text's columns.
 
-    Prompts are padded on the left and texts on the right: every text starts in the same column. The last token of a
+    Prompts are padded on the left and texts on the right, so all texts start in the same column. The last token of a
     text predicts nothing and is left out.
     """
     read = [torch.tensor(list(text.token_ids[:-1])).long() for text in texts]

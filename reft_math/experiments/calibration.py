@@ -1,4 +1,4 @@
-"""Choose a gate on validation problems."""
+"""Chooses a gate on validation problems."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
 
     Args:
         options: The command's settings, with an adapter.
-        dataset: A name `load_problems` knows.
+        dataset: A name that `load_problems` knows.
         gates: Candidates, as text; KL gates by default.
-        save: Make the best one the adapter's default; then the adapter is a folder.
+        save: Make the best one the default of the adapter, which must be a folder.
     """
     if save and not Path(str(options.adapter)).is_dir():
         raise UserError(f"--save writes into the adapter's folder; {options.adapter} is none")

@@ -1,4 +1,4 @@
-"""Put runs side by side: table, figure, outcomes by problem."""
+"""Compares runs in a table and a figure, with outcomes by problem."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from reft_math.scoring.pairing import check_templates, paired, reference_of, sco
 
 
 def run_compare(options: Any) -> None:
-    """Put runs side by side: table, figure, outcomes by problem, by the options of ``eval/compare.py``."""
+    """Compares runs in a table and a figure, with outcomes by problem, with the options of ``eval/compare.py``."""
 
     entries = read_entries(options.runs)
     against = reference_of(entries, options.against).name

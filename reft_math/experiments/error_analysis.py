@@ -1,4 +1,4 @@
-"""The body of ``eval/error_analysis.py``: what wrong solutions get wrong first, and where equations are false."""
+"""Runs ``eval/error_analysis.py``: first errors of wrong solutions, and places of false equations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reft_math.scoring.elsewhere import numeric_scoring, read_entries, rescored
 from reft_math.scoring.statistics import wilson_interval
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_PARTS = 4  # of a solution
+_PARTS = 4  # of equal length in a solution
 
 TableRow = dict[str, Any]
 
@@ -31,7 +31,7 @@ def run_error_analysis(options: Any, runs: Sequence[str]) -> None:
 
     Args:
         options: The command's settings.
-        runs: As for `read_entries`.
+        runs: Folders and files for `read_entries`.
     """
     entries = read_entries(runs)
     as_numbers = numeric_scoring(entries, "auto")
@@ -53,7 +53,7 @@ def run_error_analysis(options: Any, runs: Sequence[str]) -> None:
 
 
 def wrong_solutions(entry: Entry) -> list[TableRow]:
-    """Each wrong solution's first error, its place in characters, as a share of the text, and, about, in tokens."""
+    """Returns each wrong solution's first error and its place: in characters, as a share, and about in tokens."""
     rows = []
     for record in entry.records.values():
         if record["correct"]:
@@ -71,12 +71,12 @@ def wrong_solutions(entry: Entry) -> list[TableRow]:
 
 
 def _has_answer(record: Record) -> bool:
-    """Whether a solution came to its end, and to an answer that could be scored."""
+    """Returns whether a solution ended by itself with an answer that could be scored."""
     return record.get("finished", True) and record.get("last_number", record.get("prediction", "")) is not None
 
 
 def error_rows(entry: Entry, wrong: Sequence[TableRow]) -> list[TableRow]:
-    """A row for each kind: its share of the wrong solutions with the 95 % Wilson interval, and its median place."""
+    """Returns each kind's share of the wrong solutions with its 95 % Wilson interval, and its median place."""
     rows = []
     for kind in KINDS:
         found = [row for row in wrong if row["kind"] == kind]
@@ -87,7 +87,7 @@ def error_rows(entry: Entry, wrong: Sequence[TableRow]) -> list[TableRow]:
 
 
 def position_rows(entry: Entry) -> list[TableRow]:
-    """By part of a solution, right or wrong: its equations, and how many of them are false."""
+    """Counts equations and false equations by part of a solution, right or wrong."""
     counts = [[0, 0] for _ in range(_PARTS)]
     for record in entry.records.values():
         text = without_thoughts(record["completion"])

@@ -1,4 +1,4 @@
-"""Evaluate a base or an adapter on problems, and write records, tables and results."""
+"""Evaluates a base or an adapter on problems, and writes records, tables and results."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from reft_math.scoring.evaluate import (
 
 
 def run_evaluation(options: EvaluationOptions, dataset: str, opener: str = "") -> None:
-    """Reads everything, claims the output folder, then evaluates: a mistake in the input leaves nothing behind.
+    """Loads all inputs, claims the output folder, then evaluates: a mistake in the input leaves no files behind.
 
     Args:
         options: The command's settings.
-        dataset: A name `load_problems` knows.
-        opener: Text that every completion is made to start with.
+        dataset: A name that `load_problems` knows.
+        opener: Text with which every completion starts.
     """
     problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, dataset, opener)

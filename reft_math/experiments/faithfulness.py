@@ -1,4 +1,4 @@
-"""The body of ``eval/faithfulness.py``: what is measured in which order, and what is written of it."""
+"""Runs ``eval/faithfulness.py``: its measurements in order, and its output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reft_math.probes.statements import encode_pairs, givens, probe_set, results
 from reft_math.probes.truth import ALL, BASE, RESIDUAL, fit_layers, probe_rows, score_pairs, score_rows
 from reft_math.scoring.context import EvaluationContext, load_beside, load_setting
 
-_FEWEST = 8  # of six of them two each go to a fold; two are held out
+_FEWEST = 8  # three folds of two for fitting, and two held out
 _STATEMENTS = {"givens": givens, "results": results}
 
 
@@ -34,9 +34,9 @@ def run_faithfulness(options: RunOptions, dataset: str, statements: str, seed: i
 
     Args:
         options: The command's settings.
-        dataset: A name `load_problems` knows.
+        dataset: A name that `load_problems` knows.
         statements: ``givens`` or ``results``, as in `reft_math.probes.statements`.
-        seed: Draws wrong numbers, and the problems that probes are held to.
+        seed: Seed of wrong numbers and held-out problems.
         reft: Another adapter, ordinary ReFT, to show beside the first: folder or hub id.
     """
     problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
@@ -102,7 +102,7 @@ def _check_enough(usable: int, problems: int, dataset: str) -> None:
 
 
 def _sources(setting: EvaluationContext, reft: str | None) -> list[ActingAdapter]:
-    """The adapter always on, for the tokens it was trained on, and under its gate, unless two of these are the same."""
+    """Returns the adapter always on, for its trained number of tokens, and under its gate, without duplicates."""
     if setting.reft_model is None:
         return []
     assert setting.adapter is not None

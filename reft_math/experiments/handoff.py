@@ -1,4 +1,4 @@
-"""Let the base go on after the first k tokens of others."""
+"""Lets the base continue the first k tokens of other decoders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reft_math.scoring.evaluate import Scorer, is_numeric, print_evaluation, sco
 
 
 def run_handoff(options: Any) -> None:
-    """Let the base go on after the first k tokens of others, by the options of ``eval/handoff.py``."""
+    """Lets the base continue the first k tokens of other decoders, with the options of ``eval/handoff.py``."""
 
     problems = problems_to_report_on(options.dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, options.dataset)

@@ -1,4 +1,4 @@
-"""The divergence of the two models along completions."""
+"""Measures the divergence of the two models along completions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reft_math.scoring.gate_choice import GATE_COLUMNS, evaluate_gates, gate_rec
 
 
 def kl_profile(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Per position t: the rows that measured ``D_t``, its mean and quantiles over them, the mean of ``C_t``; in nats.
+    """Returns per position t the rows that measured ``D_t``, its mean and quantiles, the mean of ``C_t``; in nats.
 
     Args:
         records: Evaluation records with ``kl``.
@@ -48,7 +48,7 @@ def kl_profile(records: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def profile_gates(summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each gate: accuracy with its 95 % interval, where it closed, and how many rows it never closed on.
+    """Returns for each gate accuracy with its 95 % interval, closing positions, and the number of rows still open.
 
     Args:
         summaries: From `reft_math.scoring.gate_choice.evaluate_gates`.
@@ -67,7 +67,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
 
     Args:
         options: The command's settings, with an adapter.
-        dataset: A name `load_problems` knows.
+        dataset: A name that `load_problems` knows.
         gates: Gates, as text.
     """
     problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
@@ -80,7 +80,7 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
         found = evaluate_gates(every_gate, problems, setting.completer, score, records, options.batch_size)
     leave_process_group()
     always_on = RecordFile(gate_records(records, "kl:inf")).done
-    # In the problems' order: the file's depends on who was done when, and the last digits of a mean on the order.
+    # In the problems' order: the file's order depends on timing, and the last digits of a mean on the order.
     profile = kl_profile([always_on[problem.id] for problem in problems])
     tables = {"gates": profile_gates(found), "kl_profile": profile}
     for name, table in tables.items():

@@ -1,4 +1,4 @@
-"""Plot how runs held their norm."""
+"""Plots how runs held their norm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reft_math.scoring.comparison import Run
 
 
 def run_norm_trace(options: Any) -> None:
-    """Plot how runs held their norm, by the options of ``eval/norm_trace.py``."""
+    """Plots how runs held their norm, with the options of ``eval/norm_trace.py``."""
 
     runs = [Run.read(folder) for folder in options.runs]
     rows, figure = trace_rows(runs), norm_trace(runs)

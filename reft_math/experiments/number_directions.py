@@ -1,4 +1,4 @@
-"""The directions that layers encode numbers along, for a training run to keep its biases off."""
+"""Fits the directions along which layers encode numbers, for a training run to keep its biases off."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from reft_math.commands.processes import process_state
 from reft_math.probes.number_measures import fit_number_directions
 from reft_math.training import job as jobs
 
-# Problems that directions are fitted on, and how many are read at once.
+# Number of problems for fitting directions, and number read at once.
 _PROBLEMS, _BATCH = 200, 16
 
 
 def number_directions(job: jobs.TrainingSetup, site: str) -> Array:
-    """`fit_number_directions` on problems that are neither trained nor tested on, if there are any.
+    """Calls `fit_number_directions` on problems for neither training nor testing, if there are any.
 
     The main process fits; the others' last digits might differ, and their biases drift apart.
     """

@@ -1,4 +1,4 @@
-"""The body of ``eval/number_probe.py``: what is measured in which order, and what is written of it."""
+"""Runs ``eval/number_probe.py``: its measurements in order, and its output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from reft_math.probes.number_tables import (
 from reft_math.probes.number_texts import FORMS, Sum, draw_sums
 from reft_math.scoring.context import EvaluationContext, load_beside, load_setting
 
-_PROBE_SUMS = 500  # to fit on and to choose the prompt form by; none of them is pushed
+_PROBE_SUMS = 500  # for fitting and for choosing the prompt form; not pushed
 _DRAWS = 10
 _DIRECTIONS: tuple[Direction, ...] = ("probe", "random", "orthogonal")
 _GOOD_ACCURACY = 0.95
@@ -57,14 +57,14 @@ _GOOD_ACCURACY = 0.95
 
 @dataclass(frozen=True)
 class Plan:
-    """Which sums are pushed, how far, and where.
+    """Plan of the pushes: sums, sizes and layers.
 
     Attributes:
-        digits: Of each of the two numbers.
-        sums: How many.
+        digits: Digits of each of the two numbers.
+        sums: Number of sums.
         alphas: ``|α|`` above 0, in units of a layer's mean residual norm.
-        layer: The one layer to push beside all of them and the middle one; None for the best read of the others.
-        seed: Draws sums and directions, and the problems that probes are held to.
+        layer: The one layer to push beside all of them and the middle one; None for the best-read other layer.
+        seed: Seed of sums, directions and held-out problems.
     """
 
     digits: int
@@ -80,17 +80,17 @@ class Plan:
 
     @property
     def length(self) -> int:
-        """Tokens for a sum: it may have a digit more than the numbers, a token before it, and one must end it."""
+        """Maximum tokens for a sum: one digit more than the numbers, a token before it, and one that ends it."""
         return self.digits + 3
 
 
 def run_number_probe(options: RunOptions, dataset: str, plan: Plan, reft: str | None = None) -> None:
-    """Fits probes, pushes sums along them, and projects on them what adapters change.
+    """Fits probes, pushes sums along them, and projects adapters' changes on them.
 
     Args:
         options: The command's settings.
-        dataset: A name `load_problems` knows.
-        plan: Of the pushes.
+        dataset: A name that `load_problems` knows.
+        plan: Plan of the pushes.
         reft: Another adapter, ordinary ReFT, to show beside the first: folder or hub id.
     """
     problems = problems_to_report_on(dataset, options.data_dir)[: options.limit]
@@ -153,7 +153,7 @@ def _sources(setting: EvaluationContext, reft: str | None) -> list[ActingAdapter
 
 
 def _sites(setting: EvaluationContext) -> list[str]:
-    """The residual stream, and the adapter's site where that is of another width."""
+    """Returns the residual stream, and the adapter's site if that has another width."""
     own = [] if setting.adapter is None else [setting.adapter.site]
     width = site_width(setting.model, "block")
     return ["block", *(site for site in own if site_width(setting.model, site) != width)]
@@ -165,7 +165,7 @@ def _form_row(solver: Solver, sums: Sequence[Sum], form: str, plan: Plan) -> Tab
 
 
 def _where(readings: Sequence[TableRow], layer: int | None) -> dict[str, tuple[int, ...]]:
-    """All layers, the middle one, and the chosen one or the best read of those that are not the middle."""
+    """Returns all layers, the middle one, and the chosen one or else the best-read layer other than the middle."""
     kind = {"site": "block", "reads": "number", "target": "identity", "where": "all", "place": "all"}
     r2 = {row["layer"]: row["r2"] for row in readings if kind.items() <= row.items()}
     middle = len(r2) // 2
@@ -184,14 +184,14 @@ def _push(
     plan: Plan,
     folder: Path,
 ) -> tuple[list[TableRow], list[TableRow]]:
-    """The rows of ``pushes.csv`` and of ``thresholds.csv``."""
+    """Returns the rows of ``pushes.csv`` and of ``thresholds.csv``."""
     pusher = Pusher.draw(weights, norms, _DRAWS, plan.seed)
     signed = sorted({0.0, *plan.alphas, *(-alpha for alpha in plan.alphas)})
     pushes = [
         Push(name, layers, direction, alpha)
         for (name, layers), direction, alpha in product(where.items(), _DIRECTIONS, signed)
     ]
-    # Not pushing is the same wherever it is not done.
+    # Without a push all layers' curves share one result.
     distinct = list({push.id: push for push in pushes}.values())
     path = folder / "records" / "pushes.jsonl"
     answers = solve_pushed(solver, solver.prompts(sums, form), distinct, pusher, plan.length, path)
@@ -206,7 +206,7 @@ def _push(
 
 
 def _breaking(thresholds: Sequence[TableRow]) -> dict[str, float | None]:
-    """By sign, where sums break under a push of all layers along their probes: what all layers' changes are held to."""
+    """Returns by sign the breaking point of a push of all layers along their probes, to compare all changes with."""
     kind = {"where": "all layers", "direction": "probe"}
     return {row["sign"]: row["threshold"] for row in thresholds if kind.items() <= row.items()}
 
@@ -226,7 +226,7 @@ def _change_tables(
 def _write(
     folder: Path, tables: Mapping[str, list[TableRow]], figures: Mapping[str, Figure], head: Mapping[str, Any]
 ) -> None:
-    """Every table as CSV, every figure, and the shorter tables once more in the results."""
+    """Writes every table as CSV, every figure, and the shorter tables also in the results."""
     for name, rows in tables.items():
         write_csv(folder / f"{name}.csv", rows)
     for name, figure in figures.items():

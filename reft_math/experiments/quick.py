@@ -1,4 +1,4 @@
-"""Every experiment on the embedded model, one after another, each a command of its own."""
+"""Runs every experiment on the embedded model, one after another, each as its own command."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Experiment:
     """One command.
 
     Attributes:
-        name: Of its output folder, and of its log beside it.
-        command: Script and arguments; ``{results}`` stands for the folder that all output folders are in.
+        name: Name of its output folder, and of its log beside it.
+        command: Script and arguments; ``{results}`` is replaced by the parent of all output folders.
     """
 
     name: str
@@ -67,7 +67,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("trajectory", f"eval/trajectory.py {_PREFIX} --batch-size 100 --output-dir {{results}}/trajectory"),
     Experiment("number_probe", f"eval/number_probe.py {_BOTH} --output-dir {{results}}/number_probe"),
     Experiment("faithfulness", f"eval/faithfulness.py {_BOTH} --output-dir {{results}}/faithfulness"),
-    # Fewer norms, seeds and problems than by default, for the sake of time.
+    # Fewer norms, seeds and problems than by default, to save time.
     Experiment(
         "norm_sweep",
         "eval/norm_sweep.py --target-norms 0.14 0.54 2.16 --seeds 2 --project-number-direction"
@@ -82,15 +82,15 @@ EXPERIMENTS: tuple[Experiment, ...] = (
 
 
 def run_suite(experiments: Sequence[Experiment], root: Path, results: Path) -> None:
-    """Runs what is not finished yet, with a line of progress for each experiment.
+    """Runs unfinished experiments, with a line of progress for each.
 
     ``finished.json`` in the results tells what has come to its end, by which command, and when. What was made from
     something that has been made again since is made anew.
 
     Args:
-        experiments: In this order.
-        root: Of the checkout, which the scripts' paths start from.
-        results: Holds a folder and a log (``<name>.log``) for each experiment.
+        experiments: Experiments in the order to run.
+        root: Root of the checkout, to which the scripts' paths are relative.
+        results: Folder for each experiment's folder and log (``<name>.log``).
 
     Raises:
         UserError: A script is missing, a folder was made by another command, or an experiment failed.
@@ -121,7 +121,7 @@ def run_suite(experiments: Sequence[Experiment], root: Path, results: Path) -> N
 
 @dataclass(frozen=True)
 class _Finished:
-    """What ``finished.json`` says of an experiment: seconds that it took, and the time of its end."""
+    """Returns an experiment's entry in ``finished.json``: its seconds, and the time of its end."""
 
     command: str
     seconds: float
@@ -129,7 +129,7 @@ class _Finished:
 
 
 def duration(seconds: float) -> str:
-    """Such as ``41 s`` and ``2 min 05 s``."""
+    """Formats seconds, such as ``41 s`` and ``2 min 05 s``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
@@ -168,7 +168,7 @@ def _check(experiment: Experiment, root: Path, results: Path, finished: dict[str
 
 
 def _run(experiment: Experiment, root: Path, results: Path, way: str) -> None:
-    """Runs the command to its end; ``way`` is what it does with a folder that is there."""
+    """Runs the command and waits for it; ``way`` says what to do with an existing folder."""
     script, *arguments = (word.format(results=results) for word in shlex.split(experiment.command))
     if (results / experiment.name / RUN_CONFIG).exists():
         arguments.append(way)

@@ -1,4 +1,4 @@
-"""Result folders as one self-contained HTML page."""
+"""Makes one self-contained HTML page from result folders."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from reft_math.experiments.titles import title_and_purpose
 Lines = Sequence[Sequence[str]]
 
 LONG_TABLE = 30  # rows; longer ones are folded
-LARGE_SVG = 500_000  # bytes; a PNG of the same figure is taken instead
+LARGE_SVG = 500_000  # bytes; for larger ones the PNG is used
 _SHOWN = ("command", "date", "commit", "config", "versions", "machine", "evaluation", "score_tables")
 _FLOAT = re.compile(r"[-+]?(\d*\.\d+([eE][-+]?\d{1,3})?|\d+[eE][-+]\d{1,3})")
 _NUMERIC = re.compile(r"[-+.,%eE\d ]*\d[-+.,%eE\d ]*|-|")
 
 
 def report_page(folders: Sequence[ResultFolder], title: str, provenance: Mapping[str, Any]) -> str:
-    """The page: models, contents, a section for each folder, how the page was made.
+    """Makes the page: models, contents, a section for each folder, the page's provenance.
 
     Args:
         folders: Sections stand in the order of `title_and_purpose`'s list, then by name.
-        title: Of the page.
-        provenance: Of the page itself, from `reft_math.commands.provenance.provenance`.
+        title: Title of the page.
+        provenance: The page's own provenance, from `reft_math.commands.provenance.provenance`.
 
     Returns:
         HTML. Text from files is never markup.
@@ -53,7 +53,7 @@ def report_page(folders: Sequence[ResultFolder], title: str, provenance: Mapping
 
 
 def round_number(cell: str) -> str:
-    """A cell with its fraction rounded to four significant digits; whole numbers and text stay as they are."""
+    """Returns a cell with fractions rounded to four significant digits; whole numbers and text are unchanged."""
     if not _FLOAT.fullmatch(cell):
         return cell
     value = float(cell) + 0.0  # −0 becomes 0
@@ -74,7 +74,7 @@ def _status(folder: ResultFolder) -> str:
 
 
 def _section(folder: ResultFolder) -> dict[str, Any]:
-    """What a run was, what came out, and everything it was set to."""
+    """Makes a run's section: its purpose, its results and all its settings."""
     title, purpose, _ = title_and_purpose(folder)
     results = folder.results or {}
     try:
@@ -107,7 +107,7 @@ def _note(folder: ResultFolder) -> str:
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, str]:
-    """Date, commit and machine, as far as they are known."""
+    """Returns date, commit and machine, as far as they are known."""
     machine = results.get("machine") or {}
     hardware = f"{machine.get('cpu_cores')} cores, {machine.get('threads')} threads, {machine.get('gpu') or 'no GPU'}"
     found = {
@@ -119,7 +119,7 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _figures(folder: ResultFolder) -> list[Path]:
-    """One file a figure: SVG, which is sharp at any size, unless it is large and there is a PNG."""
+    """Returns one file per figure: SVG, which is sharp at any size, unless it is large and there is a PNG."""
     chosen: dict[str, Path] = {}
     for path in folder.figures:  # a stem's PNG comes before its SVG
         if path.stem not in chosen or path.stat().st_size <= LARGE_SVG:
@@ -138,7 +138,7 @@ def _rounded(lines: Lines) -> Lines:
 
 
 def _table(name: str, header: Sequence[str], *rows: Sequence[str]) -> dict[str, Any]:
-    """Cells with the classes of their columns."""
+    """Returns cells with the classes of their columns."""
     columns = zip_longest(*rows, fillvalue="")
     kinds = ["number" if all(map(_NUMERIC.fullmatch, column)) else "text" for column in columns]
     head = list(zip_longest(header, kinds, fillvalue=""))
@@ -157,7 +157,7 @@ def _details(folder: ResultFolder) -> dict[str, dict[str, str]]:
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Single values, and those one level down; longer ones are in tables."""
+    """Returns single values, and those one level down; longer ones are in tables."""
     for name, value in values.items():
         if isinstance(value, dict) and not prefix:
             yield from _scalars(value, f"{name}.")

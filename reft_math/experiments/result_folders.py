@@ -1,4 +1,4 @@
-"""What commands left in a folder of results."""
+"""Reads the output folders of commands in a folder of results."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _JSON, _TABLE, _FIGURES = (RUN_CONFIG, RESULTS_NAME), ".csv", (".png", ".svg")
 
 @dataclass(frozen=True)
 class ResultFolder:
-    """A run's output folder, or a folder that holds figures or tables only.
+    """A run's output folder, or a folder with only figures or tables.
 
     Attributes:
         path: The folder.
-        name: Its path under the folder it was found in.
-        settings: ``run_config.json``, which every run starts with; None where there is none.
-        results: ``results.json``, which a finished run ends with; None where there is none.
+        name: Its path relative to the searched folder.
+        settings: ``run_config.json``, which every run writes first; None if missing.
+        results: ``results.json``, which a finished run writes last; None if missing.
         tables: Lines of cells by file name, the header first.
         figures: PNG and SVG files.
     """
@@ -39,13 +39,13 @@ class ResultFolder:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The settings, as far as they were written."""
+        """Returns the settings, as far as they were written."""
         config = (self.results or {}).get("config")
         return config if isinstance(config, dict) else self.settings or {}
 
 
 def find_result_folders(root: Path) -> list[ResultFolder]:
-    """Everything to show under a folder, itself among it, by name. What lies inside a run belongs to it.
+    """Returns all output folders in a folder, itself included, by name. Folders inside a run belong to the run.
 
     Raises:
         UserError: The folder holds nothing to show, or something that cannot be read.
@@ -63,7 +63,7 @@ def _walk(root: Path) -> Iterator[ResultFolder]:
         path = Path(place)
         shown = sorted(name for name in files if name in _JSON or name.endswith((_TABLE, *_FIGURES)))
         for name in shown:
-            if not (path / name).resolve().is_relative_to(inside):  # else a page would publish what a link leads to
+            if not (path / name).resolve().is_relative_to(inside):  # a page must not publish link targets
                 raise UserError(f"--results must hold its own files; {path / name} is a link out of it")
         settings, results = (_read_json(path / name) if name in files else None for name in _JSON)
         is_run = settings is not None or results is not None

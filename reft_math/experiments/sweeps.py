@@ -1,4 +1,4 @@
-"""The bodies of ``eval/norm_sweep.py`` and ``eval/ablation.py``."""
+"""Runs ``eval/norm_sweep.py`` and ``eval/ablation.py``."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _ALONE = {"b alone, without s": ("bias-alone", {"intervention": "bias", "project
 
 
 def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, project: bool, alone: bool) -> None:
-    """Trials at every norm and seed, on one curve or more.
+    """Runs trials at every norm and seed, on one or more curves.
 
     Args:
         options: The command's settings.
-        norms: Targets.
-        seeds: Runs at each.
-        project: Whether there is a curve of biases kept off the number direction.
-        alone: Whether there is one of biases without scales.
+        norms: Target norms.
+        seeds: Number of runs at each.
+        project: Add a curve of biases kept off the number direction.
+        alone: Add a curve of biases without scales.
     """
     curves: dict[str, tuple[str, dict[str, Any]]] = _FREE | (_KEPT_OFF if project else {}) | (_ALONE if alone else {})
     plan = [(curve, norm, seed) for curve in curves for norm in norms for seed in _seeds(options, seeds)]
@@ -64,12 +64,12 @@ def run_norm_sweep(options: PrefixOptions, norms: Sequence[float], seeds: int, p
 
 
 def run_ablation(options: PrefixOptions, target_norm: float, seeds: int) -> None:
-    """Trials with and without truncation and norm control.
+    """Runs trials with and without truncation and norm control.
 
     Args:
-        options: The command's settings; its norm control is the one that is on.
-        target_norm: Where the norm is held.
-        seeds: Runs of each kind.
+        options: The command's settings, with the norm control to switch on.
+        target_norm: Target of the norm.
+        seeds: Number of runs of each kind.
     """
     plan = [(cut, held, seed) for cut in (True, False) for held in (True, False) for seed in _seeds(options, seeds)]
     if options.dry_run:
@@ -88,7 +88,7 @@ def run_ablation(options: PrefixOptions, target_norm: float, seeds: int) -> None
             "full_fraction": 0.0 if cut else 1.0,
             "norm_control": control,
         }
-        # Whole solutions too: the gate is one of the three.
+        # For whole solutions too: the gate is one of the three factors.
         calibrates = options.calibrate_gate and options.gate is None
         trials.append(_run(place, len(plan), name, options, common, about, changes, calibrates))
     leave_process_group()
@@ -124,7 +124,7 @@ def _write(
     name: str,
     base: Mapping[str, Any],
 ) -> None:
-    """Every table as CSV and in the results, and the figure."""
+    """Writes every table as CSV and in the results, and the figure."""
     folder = Path(common.folder)
     low, high = base["interval_95"]
     scores = {name: base[name] for name in ("correct", "total", "accuracy")}
@@ -149,7 +149,7 @@ def _write(
 
 
 def show_trials(options: PrefixOptions, count: int, **largest: Any) -> None:
-    """Of ``count`` trials, by the largest of them: the command's settings with these changes."""
+    """Prints the dry run of ``count`` trials by their largest: the command's settings with these changes."""
     prefix = prefix_training.prepare(options_of(options, Path(options.output_dir), **largest))
     tokens = solution_tokens(prefix.job, prefix.dataset)
     show(jobs.resolve(options), interventions_of(prefix.model, decoded=2), tokens, prefix.job.rows, count)

@@ -1,4 +1,4 @@
-"""What each command's results are called in a report, and what they measure."""
+"""Titles and purposes of each command's results in a report."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _ABOUT = {
 
 
 def title_and_purpose(folder: ResultFolder) -> tuple[str, str, int]:
-    """Title, a sentence, and place in a report; without a title and last where the command is not known."""
+    """Returns title, a sentence, and place in a report; unknown commands come last without a title."""
     command = str((folder.settings or {}).get("command"))
     if command == "PrefixReftOptions" and folder.config.get("full_fraction") == 1:
         command = "ordinary ReFT"

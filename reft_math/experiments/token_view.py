@@ -1,4 +1,4 @@
-"""A page of completions, each token coloured by its divergence."""
+"""Makes a page of completions, each token coloured by its divergence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from reft_math.scoring.evaluate import Score, Scorer, is_numeric
 
 
 def make_token_view(options: Any) -> None:
-    """A page of completions, each token coloured by its divergence, by the options of ``eval/token_view.py``."""
+    """Makes a page of completions, tokens coloured by divergence, with the options of ``eval/token_view.py``."""
     problems = problems_to_report_on(options.dataset, options.data_dir)
     setting = load_setting(options, options.dataset)
     gate = parse_gate(str(setting.options.gate))
@@ -52,7 +52,7 @@ def make_token_view(options: Any) -> None:
 
 
 def _decoders(gate: Gate, direction: Direction) -> dict[str, Gate]:
-    """The page's columns; a gate that never opens or never closes has none of its own.
+    """Returns the page's columns; a gate that never opens or never closes has no column of its own.
 
     An infinite threshold draws the tokens of ``always`` and measures the divergence at each.
     """
@@ -63,7 +63,7 @@ def _decoders(gate: Gate, direction: Direction) -> dict[str, Gate]:
 
 
 def _answer(setting: EvaluationContext, problem: Problem, decoder: str, gate: Gate, score: Score) -> Answer:
-    """One row a call: rows that wait for others would be padded, and the page is for a few problems."""
+    """Decodes one row per call: in a batch rows would be padded, and the page is for a few problems."""
 
     decoding, tokenizer = setting.decoding, setting.decoding.tokenizer
     prompt = decoding.prompts([problem.question])[0][None].to(setting.model.device)
@@ -77,7 +77,7 @@ def _answer(setting: EvaluationContext, problem: Problem, decoder: str, gate: Ga
     closing_position, dead_band, kl = -1, 0.0, []
     if isinstance(output, GatedOutput) and output.closing_positions is not None:
         closing_position, dead_band = int(output.closing_positions[0]), output.dead_band or 0.0
-        kl = [] if output.kl is None else output.kl[0].tolist()  # none where the gate allows no token
+        kl = [] if output.kl is None else output.kl[0].tolist()  # empty if the gate allows no token
     return Answer(
         decoder=decoder,
         tokens=[Token(*token) for token in zip_longest(token_ids, names, texts, kl)],

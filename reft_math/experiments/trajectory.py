@@ -1,4 +1,4 @@
-"""Score texts token by token, and find where answers part."""
+"""Scores texts token by token, and finds where answers diverge."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from reft_math.scoring.evaluate import Scorer, is_numeric, score_tables, summari
 
 
 def run_trajectory(options: Any) -> None:
-    """Score texts token by token, and find where answers part, by the options of ``eval/trajectory.py``."""
+    """Scores texts token by token, and finds where answers diverge, with the options of ``eval/trajectory.py``."""
 
     problems = problems_to_report_on(options.dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, options.dataset)
@@ -89,7 +89,7 @@ def run_trajectory(options: Any) -> None:
 def _texts(
     problems: Sequence[Problem], answers: Mapping[str, Sequence[Record]], decoding: CompletionSettings
 ) -> dict[str, list[ForcedText]]:
-    """What to score: the reference solutions, where there are any, and each decoder's answers."""
+    """Returns the texts to score: the reference solutions, if there are any, and each decoder's answers."""
 
     prompts = decoding.prompts([problem.question for problem in problems])
     texts = {

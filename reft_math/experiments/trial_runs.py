@@ -1,4 +1,4 @@
-"""Trials: a training run evaluated on the validation split, to choose by, and on the test split, to report.
+"""Runs trials: trains, evaluates on the validation split, to choose by, and on the test split, to report.
 
 Each has a folder of its own, with adapter, records and results; finished trials are read, not run again.
 """
@@ -36,20 +36,20 @@ from reft_math.training import job as jobs
 from reft_math.training import prefix_training
 from reft_math.training.prefix_training import PrefixJob
 
-# Validation problems on which an adapter's changes are measured: thousands of tokens, at every layer.
+# Number of validation problems for measuring an adapter's changes: thousands of tokens, at every layer.
 _MEASURED = 50
 
 
 @dataclass(frozen=True)
 class Common:
-    """What a command's trials share.
+    """The common part of a command's trials.
 
     Attributes:
-        folder: The command's.
+        folder: The command's folder.
         job: The base and the problems.
-        site: The adapters'.
+        site: The adapters' site.
         base: The base's records on the test problems.
-        directions: Along which layers encode numbers, ``(layer, width)``: at the adapters' site and in the residual
+        directions: Number directions of layers, ``(layer, width)``: at the adapters' site and in the residual
             stream (``block``).
     """
 
@@ -65,14 +65,14 @@ class Common:
 
 
 def options_of(options: PrefixOptions, folder: Path, **changes: Any) -> PrefixReftOptions:
-    """One trial's settings: the command's with changes."""
+    """Returns one trial's settings: the command's with changes."""
     names = {field.name for field in fields(PrefixOptions)}
     values = {name: getattr(options, name) for name in names}
     return PrefixReftOptions(**{**values, "output_dir": str(folder), "overwrite": False, **changes})
 
 
 def prepare(options: PrefixOptions, target_norm: float) -> tuple[PrefixJob, dict[str, Array]]:
-    """Reads everything that trials need, as the first of them would, and fits number directions. Writes nothing.
+    """Loads the trials' inputs, as the first of them would, and fits number directions. Writes nothing.
 
     Raises:
         UserError: Any of it cannot be had, or there is nothing to choose by.
@@ -80,26 +80,26 @@ def prepare(options: PrefixOptions, target_norm: float) -> tuple[PrefixJob, dict
     prefix = prefix_training.prepare(options_of(options, Path(options.output_dir), target_norm=target_norm))
     if not prefix.job.validation_problems:
         raise UserError(f"{prefix.options.eval_dataset} has no validation problems to choose by; take a larger one")
-    prefix.model.unload()  # trials put interventions of their own on the base
+    prefix.model.unload()  # trials put their own interventions on the base
     sites = dict.fromkeys([str(prefix.options.site), "block"])
     return prefix, {site: number_directions(prefix.job, site) for site in sites}
 
 
 def begin(prefix: PrefixJob, directions: dict[str, Array], folder: Path) -> Common:
-    """Evaluates the base on its own."""
+    """Evaluates the base alone."""
     path = folder / "records" / "base.jsonl"
     base = _complete(prefix, prefix.job.test_problems, prefix.job.model.generate, path, "base")
     return Common(folder, prefix.job, str(prefix.options.site), base, directions)
 
 
 def run_trial(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], calibrates: bool) -> Trial:
-    """Trains and evaluates in the options' folder, unless that is done.
+    """Trains and evaluates in the options' folder, unless already done.
 
     Args:
-        options: The trial's.
-        common: What it shares with the others.
-        about: What tells it from them; kept with the results.
-        calibrates: Whether its gate is chosen on validation problems.
+        options: The trial's options.
+        common: The common part of all trials.
+        about: Values that identify the trial; kept with the results.
+        calibrates: Whether to choose its gate on validation problems.
     """
     folder = Path(options.output_dir)
     if not (folder / RESULTS_NAME).is_file():
@@ -155,12 +155,12 @@ def _run(options: PrefixReftOptions, common: Common, about: Mapping[str, Any], c
 
 
 def _path(folder: Path, split: str, decoder: str) -> Path:
-    """Test records stand where every training command's do."""
+    """Returns the records' file; test records are where every training command puts them."""
     return folder / "records" / (f"{decoder}.jsonl" if split == "test" else f"{split}-{decoder}.jsonl")
 
 
 def _outcomes(folder: Path, decoder: str) -> dict[str, bool]:
-    """Whether each test problem was solved, by id."""
+    """Returns whether each test problem was solved, by id."""
     records = RecordFile(_path(folder, "test", decoder)).done
     return {name: bool(record["correct"]) for name, record in records.items()}
 
@@ -176,7 +176,7 @@ def _complete(
 
 
 def _number_shares(prefix: PrefixJob, common: Common) -> dict[str, float]:
-    """How much of the biases, and of what they change, lies along the number directions.
+    """Measures the share of the biases, and of their changes, along the number directions.
 
     ``bias``: mean over layers of ``|uᵀb| / ‖b‖`` at the adapter's site (RED, bias). ``change``: mean over tokens
     and layers of ``|uᵀΔ| / ‖Δ‖`` in the residual stream, always on, on validation problems.

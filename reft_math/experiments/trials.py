@@ -1,4 +1,4 @@
-"""Tables of trials: accuracy against the bias norm, and what each of three choices contributes.
+"""Makes tables of trials: accuracy against the bias norm, and the contribution of each of three choices.
 
 A trial is one training run with one seed, evaluated always on and under its gate. Intervals of several seeds are over
 seeds and problems, those of one seed over problems only: they do not say what another seed would have given.
@@ -28,13 +28,13 @@ class Trial:
     """A training run and its scores.
 
     Attributes:
-        about: What tells it from others: a curve and a target norm, or levels of `FACTORS`; and its seed.
-        achieved: The bias norm at its end.
-        gate: Its gate.
+        about: Values that identify it: a curve and a target norm, or levels of `FACTORS`; and its seed.
+        achieved: The final bias norm.
+        gate: The gate.
         validation: Summary on validation problems, by decoder.
         test: Summary on test problems, by decoder.
         correct: Whether each test problem was solved, by decoder.
-        shares: Of biases and changes along the number directions.
+        shares: Shares of biases and changes along the number directions.
     """
 
     about: dict[str, Any]
@@ -47,7 +47,7 @@ class Trial:
 
 
 def trial_rows(trials: Sequence[Trial]) -> list[TableRow]:
-    """A row for each trial and decoder."""
+    """Returns a row for each trial and decoder."""
     rows = []
     for trial in trials:
         for decoder, summary in trial.test.items():
@@ -72,7 +72,7 @@ def trial_rows(trials: Sequence[Trial]) -> list[TableRow]:
 
 
 def norm_rows(trials: Sequence[Trial]) -> list[TableRow]:
-    """A row for each curve, decoder and target norm, over seeds; ``chosen`` is the norm best on validation problems.
+    """Returns a row per curve, decoder and target norm, over seeds; ``chosen`` is the best on validation problems.
 
     Of norms that are equally good there, ``tied`` many, the smallest is chosen. ``at_edge`` says that the chosen is the
     first or last of the grid: a better one may lie beyond.
@@ -99,7 +99,7 @@ def norm_rows(trials: Sequence[Trial]) -> list[TableRow]:
 
 
 def _solved(trials: Sequence[Trial], decoder: str) -> int:
-    """Validation problems, over seeds: whole numbers, so that equals are equal."""
+    """Counts solved validation problems over seeds, as whole numbers, so that ties are exact."""
     return sum(trial.validation[decoder]["correct"] for trial in trials)
 
 
@@ -116,11 +116,11 @@ def _norm_row(norm: float, trials: Sequence[Trial], decoder: str) -> TableRow:
 
 
 def share_rows(trials: Sequence[Trial], widths: Mapping[str, int]) -> list[TableRow]:
-    """A row for each curve, target norm and share: mean over seeds, the least and the most, and what chance gives.
+    """Returns a row per curve, target norm and share: mean over seeds, least and greatest, and the value by chance.
 
     Args:
-        trials: Of all seeds.
-        widths: Of the space each share is in, by its name.
+        trials: Trials of all seeds.
+        widths: Width of each share's space, by the share's name.
     """
     groups: dict[tuple[str, float], list[Trial]] = {}
     for trial in trials:
@@ -146,12 +146,12 @@ def share_rows(trials: Sequence[Trial], widths: Mapping[str, int]) -> list[Table
 
 
 def chance_share(width: int) -> float:
-    """``E|uᵀv| = Γ(d/2) / (√π Γ((d+1)/2))`` for unit ``u``, and ``v`` uniform on the sphere in d dimensions."""
+    """Returns ``E|uᵀv| = Γ(d/2) / (√π Γ((d+1)/2))`` for unit ``u``, and ``v`` uniform on the sphere in d dimensions."""
     return float(math.exp(gammaln(width / 2) - gammaln((width + 1) / 2)) / math.sqrt(math.pi))
 
 
 def cell_rows(trials: Sequence[Trial]) -> list[TableRow]:
-    """A row for each of the eight combinations of `FACTORS`, over seeds; ``gate`` is on where decoding is gated."""
+    """Returns a row for each of the eight combinations of `FACTORS`, over seeds; ``gate`` means gated decoding."""
     rows = []
     for (truncation, norm_control), members in _cells(trials).items():
         for decoder in (GATED, ALWAYS):
@@ -171,7 +171,7 @@ def cell_rows(trials: Sequence[Trial]) -> list[TableRow]:
 
 
 def effect_rows(trials: Sequence[Trial]) -> list[TableRow]:
-    """``E_f = mean over the other factors of (accuracy with f − accuracy without f)``, paired by seed and problem.
+    """Returns ``E_f = mean over other factors of (accuracy with f − accuracy without f)``, paired by seed and problem.
 
     On average over the others, and with the other two on: a factor may be needed only where the others are not there.
     Of one seed, truncation and norm control have no interval: what they change is trained, and another seed's training
@@ -207,13 +207,13 @@ def _cells(trials: Sequence[Trial]) -> dict[tuple[bool, bool], list[Trial]]:
 
 
 def _outcomes(trials: Sequence[Trial], decoder: str) -> Array:
-    """1.0 where a problem was solved, ``(seed, problem)``."""
+    """Returns 1.0 for solved problems, ``(seed, problem)``."""
     problems = list(trials[0].correct[decoder])
     return np.array([[trial.correct[decoder][name] for name in problems] for trial in trials], dtype=np.float64)
 
 
 def _accuracy(outcomes: Array) -> TableRow:
-    """With its 95 % interval: Wilson's where all seeds solved the same problems."""
+    """Returns accuracy with its 95 % interval: Wilson's if all seeds solved the same problems."""
     seeds_agree = (outcomes == outcomes[0]).all()
     counts = int(outcomes[0].sum()), outcomes.shape[1]
     low, high = (wilson_interval(*counts) if seeds_agree else crossed_interval(outcomes)) or (None, None)
@@ -221,5 +221,5 @@ def _accuracy(outcomes: Array) -> TableRow:
 
 
 def _over(table: Array) -> str:
-    """What an interval speaks of."""
+    """Returns what an interval is over: problems, or also seeds."""
     return "seeds and problems" if len(table) > 1 else "problems"

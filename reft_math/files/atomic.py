@@ -1,7 +1,7 @@
-"""Files that are whole or not there: written aside in the same folder, synced to the disk, then given their name.
+"""Writes files whole or not at all: to a temporary file in the same folder, synced to the disk, then renamed.
 
-A process killed at any moment, and a disk that fills up, leave what was there before. What they leave aside ends in
-`SUFFIX`, is never read, and gives way to the next write.
+A killed process or a full disk leaves the earlier file unchanged. Temporary files left behind end in `SUFFIX`, are
+never read, and are replaced by the next write.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 SUFFIX = ".tmp"
 _FAULTS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),  # full, or broken
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),  # not to be written
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),  # full or broken
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),  # not writable
 )
 _FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``. What is written there is synced and renamed to ``path`` at the end, or
-    deleted where an exception was raised.
+    """Yields a temporary path beside ``path``. The file written there is synced and renamed to ``path`` at the end, or
+    deleted after an exception.
 
     Raises:
-        OSError: Of any step, with a file's name; then ``path`` is as it was.
+        OSError: A step failed; it names a file, and ``path`` is unchanged.
     """
     aside = _aside(path)
     try:
@@ -49,7 +49,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Gives an `OSError` that names no file, as of a write to a full disk, this one's name."""
+    """Adds this file's name to an `OSError` without one, such as from a write to a full disk."""
     try:
         yield
     except OSError as error:
@@ -58,7 +58,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and what is missing above it; returns when all of their names are on the disk."""
+    """Creates a folder and its missing parents; returns when all of their names are on the disk."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -75,7 +75,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows under the names of the first."""
+    """Writes rows under the first row's names."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -84,7 +84,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_files(folder: Path, save: Callable[[Path], object]) -> None:
-    """Puts the files that ``save`` writes, also in folders within, into a folder, each of them whole; others stay."""
+    """Moves the files that ``save`` writes, also in subfolders, into a folder, each of them whole; other files stay."""
     make_folder(folder)
     with _folder_aside(folder / "files") as aside:
         save(aside)
@@ -97,7 +97,7 @@ def write_files(folder: Path, save: Callable[[Path], object]) -> None:
 
 
 def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
-    """Makes a folder of what ``save`` writes, whole or not at all: that it is there says that it is done."""
+    """Creates a folder with the files that ``save`` writes, whole or not at all: if it exists, it is complete."""
     with _folder_aside(folder) as aside:
         save(aside)
         for path in aside.rglob("*"):
@@ -108,22 +108,21 @@ def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Deletes a folder at once: it is renamed, and deleted under a name that nothing reads."""
+    """Deletes a folder in one step: renames it, then deletes it under a name that nothing reads."""
     with _folder_aside(folder) as aside:
         os.rename(folder, aside)
         sync(folder.parent)
 
 
 def is_used(folder: Path) -> bool:
-    """Whether a folder holds more than what a stopped process left aside."""
+    """Returns whether a folder holds more than temporary files of a stopped process."""
     return folder.is_dir() and any(path.suffix != SUFFIX for path in folder.iterdir())
 
 
 def why_not_writable(folder: Path) -> str | None:
-    """What is in the way of making a folder or writing to it, as far as that can be told without; None if nothing is.
+    """Returns why a folder cannot be created or written to, as far as can be told without trying; None if it can.
 
-    Its nearest part that is there must be a folder that may be written to. Root may write anywhere but where the file
-    system is read-only.
+    Its nearest existing parent must be a writable folder. Root may write anywhere except on a read-only file system.
     """
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
@@ -132,7 +131,7 @@ def why_not_writable(folder: Path) -> str | None:
 
 
 def sync(path: Path) -> None:
-    """Returns when a file's content, or a folder's list of names, is on the disk."""
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -141,10 +140,10 @@ def sync(path: Path) -> None:
 
 
 def storage_fault(error: Exception) -> str | None:
-    """What the disk had against a write, where that is what an error is about; else None."""
+    """Returns the disk's reason for a failed write if the error is one; else None."""
     if isinstance(error, OSError) and error.errno in _FAULTS:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return next((fault for fault in _FULL if fault in str(error)), None)  # safetensors raises a class of its own
+    return next((fault for fault in _FULL if fault in str(error)), None)  # safetensors raises its own class
 
 
 def _aside(path: Path) -> Path:
@@ -153,7 +152,7 @@ def _aside(path: Path) -> Path:
 
 @contextmanager
 def _folder_aside(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder``, which goes when the work is done or has failed."""
+    """Yields a new folder beside ``folder`` and deletes it when the work is done or has failed."""
     aside = _aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()

@@ -1,7 +1,7 @@
-"""Folders that one run at a time writes to.
+"""Locks folders so that only one run at a time writes to them.
 
-A run holds its folder by a lock on a file beside it, which the system takes back however the process ends. Where that
-file cannot be made or locked, nothing is held.
+A run holds its folder by a lock on a file beside it, which the system releases however the process ends. If that
+file cannot be created or locked, nothing is held.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _held: dict[Path, FileLock] = {}
 
 
 def hold(folder: Path) -> bool:
-    """Holds a folder until `release`; false where another process does."""
+    """Holds a folder until `release`; returns false if another process holds it."""
     path = Path(f"{folder.resolve()}.lock{SUFFIX}")
     if path in _held:
         return True
@@ -26,16 +26,16 @@ def hold(folder: Path) -> bool:
         lock.acquire()
     except Timeout:
         return False
-    except OSError:  # not to be had here
+    except OSError:  # no locks here
         return True
     _held[path] = lock
     return True
 
 
 def release() -> None:
-    """Lets go of all folders, and deletes the files beside them while they are locked still."""
+    """Releases all folders, and deletes the files beside them while they are still locked."""
     while _held:
         path, lock = _held.popitem()
-        with suppress(OSError):  # Windows deletes no file that is open; then it stays
+        with suppress(OSError):  # Windows cannot delete an open file; then it stays
             path.unlink()
         lock.release()

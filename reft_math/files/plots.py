@@ -1,4 +1,4 @@
-"""Figures: one palette, written whole or not at all."""
+"""Writes figures whole or not at all, with one palette."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from reft_math.files.atomic import atomic_path
 
 OPEN_AXES = {"axes.spines.top": False, "axes.spines.right": False}  # settings for matplotlib's `rc_context`
-# Okabe and Ito's palette, told apart by colour-blind readers.
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 

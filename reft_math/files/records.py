@@ -1,4 +1,4 @@
-"""Evaluation records as JSON lines, from which a stopped run continues."""
+"""Stores evaluation records as JSON lines, from which a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from reft_math.files.strict import parse_json
 class RecordFile:
     """One JSON object with a unique ``id`` per line; a record counts once its newline is on disk.
 
-    A last line without newline is what a kill left of a write: it is not in `done`, and the next `append` cuts it off.
+    A last line without newline is the rest of a killed write: it is not in `done`, and the next `append` cuts it off.
     One process writes at a time.
 
     Args:
         path: The file; it need not exist.
 
     Raises:
-        UserError: If a whole line is not such an object, or two lines share an id.
+        UserError: If a complete line is not such an object, or two lines share an id.
 
     Attributes:
         done: The finished records by id, in their order.
@@ -38,14 +38,14 @@ class RecordFile:
         self._is_torn = bool(rest)
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """Writes the records and returns when they are on disk; all of them are checked before any is written.
+        """Writes the records and returns when they are on disk; checks all of them before writing any.
 
         Args:
             records: JSON objects, each with an ``id`` that is not yet in `done`.
 
         Raises:
             ValueError: If an id is missing or not new.
-            TypeError: If a record holds what JSON cannot.
+            TypeError: If a record cannot be written as JSON.
         """
         new: dict[str, dict[str, Any]] = {}
         for record in records:
@@ -58,7 +58,7 @@ class RecordFile:
             self.done.update(new)
 
     def replace(self, records: Iterable[dict[str, Any]]) -> None:
-        """Writes the file anew, with these records in the place of those with their ids."""
+        """Rewrites the file, with these records in place of those with the same ids."""
         done = {**self.done, **{record["id"]: record for record in records}}
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in done.values()))
         self.done, self._whole, self._is_torn = done, self.path.stat().st_size, False
@@ -68,7 +68,7 @@ class RecordFile:
         with named(self.path), self.path.open("ab") as file:
             if self._is_torn:
                 file.truncate(self._whole)
-            self._is_torn = True  # a write that fails half-way, as on a full disk, is cut off by the next
+            self._is_torn = True  # the next write cuts off one that fails half-way, as on a full disk
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())
@@ -105,15 +105,15 @@ class RecordFile:
 
 
 def shard_path(path: Path, process: int) -> Path:
-    """Where a process of several writes its share of the records of ``path``."""
+    """Returns the file to which one of several processes writes its share of the records of ``path``."""
     return path.with_name(f"{path.stem}.shard-{process}{path.suffix}")
 
 
 def gather_shards(path: Path) -> None:
     """Moves the records of all shards beside ``path`` into it.
 
-    A shard is deleted when its records are on disk in ``path``, and a record that is there already is not added again:
-    stopped anywhere, the next call completes it, without loss or double counting.
+    A shard is deleted once its records are on disk in ``path``, and records already there are not added again: after a
+    stop at any point the next call completes the work, without loss or duplicates.
     """
     shards = sorted(path.parent.glob(f"{path.stem}.shard-*{path.suffix}"))
     if not shards:

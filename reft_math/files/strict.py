@@ -1,4 +1,4 @@
-"""JSON of files that anybody may have written."""
+"""Reads JSON from untrusted files."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that UTF-8 text holds, with or without a byte order mark.
+    """Parses UTF-8 JSON text, with or without a byte order mark.
 
     Raises:
-        ValueError: It holds none, in one line; a `json.JSONDecodeError` or `UnicodeDecodeError` where it has a place.
+        ValueError: It is invalid, in one line; a `json.JSONDecodeError` or `UnicodeDecodeError` if the place is known.
     """
     return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds.
+    """Reads the JSON object in a file.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It holds something else; the reason in one line.
+        ValueError: It holds something else; the message is the reason in one line.
     """
     value = parse_json(path.read_bytes())
     if not isinstance(value, dict):
@@ -39,12 +39,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a file can hold the text: JSON can name halves of characters, which tokenizers and files refuse."""
+    """Returns whether a file can hold the text: JSON can escape lone surrogates, which tokenizers and files refuse."""
     return _HALF.search(text) is None
 
 
 def from_json(cls: type[T], values: Mapping[str, Any]) -> T:
-    """``cls(**values)``, where lists stand for tuples.
+    """Returns ``cls(**values)``, with lists converted to tuples.
 
     Args:
         cls: A dataclass.
@@ -78,7 +78,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, bool):
         return hint is bool
     if hint is float:
-        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # false for NaN, too
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # also false for NaN
     return isinstance(value, hint)
 
 

@@ -9,7 +9,7 @@ from reft_math.errors import printable
 
 
 def markdown(tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
-    """Tables under their titles; the first line of each is its header."""
+    """Returns Markdown tables under their titles; the first line of each is its header."""
     parts = []
     for title, (header, *body) in tables.items():
         lines = [header, ["---"] * len(header), *body]
@@ -18,14 +18,14 @@ def markdown(tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A cell that ends where it ends."""
+    """Escapes a cell, so that its text cannot end it."""
     return " ".join(text.replace("|", "\\|").split())
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; the first column is left-aligned, the others right. No columns, no head.
+    """Prints a table; the first column is left-aligned, the others right. Without columns it has no header.
 
-    Cells may be a stranger's: nothing in them is markup, or steers the terminal.
+    Cells may be untrusted: nothing in them acts as markup or controls the terminal.
     """
     from rich.console import Console
     from rich.table import Table
@@ -36,14 +36,14 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
-    # As wide as it needs to be: a terminal breaks lines that are too long, rich would cut cells off.
+    # As wide as needed: a terminal wraps lines that are too long, rich would truncate cells.
     console = Console(width=max(len(title), Console(width=10_000).measure(table).maximum))
     console.print(printable(title), style="italic", markup=False, highlight=False)
     console.print(table)
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Rows as people read them, under the names of the first: floats with four digits, a hyphen for None."""
+    """Returns rows as text, under the first row's names: floats with four digits, a hyphen for None."""
     return [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
 
 

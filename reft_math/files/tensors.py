@@ -1,4 +1,4 @@
-"""Parameters of files that anybody may have written."""
+"""Reads parameters from untrusted files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def read_parameters(path: Path) -> dict[str, torch.Tensor]:
-    """A safetensors file's tensors by name: floating numbers, all finite.
+    """Reads a safetensors file's tensors by name: floating-point numbers, all finite.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It holds something else; the reason in one line.
+        ValueError: It holds something else; the message is the reason in one line.
     """
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
@@ -28,22 +28,22 @@ def read_parameters(path: Path) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise ValueError(f"{name[:100]} must be of floating numbers; it is {tensor.dtype}")
-    if bad := not_finite({name: tensor.float() for name, tensor in tensors.items()}):  # what they are used as
+    if bad := not_finite({name: tensor.float() for name, tensor in tensors.items()}):  # as they are used
         raise ValueError(f"{bad[0][:100]} is NaN or infinite: take another checkpoint, or train anew")
     return tensors
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """The names of those that hold a NaN or an infinity, in their order."""
+    """Returns the names of tensors that hold NaN or infinity, in their order."""
     return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], source: object) -> None:
-    """Raises `UserError` where saved parameters are not finite.
+    """Raises `UserError` if parameters are NaN or infinite.
 
     Args:
-        tensors: By name.
-        source: Where they were read from.
+        tensors: Tensors by name.
+        source: Their source, for the message.
     """
     if bad := not_finite(tensors):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Greedy answers as tokens: what the probes cut, continue and score anew."""
+"""Collects greedy answers as tokens, which probes cut, continue and score again."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def answer_all(
     folder: Path,
     batch_size: int,
 ) -> dict[str, list[Record]]:
-    """Each source's evaluation records, in the order of ``problems``, with ``token_ids``.
+    """Returns each source's evaluation records, in the order of ``problems``, with ``token_ids``.
 
     Args:
-        problems: What to solve.
+        problems: Problems to solve.
         sources: ``generate`` by name.
         decoding, device: As in `complete`.
         score: As in `evaluate`.
-        folder: Holds the records, a file a source; finished rows in them are not done again.
-        batch_size: Answers at once.
+        folder: Folder of the records, one file per source; finished rows in them are not done again.
+        batch_size: Answers per batch.
     """
     return {
         name: evaluate(
@@ -55,7 +55,7 @@ def complete_with_tokens(
     decoding: CompletionSettings,
     device: torch.device,
 ) -> list[dict[str, Any]]:
-    """As `complete`, and ``token_ids``: the tokens drawn, the end token included."""
+    """Completes like `complete`, and adds ``token_ids``, the drawn tokens with the end token."""
     drawn: list[list[int]] = []
 
     def remembering(inputs: torch.Tensor, **kwargs: Any) -> Any:

@@ -1,18 +1,18 @@
-r"""Equations that a solution states, ``a ∘ b = c``, checked in exact arithmetic.
+r"""Finds the equations in a solution, ``a ∘ b = c``, and checks them in exact arithmetic.
 
     She sells 16 - 3 - 4 = <<16-3-4=9>>9 eggs at $2 each, or 9 x 2 = $18.      GSM8K
     \( \frac{10}{2} \times 3 = 15 \text{ eggs} \)                              chat models
     47+38=85                                                                    the embedded world
 
 A chain ``A = B = C`` states ``A = B`` and ``B = C``; an equation has an operator on one of its sides. Prose before the
-first side and after the last one is left out. What is not plainly arithmetic (variables, ``10:30``, a word in an
-operand's place, ``half of 16 + 4``) states nothing. An equation is true where its sides are equal, or
+first side and after the last one is left out. Text that is not plain arithmetic (variables, ``10:30``, a word in
+an operand's place, ``half of 16 + 4``) states nothing. An equation is true if its sides are equal, or if
 
-- a number on the right is within a unit of its last decimal; of 1, where it is whole and the left side has a quotient;
-  of its last digit but zeros, after ``≈``; or within one half, where it is whole and the left side has decimals;
-- a calculation on the right is within a hundredth of the left, if it has decimals or stands after ``≈``;
-- any of this goes for the right side's first number alone, as where ``5*3 = 15+2 = 17`` strings two steps together, or
-  for what stands before ``of``: ``1 - 2/3 = 1/3 of $150``;
+- a number on the right is within a unit of its last decimal; within 1, if it is whole and the left side has a quotient;
+  within a unit of its last nonzero digit, after ``≈``; or within one half, if it is whole and the left has decimals;
+- a calculation on the right is within a hundredth of the left, if it has decimals or comes after ``≈``;
+- any of this holds for the right side's first number alone, as when ``5*3 = 15+2 = 17`` joins two steps, or for the
+  part before ``of``: ``1 - 2/3 = 1/3 of $150``;
 - or for percent signs and cents read in any of the ways of `read`.
 """
 
@@ -27,7 +27,7 @@ from typing import get_args
 from reft_math.probes.expressions import OPERATORS, Percents, Token, read, scan
 
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
-# What is calculated on is more than what stands behind these.
+# The calculation is longer than the text after these.
 _SHARES = {"half", "third", "quarter", "twice", "double", "triple", "thrice"}
 _FARTHEST = 200  # tokens that a first side reaches back
 
@@ -38,9 +38,9 @@ class Equation:
 
     Attributes:
         start, stop: Its place in the text, without the last unit.
-        is_true: See the module.
+        is_true: Whether it is true, see the module.
         operands: The numbers of sides with operators.
-        result: The right side where it is a number alone.
+        result: The right side if it is a single number.
     """
 
     start: int
@@ -51,19 +51,19 @@ class Equation:
 
 
 def equations(text: str) -> list[Equation]:
-    """All equations of a text, by place."""
+    """Returns all equations of a text, by place."""
     found: list[Equation] = []
     outside = text
     for annotation in _ANNOTATION.finditer(text):
         before, after = text[: annotation.start()], outside[annotation.end() :]
         outside = outside[: annotation.start()] + " " * len(annotation[0]) + after
-        if not re.search(r"=[\s$]*\Z", before):  # else it repeats what stands before it
+        if not re.search(r"=[\s$]*\Z", before):  # otherwise it repeats the text before it
             found += _stated(" " * (annotation.start() + 2) + annotation[1])
     return sorted([*found, *_stated(outside)], key=lambda equation: equation.start)
 
 
 def _stated(text: str) -> Iterator[Equation]:
-    """Of a text without annotations."""
+    """Yields the equations of a text without annotations."""
     sides: list[list[Token]] = [[]]
     for token in scan(text):
         if token.kind == "stop":
@@ -77,7 +77,7 @@ def _stated(text: str) -> Iterator[Equation]:
 
 
 def _chain(sides: Sequence[list[Token]]) -> Iterator[Equation]:
-    """The equations between neighbouring sides, each but the first with its sign before it."""
+    """Yields the equations between neighbouring sides; each side but the first has its sign before it."""
     for number in range(1, len(sides)):
         sign, *right = sides[number]
         left = _last_calculation(sides[0]) if number == 1 else _last_calculation(sides[number - 1][1:], goes_on=True)
@@ -95,7 +95,7 @@ def _chain(sides: Sequence[list[Token]]) -> Iterator[Equation]:
 
 
 def _last_calculation(side: Sequence[Token], goes_on: bool = False) -> list[Token]:
-    """The longest end of a side that is a calculation; a number alone if it is the whole side and a chain goes on."""
+    """Returns the longest end of a side that is a calculation; a lone number if it is the side and a chain goes on."""
     for start in range(max(0, len(side) - _FARTHEST), len(side)):
         tokens = list(side[start:])
         if tokens[0].kind == "minus" and not (len(tokens) > 1 and tokens[1].is_glued and not tokens[0].is_glued):
@@ -109,7 +109,7 @@ def _last_calculation(side: Sequence[Token], goes_on: bool = False) -> list[Toke
 
 
 def _first_calculation(side: list[Token]) -> list[Token]:
-    """The longest beginning of a side that is a calculation, if none that is not read goes on from it."""
+    """Returns the longest beginning of a side that is a calculation, unless an unreadable calculation continues it."""
     found = read(side)
     if found is None:
         return []
@@ -126,7 +126,7 @@ def _first_calculation(side: list[Token]) -> list[Token]:
 
 
 def _is_part(side: Sequence[Token], start: int) -> bool:
-    """Whether a calculation that starts there is part of one that is not read: ``x + 5*3``, ``5 + his 2``."""
+    """Whether a calculation that starts there is part of an unreadable one: ``x + 5*3``, ``5 + his 2``."""
     before = list(side[:start])
     if before and before[-1].kind in ("number", "percent", "close", "opaque"):
         return True
@@ -137,7 +137,7 @@ def _is_part(side: Sequence[Token], start: int) -> bool:
 
 
 def _is_calculated(side: Sequence[Token]) -> bool:
-    """Whether there is an operator: not a number's sign, nor a unit's (``-5 miles/hour``, ``3 cm^2``)."""
+    """Whether there is an operator, other than a number's sign or a unit's (``-5 miles/hour``, ``3 cm^2``)."""
     kinds = [token.kind for token in side]
     return "fraction" in kinds or any(
         kind in OPERATORS and after != "word" and (kind, before) != ("power", "word")
@@ -146,7 +146,7 @@ def _is_calculated(side: Sequence[Token]) -> bool:
 
 
 def _is_true(left: list[Token], right: list[Token], is_about: bool) -> bool:
-    """Under one of the readings of percent signs, of the right side or its first number."""
+    """Whether the sides agree under some reading of percent signs, for the right side or its first number."""
     first = next((number for number, token in enumerate(right) if number and token.kind in OPERATORS), len(right))
     share = next((number for number, token in enumerate(right) if token.text == "of"), len(right))
     return any(

@@ -1,9 +1,9 @@
-r"""Arithmetic in running text: its tokens, and the value of what they calculate, exactly.
+r"""Reads arithmetic in running text: its tokens, and the exact value of calculations.
 
     5*3    5 x $3    (23+14)*2-18    1,250.50 - 3 1/2    20% of 50 eggs    \frac{10}{2} \times 3 \text{ miles/hour}
 
-Units, currency, brackets of words and LaTeX's spacing are passed over. Nothing is evaluated but these operators, on
-fractions; numbers that are too long and brackets that are too deep are left unread.
+Units, currency, brackets of words and LaTeX's spacing are skipped. Only these operators are evaluated, on fractions;
+numbers that are too long and brackets that are too deep are left unread.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SCANNER = re.compile(
 _UNIT = re.compile(
     r"[kcm]?m|[km]?g|m?l|lbs?|oz|ft|in|yd|mi|hr?s?|mins?|s(?:ecs?)?|[mk]ph|gal|[st]t|nd|rd|th", re.IGNORECASE
 )
-_MOST_BITS = 4_000  # of a numerator or denominator
+_MOST_BITS = 4_000  # in a numerator or denominator
 _DEEPEST = 30  # brackets
 _LONGEST_UNIT = 6  # words between a number and its operator
 
@@ -58,11 +58,11 @@ class Token:
     """A piece of a text.
 
     Attributes:
-        kind: A group of the scanner's: ``word`` may stand after a number, ``opaque`` in no calculation, and ``stop``
-            ends one.
-        text: As written, but for signs that are written in several ways.
-        start, stop: Its place.
-        is_glued: Whether it stands right behind the token before, unless that is an equals sign or a ``stop``.
+        kind: A group of the scanner: a ``word`` may follow a number, an ``opaque`` is part of no calculation, and a
+            ``stop`` ends one.
+        text: The text as written; signs with several spellings are unified.
+        start, stop: Place in the text.
+        is_glued: Whether it directly follows the token before, unless that is an equals sign or a ``stop``.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class Token:
 
     @property
     def value(self) -> Fraction:
-        """Of a number."""
+        """Value of a number."""
         if "/" in self.text:
             whole, fraction = self.text.split(" ")
             return int(whole) + Fraction(fraction)
@@ -81,12 +81,12 @@ class Token:
 
     @property
     def decimals(self) -> int:
-        """Digits after a number's point."""
+        """Number of digits after a number's point."""
         return len(self.text.partition(".")[2])
 
 
 def scan(text: str) -> list[Token]:
-    """A text's tokens."""
+    """Returns a text's tokens."""
     text = text.translate(_SIGNS)
     tokens: list[Token] = []
     place, is_glued = 0, False
@@ -106,7 +106,7 @@ def scan(text: str) -> list[Token]:
 
 
 def _kind_of_name(name: str, before: Sequence[Token], is_glued: bool) -> str:
-    """``of`` multiplies what stands after a share; single letters are variables, but for units: ``2g`` is none."""
+    """Classifies a name: ``of`` after a share multiplies; single letters are variables, except units as in ``2g``."""
     kinds = [token.kind for token in before[-3:]]
     if name == "of" and (kinds[-1:] == ["percent"] or kinds == ["number", "over", "number"]):
         return "times"
@@ -117,19 +117,19 @@ def _kind_of_name(name: str, before: Sequence[Token], is_glued: bool) -> str:
 
 
 class _Unread(Exception):
-    """No calculation here."""
+    """Raised where there is no calculation."""
 
 
 def read(tokens: Sequence[Token], percents: Percents = "hundredth") -> tuple[Fraction, int] | None:
-    """The value of the longest beginning of the tokens that is a calculation, and how many tokens that is.
+    """Returns the value of the longest beginning of the tokens that is a calculation, and its number of tokens.
 
     Args:
-        tokens: Without equals signs.
-        percents: What percent signs and cents are: hundredths, units of their own, or shares of what they are added to
-            (``100 - 20% = 80``).
+        tokens: Tokens without equals signs.
+        percents: Meaning of percent signs and cents: hundredths, units, or shares of the number to which they are
+            added (``100 - 20% = 80``).
 
     Returns:
-        None where they begin with none.
+        None if they do not begin with a calculation.
     """
     reader = _Reader(tokens, percents)
     try:
@@ -139,7 +139,7 @@ def read(tokens: Sequence[Token], percents: Percents = "hundredth") -> tuple[Fra
 
 
 class _Reader:
-    """By recursive descent; where an operator has no second operand, a calculation ends before it."""
+    """Parses by recursive descent; a calculation ends before an operator without a second operand."""
 
     def __init__(self, tokens: Sequence[Token], percents: Percents) -> None:
         self.tokens, self.percents, self.place = tokens, percents, 0
@@ -180,7 +180,7 @@ class _Reader:
         return product
 
     def _tight_fraction(self) -> Fraction | None:
-        """The divisor of ``28 / 1/5``, by its spaces."""
+        """Returns the divisor in ``28 / 1/5``, recognised by its spaces."""
         found = self.tokens[self.place : self.place + 3]
         kinds = [(token.kind, token.is_glued) for token in found]
         if kinds != [("number", False), ("over", True), ("number", True)] or not found[2].value:
@@ -189,7 +189,7 @@ class _Reader:
         return found[0].value / found[2].value
 
     def _is_bracket_glued(self) -> bool:
-        """``2(3+4)``, but not the note in ``16 eggs (4 a day)``."""
+        """Whether a bracket multiplies, as in ``2(3+4)`` but not ``16 eggs (4 a day)``."""
         return self.kind() == "open" and self.tokens[self.place].is_glued
 
     def power(self, depth: int) -> Fraction:
@@ -238,7 +238,7 @@ class _Reader:
         return value
 
     def _units(self) -> None:
-        """``eggs``, ``cm^2``, ``miles/hour``, ``(apples)``."""
+        """Skips units: ``eggs``, ``cm^2``, ``miles/hour``, ``(apples)``."""
         for _ in range(_LONGEST_UNIT):
             if self.kind() == "word":
                 self.place += 1

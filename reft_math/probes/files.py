@@ -29,7 +29,7 @@ def save_probes(path: Path, probes: Mapping[tuple[str, str], Probe]) -> None:
 
 
 def load_probes(path: Path) -> Probes:
-    """What `save_probes` wrote.
+    """Reads a file written by `save_probes`.
 
     Raises:
         UserError: The file holds something else.

@@ -1,4 +1,4 @@
-"""Hand-off: the first k tokens of an answer come from a source, and the base, which reads them itself, goes on."""
+"""Hand-off: a source writes the first k tokens of an answer; the base reads them itself and goes on."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LENGTHS = (0, 1, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class HandedOver:
-    """The first k tokens of a source's answer to a problem, and what becomes of them.
+    """The first k tokens of a source's answer to a problem, handed to the base.
 
     Attributes:
-        problem: What was to be solved.
+        problem: The problem.
         source, base: The source's and the base's own answer, with ``token_ids``.
-        k: How many tokens.
+        k: Number of tokens.
     """
 
     problem: Problem
@@ -43,10 +43,10 @@ class HandedOver:
 
     @property
     def known(self) -> Record | None:
-        """The outcome where nothing need be drawn.
+        """The outcome if nothing needs to be drawn, else None.
 
-        An answer of at most k tokens stands as it is. A prefix that the base wrote too, such as the empty one, ends as
-        the base's own answer: greedy decoding would only repeat it.
+        An answer of at most k tokens is the outcome itself. A prefix that the base wrote too, such as the empty one,
+        ends like the base's own answer: greedy decoding would only repeat it.
         """
         if len(self.source["token_ids"]) <= self.k:
             answer = self.source
@@ -68,20 +68,20 @@ def hand_over(
     name: str,
     batch_size: int,
 ) -> list[Record]:
-    """``y_1..y_k`` of the source's answer, then the base's greedy tokens, for each problem and each k of `LENGTHS`.
+    """Continues ``y_1..y_k`` of the source's answer with the base's greedy tokens, for each problem and k of `LENGTHS`.
 
     Args:
-        problems: What was to be solved.
+        problems: The problems.
         source, base: The answers with ``token_ids``, in the order of ``problems``.
         model: The base.
         decoding: Prompts and stopping.
         score: As in `evaluate`.
         records_path, name: As in `record_rows`.
-        batch_size: Problems at once.
+        batch_size: Problems per batch.
 
     Returns:
         Records ``{id, problem, k, continued, completion, num_tokens, finished, correct}``, by problem and then by k;
-        ``continued`` is false where nothing was drawn.
+        ``continued`` is false if nothing was drawn.
     """
 
     def work(batch: Sequence[HandedOver], missing: Sequence[HandedOver]) -> list[Record]:
@@ -94,7 +94,7 @@ def hand_over(
         ]
 
     rows = [HandedOver(*answers, k) for answers in zip(problems, source, base, strict=True) for k in LENGTHS]
-    # A problem's rows are equally long and so stay together: a batch reads the prefixes of whole problems, once.
+    # A problem's rows have equal length and so stay together: a batch reads each problem's prefixes once.
     size = batch_size * len(LENGTHS)
     return record_rows(rows, lambda row: len(row.problem.question), work, records_path, name, size)
 
@@ -102,7 +102,7 @@ def hand_over(
 def _go_on(
     asked: Sequence[HandedOver], model: PreTrainedModel, decoding: CompletionSettings, score: Score
 ) -> list[Record]:
-    """Completions of the rows, those of one problem next to each other, and whether they are correct."""
+    """Completes the rows, those of one problem next to each other, and scores them."""
     groups = [list(group) for _, group in groupby(asked, key=lambda row: row.problem.id)]
     prompts = decoding.prompts([group[0].problem.question for group in groups])
     prefixes = [group[0].source["token_ids"] for group in groups]
@@ -120,20 +120,20 @@ def continuations(
     prefixes: Sequence[Sequence[int]],
     lengths: Sequence[Collection[int]],
 ) -> list[list[int]]:
-    """``y_1..y_k`` and what ``generate`` draws after them, for each row and each k asked of it.
+    """Returns ``y_1..y_k`` and the tokens that ``generate`` draws after them, for each row and each of its k.
 
-    The model reads prompts and prefixes once, in one cache; each k goes on from a copy of the cache as it stood there.
-    (A cut of the whole one would be the same, but caches of sliding windows cannot be cut.)
+    The model reads prompts and prefixes once, in one cache; each k continues from a copy of the cache at that point.
+    (Cutting the whole cache would be the same, but sliding-window caches cannot be cut.)
 
     Args:
-        model: Reads and draws.
-        decoding: Its ``max_new_tokens`` counts the prefix too.
+        model: Model that reads and draws.
+        decoding: Settings; ``max_new_tokens`` includes the prefix.
         prompts: Token ids by row.
-        prefixes: What follows the prompt; each longer than the largest k asked of it.
-        lengths: The k's of each row.
+        prefixes: Tokens after each prompt, more than the row's largest k.
+        lengths: Values of k for each row.
 
     Returns:
-        Token ids after the prompt, padding after an end token included; by row, then by k as in ``lengths``.
+        Token ids after the prompt, with padding after an end token; by row, then by k as in ``lengths``.
     """
     if not prompts:
         return []
@@ -149,7 +149,7 @@ def continuations(
     read = 0
     for k in sorted({k for ks in lengths for k in ks}):
         end = width + k
-        if read < end - 1:  # the last token is for generate to read
+        if read < end - 1:  # generate reads the last token itself
             columns = slice(read, end - 1)
             model(
                 input_ids=tokens[:, columns],
@@ -177,10 +177,10 @@ def _pad_right(rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:
 
 
 def problem_sets(answers: Mapping[str, Sequence[Record]]) -> dict[str, set[str]]:
-    """Ids of all problems, of those that ``always_on`` gets wrong, and of those that ``base`` gets wrong.
+    """Returns ids of all problems, of those that ``always_on`` gets wrong, and of those that ``base`` gets wrong.
 
-    Chosen by the mistakes of one decoder, problems flatter every other: it has its own mistakes elsewhere. The gain on
-    the second set is partly that; the third makes the same choice by the base, which goes on everywhere.
+    Problems chosen by one decoder's mistakes favour every other, whose mistakes lie elsewhere. The gain on the second
+    set is partly due to that; the third set makes the same choice by the base, which goes on everywhere.
     """
     wrong = {name: {row["id"] for row in answers[name] if not row["correct"]} for name in ("always_on", "base")}
     everyone = {row["id"] for row in answers["base"]}
@@ -194,7 +194,7 @@ def problem_sets(answers: Mapping[str, Sequence[Record]]) -> dict[str, set[str]]
 def handoff_table(
     sets: Mapping[str, Collection[str]], handed_over: Mapping[str, Sequence[Record]]
 ) -> list[dict[str, Any]]:
-    """Accuracy and its 95 % Wilson interval by set of problems, source and k; a set without problems has no rows.
+    """Returns accuracy with its 95 % Wilson interval by set of problems, source and k; empty sets have no rows.
 
     Args:
         sets: Ids of problems.
@@ -217,7 +217,7 @@ def handoff_table(
 
 
 def handoff_lines(table: Sequence[Mapping[str, Any]], problems: str) -> list[list[str]]:
-    """The cells of a printed table for one set of problems: a header, and a line per k with a column per source."""
+    """Returns the cells of a printed table for one set of problems: a header, and a line per k, a column per source."""
     rows = [row for row in table if row["problems"] == problems]
     cells = {(row["source"], row["k"]): f"{row['accuracy']:.1%} ({row['low']:.1%}-{row['high']:.1%})" for row in rows}
     sources = list(dict.fromkeys(row["source"] for row in rows))

@@ -1,6 +1,6 @@
-"""Number probes ``ŷ = wᵀh + c``: fitting, reading, the directions to push along, thresholds, projections.
+"""Number probes ``ŷ = wᵀh + c``: fitting, reading, directions for pushes, thresholds, projections.
 
-Functions of arrays. ``h: (row, width)`` are hidden states at tokens that end a number, ``y: (row,)`` the numbers.
+Pure functions of arrays. ``h: (row, width)`` are hidden states at tokens that end a number, ``y: (row,)`` the numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Direction = Literal["probe", "random", "orthogonal"]
 TARGETS: dict[str, Callable[[Array], Array]] = {"identity": np.asarray, "log2": np.log2}
 
 _HELD_OUT_SHARE = 0.25
-# λ as a share of rows × variance, so that it means the same whatever the scale of a layer.
+# λ as a share of rows × variance, so that it means the same at any scale of a layer.
 _PENALTIES = np.logspace(-7, 0, 8)
 _BREAKING = 0.005
 
@@ -34,7 +34,7 @@ class Probe:
     Attributes:
         weight: ``w: (width,)``.
         intercept: ``c``.
-        penalty: ``λ`` it was fitted with.
+        penalty: ``λ`` used in fitting.
     """
 
     weight: Array
@@ -42,14 +42,14 @@ class Probe:
     penalty: float
 
     def read(self, hidden: Array) -> Array:
-        """``hidden: (row, width)`` to ``(row,)``."""
+        """Reads ``(row,)`` numbers from ``hidden: (row, width)``."""
         return np.asarray(hidden, dtype=np.float64) @ self.weight + self.intercept
 
 
 def fit_probes(hidden: Array, targets: Mapping[str, Array]) -> dict[str, Probe]:
-    """``min_{w,c} Σ (wᵀh + c − y)² + λ‖w‖²`` for every target, in float64.
+    """Solves ``min_{w,c} Σ (wᵀh + c − y)² + λ‖w‖²`` for every target, in float64.
 
-    ``λ`` is chosen among eight by the error on the row left out.
+    ``λ`` is chosen among eight values by leave-one-out error.
 
     Args:
         hidden: ``(row, width)``.
@@ -59,7 +59,7 @@ def fit_probes(hidden: Array, targets: Mapping[str, Array]) -> dict[str, Probe]:
     variance = hidden.var(axis=0).mean()
     penalties = _PENALTIES * len(hidden) * (variance or 1.0)
     ridge = RidgeCV(penalties, alpha_per_target=True).fit(hidden, np.stack(list(targets.values()), axis=1))
-    # Of a single target scikit-learn drops the axis.
+    # For a single target scikit-learn drops the axis.
     found = np.atleast_2d(ridge.coef_), np.atleast_1d(ridge.intercept_), np.atleast_1d(ridge.alpha_)
     return {
         name: Probe(weight, float(intercept), float(penalty))
@@ -68,11 +68,11 @@ def fit_probes(hidden: Array, targets: Mapping[str, Array]) -> dict[str, Probe]:
 
 
 def held_out(problems: Sequence[str] | Array, seed: int) -> Array:
-    """True at a quarter of the problems, with all of their rows.
+    """Returns a mask that is true at all rows of a quarter of the problems.
 
     Args:
-        problems: Which problem each row is of, ``(row,)``.
-        seed: Draws the quarter.
+        problems: Each row's problem, ``(row,)``.
+        seed: Seed of the quarter.
     """
     split = GroupShuffleSplit(n_splits=1, test_size=_HELD_OUT_SHARE, random_state=seed)
     _, indices = next(split.split(problems, groups=problems))
@@ -82,18 +82,18 @@ def held_out(problems: Sequence[str] | Array, seed: int) -> Array:
 
 
 def reading_error(read: Array, truth: Array, problems: Sequence[str] | Array) -> dict[str, Any]:
-    """``R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²`` and the mean of ``|y − ŷ|``, with 95 % intervals.
+    """Returns ``R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²`` and the mean of ``|y − ŷ|``, with 95 % intervals.
 
-    The intervals are percentiles over resampled problems, not rows: numbers of one problem go together.
+    The intervals are percentiles over resampled problems, not rows, since numbers of one problem are related.
 
     Args:
         read: ``ŷ: (row,)``.
         truth: ``y: (row,)``; ``ȳ`` is its own mean.
-        problems: Which problem each row is of.
+        problems: Each row's problem.
 
     Returns:
         ``numbers``, ``problems``, ``r2``, ``r2_low``, ``r2_high``, ``error``, ``error_low``, ``error_high``; R² is None
-        where all ``y`` are equal.
+        if all ``y`` are equal.
     """
     names, problem = np.unique(problems, return_inverse=True)
     missed, centred = np.abs(truth - read), truth - truth.mean()
@@ -109,39 +109,39 @@ def reading_error(read: Array, truth: Array, problems: Sequence[str] | Array) ->
 
 
 def _r2(sums: Array) -> Array:
-    """From the sums of ``(y − ŷ)²``, ``(y − m)²``, ``y − m`` and 1 for any m; NaN where all ``y`` are equal."""
+    """Returns R² from the sums of ``(y − ŷ)²``, ``(y − m)²``, ``y − m`` and 1 for any m; NaN if all ``y`` are equal."""
     squared, total, centred, rows = sums
     spread = total - centred**2 / rows
-    is_spread = spread > 1e-9 * np.max(spread)  # else a resample that drew one number only
+    is_spread = spread > 1e-9 * np.max(spread)  # otherwise a resample drew only one number
     return np.asarray(1 - np.divide(squared, spread, out=np.full_like(spread, np.nan), where=is_spread))
 
 
 def ratio_interval(parts: Array, wholes: Array) -> tuple[float, float]:
-    """The 95 % interval of ``Σ parts / Σ wholes``: percentiles over resampled pairs, such as one a problem."""
+    """Returns the 95 % interval of ``Σ parts / Σ wholes``: percentiles over resampled pairs, e.g. one per problem."""
     low, high = bootstrap_interval(lambda rows: parts[rows].sum(axis=1) / wholes[rows].sum(axis=1), len(parts))
     return float(low), float(high)
 
 
 def unit(vectors: Array) -> Array:
-    """``v/‖v‖``, and 0 for 0, over the last axis."""
+    """Returns ``v/‖v‖``, and 0 for 0, over the last axis."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.asarray(np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0))
 
 
 def directions(weights: Array, kind: Direction, rng: np.random.Generator) -> Array:
-    """``w_l/‖w_l‖`` for each layer, or a control for it of the same length.
+    """Returns ``w_l/‖w_l‖`` for each layer, or a control direction of the same length.
 
     A ``random`` draw turns all layers' probes by one random rotation: each layer's direction is uniform on the sphere,
-    and the angles between the layers, which decide how far their pushes add up, stay those of the probes. An
-    ``orthogonal`` draw is a random one without its part in the span of all layers' probes.
+    and the angles between layers, which decide how their pushes add up, stay those of the probes. An ``orthogonal``
+    draw is a random one minus its part in the span of all layers' probes.
 
     Args:
         weights: ``w: (layer, width)``.
-        kind: Which of them.
-        rng: Draws the rotation.
+        kind: Kind of direction.
+        rng: Source of the random rotation.
 
     Returns:
-        ``(layer, width)``, rows of length 1; 0 where the probe is.
+        ``(layer, width)``, rows of length 1; 0 where the probe is 0.
     """
     if kind == "probe":
         return unit(weights)
@@ -156,13 +156,13 @@ def directions(weights: Array, kind: Direction, rng: np.random.Generator) -> Arr
 
 
 def breaking_point(alphas: Array, wrong: Array, wrong_unpushed: int, total: int) -> float | None:
-    """The first ``|α|`` at which 5 in 1,000 more sums are wrong, linear between the measured; None where never.
+    """Returns the first ``|α|`` at which 5 more in 1,000 sums are wrong, interpolated linearly; None if there is none.
 
     Args:
         alphas: ``|α|``, ascending from above 0.
-        wrong: Wrong sums at each.
-        wrong_unpushed: Wrong sums at 0.
-        total: Sums.
+        wrong: Number of wrong sums at each.
+        wrong_unpushed: Number of wrong sums at 0.
+        total: Number of sums.
     """
     before, more_before, needed = 0.0, 0.0, _BREAKING * total
     for alpha, count in zip(alphas, wrong, strict=True):
@@ -174,7 +174,7 @@ def breaking_point(alphas: Array, wrong: Array, wrong_unpushed: int, total: int)
 
 
 def breaking_interval(alphas: Array, is_wrong: Array, is_wrong_unpushed: Array) -> tuple[float | None, float | None]:
-    """The 95 % interval of `breaking_point` over resampled sums; None for an end that lies beyond the last ``|α|``.
+    """Returns the 95 % interval of `breaking_point` over resampled sums; None for an end beyond the last ``|α|``.
 
     Args:
         alphas: ``(alpha,)``.
@@ -194,7 +194,7 @@ def breaking_interval(alphas: Array, is_wrong: Array, is_wrong_unpushed: Array) 
 
 
 def is_beyond(projections: Array, negative: float | None, positive: float | None) -> Array:
-    """Whether each projection is further out than the breaking point of its own sign; never where there is none.
+    """Returns whether each projection lies beyond the breaking point of its sign; false if there is no such point.
 
     Args:
         projections: Any shape, in the breaking points' units.

@@ -1,7 +1,4 @@
-"""Number probes on a model: fitted layer by layer, pushed along, and an adapter's changes projected on them.
-
-Everything is recorded as it is measured, and a stopped run goes on from its records.
-"""
+"""Fits number probes by layer, pushes along them, projects changes on them; records each step, so that runs resume."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ from reft_math.probes.number_tables import Answer, Push
 from reft_math.probes.number_texts import ProbeText, Sum, probe_text, read_answer
 from reft_math.scoring.context import EvaluationContext
 
-# What a probe reads: numbers where they end, of both roles or of one, and results from the token before they begin.
+# A probe reads numbers at their end, of both roles or of one, and results from the token before they begin.
 READS = {
     "number": ("operand", "result"),
     "operand": ("operand",),
@@ -41,7 +38,7 @@ READS = {
 }
 
 
-_LARGEST = 198  # of two-digit sums; larger numbers are too few for a direction to be theirs
+_LARGEST = 198  # for two-digit sums; larger numbers are too few to fit a direction
 _FEWEST = 10
 
 # --- fitting --------------------------------------------------------------------------------------------------------
@@ -49,7 +46,7 @@ _FEWEST = 10
 
 @dataclass(frozen=True)
 class Place:
-    """A site of a layer."""
+    """A site in a layer."""
 
     site: str
     layer: int
@@ -59,7 +56,7 @@ class Place:
         return f"{self.site}-{self.layer}"
 
     def path(self, folder: Path) -> Path:
-        """Where its probes are kept."""
+        """Returns the file of its probes."""
         return folder / "probes" / f"{self.id}.safetensors"
 
 
@@ -68,9 +65,9 @@ class Numbers:
     """The numbers of many texts: a row for each reading, all ``(reading,)``.
 
     Attributes:
-        problems: Ids of the problems they are in.
-        is_sum: Whether that is a sum.
-        roles, places, values: As in `Reading`.
+        problems: Ids of their problems.
+        is_sum: Whether the problem is a sum.
+        roles, places, values: As in `NumberToken`.
     """
 
     problems: Array
@@ -91,7 +88,7 @@ class Numbers:
         )
 
     def groups(self, chosen: Array) -> Iterator[tuple[str, str, Array]]:
-        """Of the chosen readings all, and those in sums and in problems, at all places and at each."""
+        """Yields groups of the chosen readings: all, in sums, and in problems, at all places and at each."""
         yield "all", "all", chosen
         for name, within in (("problems", chosen & ~self.is_sum), ("sums", chosen & self.is_sum)):
             if within.any():
@@ -109,16 +106,16 @@ def fit_places(
     folder: Path,
     batch_size: int,
 ) -> list[Record]:
-    """Probes of every layer at the given sites, and how well they read the numbers of held-out problems.
+    """Fits probes of every layer at the given sites, and measures how well they read numbers of held-out problems.
 
     Args:
-        setting: Whose base is read; interventions do nothing.
-        problems: Three quarters are fitted on, a quarter is held out.
+        setting: Holds the base to read; interventions do nothing.
+        problems: Three quarters are for fitting, a quarter is held out.
         sites: Names from `interventions.sites`.
-        largest: Larger numbers are left out.
-        seed: Draws the quarter.
-        folder: Gets ``probes/`` and ``records/probes.jsonl``.
-        batch_size: Texts at once.
+        largest: Greatest number to read; larger ones are left out.
+        seed: Seed of the quarter.
+        folder: Folder for ``probes/`` and ``records/probes.jsonl``.
+        batch_size: Texts per batch.
 
     Returns:
         For each place ``site``, ``layer``, ``mean_norm`` (of hidden states at the ends of numbers) and ``readings``,
@@ -141,7 +138,7 @@ def fit_places(
 
 
 def _fit(place: Place, hidden: Array, numbers: Numbers, is_held_out: Array, folder: Path) -> Record:
-    """Probes go to their file before the record that says they are there."""
+    """Fits probes and writes them to their file before the record that says they exist."""
     probes: dict[tuple[str, str], Probe] = {}
     readings: list[dict[str, Any]] = []
     for reads, roles in READS.items():
@@ -164,14 +161,14 @@ def _fit(place: Place, hidden: Array, numbers: Numbers, is_held_out: Array, fold
 def fit_number_directions(
     model: PreTrainedModel, decoding: CompletionSettings, problems: Sequence[Problem], site: str, batch_size: int
 ) -> Array:
-    """Along which direction each layer encodes numbers: of the probe ``ŷ = wᵀh + c`` of all numbers, ``u = w/‖w‖``.
+    """Fits the direction along which each layer encodes numbers: ``u = w/‖w‖`` of the probe ``ŷ = wᵀh + c``.
 
     Args:
         model: The base; interventions on it do nothing.
-        decoding: Prompts.
-        problems: With solutions; the probe reads the numbers of both.
+        decoding: Settings of prompts.
+        problems: Problems with solutions; the probe reads the numbers of both.
         site: A name from `interventions.sites`.
-        batch_size: Texts at once.
+        batch_size: Texts per batch.
 
     Returns:
         ``u: (layer, width)`` float64.
@@ -194,7 +191,7 @@ def fit_number_directions(
 
 
 def _read_all(model: PreTrainedModel, texts: Sequence[ProbeText], site: str, batch_size: int) -> Array:
-    """``(reading, layer, width)``, text by text."""
+    """Returns hidden states ``(reading, layer, width)``, text by text."""
     rows = [(text.token_ids, [reading.token for reading in text.readings]) for text in texts]
     starts = progress(range(0, len(rows), batch_size), name=f"reading {site}", unit="batch")
     read = np.concatenate([read_activations(model, rows[start : start + batch_size], site) for start in starts])
@@ -203,7 +200,7 @@ def _read_all(model: PreTrainedModel, texts: Sequence[ProbeText], site: str, bat
 
 
 def number_directions(folder: Path, layers: int) -> Array:
-    """``w: (layer, hidden size)`` of the probes that read any number as it is from the residual stream."""
+    """Returns ``w: (layer, hidden size)`` of the probes that read any number itself from the residual stream."""
     paths = [Place("block", layer).path(folder) for layer in range(layers)]
     return np.stack([load_probes(path)["number", "identity"].weight for path in paths])
 
@@ -216,8 +213,8 @@ class Solver:
     """Solves sums with the base, greedily.
 
     Attributes:
-        setting: Whose base.
-        batch_size: Sums at once.
+        setting: Holds the base.
+        batch_size: Sums per batch.
     """
 
     setting: EvaluationContext
@@ -230,10 +227,10 @@ class Solver:
     def solve(
         self, prompts: Sequence[torch.Tensor], max_new_tokens: int, vectors: Mapping[int, torch.Tensor]
     ) -> list[Answer]:
-        """The number each continuation starts with.
+        """Returns the number with which each continuation starts.
 
         Args:
-            prompts: Of the sums.
+            prompts: Prompts of the sums.
             max_new_tokens: Enough for the sum and a token that ends it.
             vectors: ``(sum, hidden size)`` by layer, added to the layer's output at every position.
         """
@@ -241,7 +238,7 @@ class Solver:
         answers: list[Answer] = []
         for start in range(0, len(prompts), self.batch_size):
             settings = {**decoding.settings(), "max_new_tokens": max_new_tokens}
-            settings["logits_processor"] = LogitsProcessorList([FiniteLogits()])  # a push may leave float16
+            settings["logits_processor"] = LogitsProcessorList([FiniteLogits()])  # a push may exceed float16
             batch = slice(start, start + self.batch_size)
             inputs = pad_left(prompts[batch], int(decoding.tokenizer.pad_token_id)).to(model.device)
             attention_mask = pad_left([torch.ones_like(prompt) for prompt in prompts[batch]], 0).to(model.device)
@@ -256,8 +253,8 @@ class Pusher:
     """Vectors to push with.
 
     Attributes:
-        norms: ``n: (layer,)``, mean norms of the residual stream.
-        drawn: ``u: (draw, layer, hidden size)`` for each direction.
+        norms: Mean norms of the residual stream, ``n: (layer,)``.
+        drawn: Directions, ``u: (draw, layer, hidden size)`` for each kind.
     """
 
     norms: Array
@@ -265,7 +262,7 @@ class Pusher:
 
     @classmethod
     def draw(cls, weights: Array, norms: Array, draws: int, seed: int) -> Pusher:
-        """The probes' own directions, and ``draws`` random and orthogonal ones."""
+        """Makes the probes' own directions, and ``draws`` random and orthogonal ones."""
         counts: dict[Direction, int] = {"probe": 1, "random": draws, "orthogonal": draws}
         return cls(
             norms,
@@ -278,7 +275,7 @@ class Pusher:
         )
 
     def vectors(self, push: Push, count: int) -> dict[int, torch.Tensor]:
-        """``α n_l u_l`` for ``count`` sums, ``(sum, hidden size)`` by layer; sum i takes draw i modulo the draws."""
+        """Returns ``α n_l u_l`` for ``count`` sums, ``(sum, hidden size)`` by layer; sum i uses draw i mod draws."""
         drawn = self.drawn[push.direction]
         mine = drawn[np.arange(count) % len(drawn)]
         return {
@@ -294,15 +291,15 @@ def solve_pushed(
     max_new_tokens: int,
     path: Path,
 ) -> dict[str, list[Answer]]:
-    """Answers to all sums under every push, by its id.
+    """Returns answers to all sums under every push, by the push's id.
 
     Args:
-        solver: Solves them.
-        prompts: Of the sums.
-        pushes: Each once.
-        pusher: Makes their vectors.
+        solver: Solver of the sums.
+        prompts: Prompts of the sums.
+        pushes: The pushes, each once.
+        pusher: Maker of their vectors.
         max_new_tokens: As in `Solver.solve`.
-        path: Of the records.
+        path: File of the records.
     """
 
     def work(_: Any, missing: Sequence[Push]) -> list[Record]:
@@ -318,13 +315,13 @@ def solve_pushed(
 
 @dataclass(frozen=True)
 class ActingAdapter:
-    """An adapter at work.
+    """An adapter to measure, with its gate.
 
     Attributes:
-        name: Shown.
-        file: The records' name.
+        name: Displayed name.
+        file: Name of the records' file.
         reft_model: The base with its interventions.
-        gate: When they act.
+        gate: The gate.
     """
 
     name: str
@@ -341,21 +338,21 @@ def measure_changes(
     folder: Path,
     batch_size: int,
 ) -> list[Record]:
-    """What an adapter changes along the probes while it solves problems.
+    """Measures an adapter's changes along the probes while it solves problems.
 
-    Token t is drawn from the hidden states at the token before it, t = 0 from those at the prompt's end: these are
-    measured, as `project_changes` says, for as long as the gate is open. Once it is closed the base goes on alone.
+    Token t is drawn from the hidden states at the token before it, t = 0 from those at the prompt's end. These are
+    measured by `project_changes` while the gate is open. Once it is closed the base goes on alone.
 
     Args:
-        decoding: How problems become prompts.
+        decoding: Settings of prompts.
         source: The adapter.
-        problems: To solve.
-        weights: ``w: (layer, hidden size)``.
-        folder: Gets the records.
-        batch_size: Completions at once.
+        problems: Problems to solve.
+        weights: Probes, ``w: (layer, hidden size)``.
+        folder: Folder for the records.
+        batch_size: Completions per batch.
 
     Returns:
-        For each problem ``num_tokens``, and ``projections`` and ``sizes``, ``(token, layer)`` in the model's units, of
+        For each problem ``num_tokens``, and ``projections`` and ``sizes``, ``(token, layer)`` in the model's units, for
         the tokens drawn with interventions.
     """
     units = torch.from_numpy(unit(weights)).float()

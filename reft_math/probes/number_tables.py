@@ -1,4 +1,4 @@
-"""From records to the rows of tables: probes, pushes, breaking points, changes. A row is a dictionary, as in a CSV."""
+"""Makes table rows from records: probes, pushes, breaking points, changes. A row is a dictionary, as in a CSV."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _QUANTILES = {"5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.
 
 @dataclass(frozen=True)
 class Push:
-    """``h ← h + α · n_l · u_l`` at some layers.
+    """A push ``h ← h + α · n_l · u_l`` at some layers.
 
     Attributes:
-        where: What the layers are called.
-        layers: Their numbers.
-        direction: What ``u_l`` is.
+        where: Name of the layers.
+        layers: Numbers of the layers.
+        direction: Kind of ``u_l``.
         alpha: ``α``, in units of the layer's mean residual norm ``n_l``; with its sign.
     """
 
@@ -41,7 +41,7 @@ class Push:
 
 
 def form_row(form: str, answers: Sequence[Answer], truths: Sequence[int]) -> TableRow:
-    """How many sums are right in a prompt form."""
+    """Counts the right sums in a prompt form."""
     correct = sum(answer == truth for answer, truth in zip(answers, truths, strict=True))
     low, high = wilson_interval(correct, len(truths))
     return {
@@ -57,14 +57,14 @@ def form_row(form: str, answers: Sequence[Answer], truths: Sequence[int]) -> Tab
 def push_row(
     push: Push, answers: Sequence[Answer], truths: Sequence[int], draws: int, norms: Array, shift: float
 ) -> TableRow:
-    """Wrong sums under a push: above, below, or no number at all.
+    """Counts wrong sums under a push: above, below, or no number at all.
 
     Args:
-        push: What was done.
-        answers, truths: ``(sum,)``; None where no number came.
-        draws: Directions the sums were dealt out to, sum i to draw ``i mod draws``.
+        push: The push.
+        answers, truths: ``(sum,)``; None for an answer without a number.
+        draws: Number of directions; sum i uses draw ``i mod draws``.
         norms: ``n: (layer,)`` of all layers.
-        shift: ``Σ_l n_l w_lᵀu_l`` over the pushed layers, how far a unit of α moves what probes read.
+        shift: ``Σ_l n_l w_lᵀu_l`` over the pushed layers, the probes' change of reading per unit of α.
     """
     is_wrong = wrong_sums(answers, truths)
     signs = [np.sign(answer - truth) for answer, truth in zip(answers, truths, strict=True) if answer is not None]
@@ -91,16 +91,16 @@ def push_row(
 
 
 def wrong_sums(answers: Sequence[Answer], truths: Sequence[int]) -> Array:
-    """True where an answer is not the sum, on either side of it."""
+    """Returns a mask that is true for answers other than the sum."""
     return np.array([answer != truth for answer, truth in zip(answers, truths, strict=True)])
 
 
 def threshold_rows(pushes: Sequence[Push], wrong: Mapping[str, Array], norms: Array) -> list[TableRow]:
-    """Breaking points of every curve, for both signs.
+    """Returns breaking points of every curve, for both signs.
 
     Args:
-        pushes: Without the unpushed one.
-        wrong: Wrong sums, ``(sum,)``, by the push's id, ``unpushed`` among them.
+        pushes: Pushes, without the unpushed one.
+        wrong: Wrong sums, ``(sum,)``, by the push's id, including ``unpushed``.
         norms: ``(layer,)``.
     """
     rows = []
@@ -121,12 +121,12 @@ def threshold_rows(pushes: Sequence[Push], wrong: Mapping[str, Array], norms: Ar
 
 @dataclass(frozen=True)
 class Changes:
-    """What an adapter changed while it drew tokens, at every layer.
+    """An adapter's changes while it drew tokens, at every layer.
 
     Attributes:
-        projections: ``u_lᵀΔ_l / n_l``, one array ``(token, layer)`` a solution: the tokens drawn with interventions.
-        sizes: ``‖Δ_l‖ / n_l``, likewise.
-        lengths: Tokens of each solution, those without interventions too.
+        projections: ``u_lᵀΔ_l / n_l``, an array ``(token, layer)`` per solution, for tokens drawn with interventions.
+        sizes: ``‖Δ_l‖ / n_l``, in the same form.
+        lengths: Number of tokens of each solution, with those drawn without interventions.
     """
 
     projections: list[Array]
@@ -135,7 +135,7 @@ class Changes:
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]], norms: Array) -> Changes:
-        """From records with ``projections`` and ``sizes`` in the model's own units."""
+        """Scales records with ``projections`` and ``sizes`` in the model's own units."""
 
         def scaled(name: str) -> list[Array]:
             return [np.asarray(record[name], dtype=np.float64).reshape(-1, len(norms)) / norms for record in records]
@@ -144,7 +144,7 @@ class Changes:
 
 
 def share_rows(source: str, changes: Changes, negative: float | None, positive: float | None) -> list[TableRow]:
-    """The share of changes beyond the breaking point of their sign, by layer and over all layers.
+    """Returns the share of changes beyond the breaking point of their sign, by layer and over all layers.
 
     Args:
         source: The adapter's name.
@@ -153,9 +153,9 @@ def share_rows(source: str, changes: Changes, negative: float | None, positive: 
 
     Returns:
         ``beyond``, their number, ``share`` among the changes of tokens drawn with interventions and ``share_of_all``
-        among those of all tokens: None where sums break on neither side. ``low`` and ``high``, the share's interval
-        over resampled solutions: None where it is 0. ``size``, the mean of ``‖Δ‖/n``, and ``along``, the part of
-        ``Σ‖Δ‖²`` that lies along the probe; of directions drawn at random 1/width does.
+        among those of all tokens: None if sums break on neither side. ``low`` and ``high``, the share's interval
+        over resampled solutions: None for a share of 0. ``size``, the mean of ``‖Δ‖/n``, and ``along``, the part of
+        ``Σ‖Δ‖²`` along the probe, which is 1/width for random directions.
     """
     beyond = np.stack([is_beyond(rows, negative, positive).sum(axis=0) for rows in changes.projections])
     tokens = np.array([len(rows) for rows in changes.projections])
@@ -165,7 +165,7 @@ def share_rows(source: str, changes: Changes, negative: float | None, positive: 
     rows = []
     for layer, members in [*((str(layer), [layer]) for layer in range(num_layers)), ("all", list(range(num_layers)))]:
         counts, wholes = beyond[:, members].sum(axis=1), tokens * len(members)
-        # A bootstrap of nothing but zeros has no width, which is not to say that the share is known.
+        # A bootstrap of zeros has no width, although the share is not known exactly.
         low, high = ratio_interval(counts[tokens > 0], wholes[tokens > 0]) if counts.any() else (None, None)
         squared = (sizes[:, members] ** 2).sum()
         rows.append(
@@ -187,7 +187,7 @@ def share_rows(source: str, changes: Changes, negative: float | None, positive: 
 
 
 def histogram_rows(changes: Mapping[str, Changes]) -> Iterator[TableRow]:
-    """Counts of projections by layer in bins that all sources share."""
+    """Yields counts of projections by layer in bins that all sources share."""
     reach = max((np.abs(rows).max() for item in changes.values() for rows in item.projections if len(rows)), default=0)
     edges = np.linspace(-reach, reach, _BINS + 1) if reach else np.array([-0.5, 0.5]) / _BINS
     for source, item in changes.items():
@@ -199,12 +199,12 @@ def histogram_rows(changes: Mapping[str, Changes]) -> Iterator[TableRow]:
 
 
 def position_rows(source: str, changes: Changes, slopes: Array) -> list[TableRow]:
-    """``Σ_l u_lᵀΔ_l / n_l`` by position in the solution; 0 where the base draws.
+    """Returns ``Σ_l u_lᵀΔ_l / n_l`` by position in the solution; 0 where the base draws.
 
     Args:
         source: The adapter's name.
         changes: Its changes.
-        slopes: ``n_l ‖w_l‖: (layer,)``, numbers a unit of α is at each layer, for the column ``reading_shift``.
+        slopes: ``n_l ‖w_l‖: (layer,)``, the reading's change per unit of α at each layer, for ``reading_shift``.
     """
     longest = max(changes.lengths)
     sums, shifts = np.full((2, len(changes.lengths), longest), np.nan)

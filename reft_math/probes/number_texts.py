@@ -1,4 +1,4 @@
-"""Texts that probes read numbers from, and sums to solve: which token ends which number."""
+"""Makes texts from which probes read numbers, and sums to solve; finds the token that ends each number."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _ANSWER = re.compile(rf"\s*\$?({_NUMBER.pattern})")
 _STORY = (START + EVENTS["+"][0] + QUESTION).format(
     name="Anna", owner="Anna", pronoun="She", items="apples", amount="{}"
 )
-# A question about a sum and the beginning of its solution; what comes next is the result.
+# A question about a sum and the beginning of its solution; the result comes next.
 FORMS = {"worked": (_STORY, OPENERS["stepwise"] + "{}+{}="), "asked": ("What is {}+{}?", "{}+{}=")}
 
 
 @dataclass(frozen=True)
 class NumberToken:
-    """A number and the token to read it off.
+    """A number and the token from which to read it.
 
     Attributes:
-        token: Index in the text: of the number's last token, or, of an ``upcoming`` result, the one before its first.
+        token: Index in the text of the number's last token or, for an ``upcoming`` result, of the one before its first.
         value: The number.
-        role: ``operand``, given or carried on; ``result``, standing after an equals sign; ``upcoming``.
+        role: ``operand``, given or carried over; ``result``, after an equals sign; ``upcoming``.
         place: Role and count in the text: ``question 2``, ``term 1``, ``result 1``, ``upcoming 1``.
     """
 
@@ -50,9 +50,9 @@ class ProbeText:
     """A problem with its solution as tokens.
 
     Attributes:
-        problem: Its id.
-        token_ids: As the model reads it.
-        readings: Its numbers.
+        problem: The problem's id.
+        token_ids: Token ids that the model reads.
+        readings: The numbers.
     """
 
     problem: str
@@ -62,7 +62,7 @@ class ProbeText:
 
 @dataclass(frozen=True)
 class Sum:
-    """``a + b``, to be solved or, solved, to be read."""
+    """A sum ``a + b``, to solve or to read with its solution."""
 
     a: int
     b: int
@@ -72,26 +72,26 @@ class Sum:
         return self.a + self.b
 
     def parts(self, form: str) -> tuple[str, str]:
-        """The question and the beginning of the solution in one of `FORMS`."""
+        """Returns the question and the beginning of the solution in one of `FORMS`."""
         question, start = FORMS[form]
         return question.format(self.a, self.b), start.format(self.a, self.b)
 
     def solved(self, form: str) -> Problem:
-        """With its result."""
+        """Returns the sum as a problem with its result."""
         question, start = self.parts(form)
         return Problem(f"sum/{self.a}+{self.b}", question, str(self.result), f"{start}{self.result}")
 
     def prompt(self, form: str, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Token ids up to where the result is to stand."""
+        """Returns token ids up to the place of the result."""
         question, start = self.parts(form)
         return _encode(template, template.prompt(question, tokenizer) + template.target(start, tokenizer), tokenizer)[0]
 
 
 def draw_sums(digits: int, count: int, seed: int) -> list[Sum]:
-    """Sums of two numbers of so many digits, no pair twice in either order.
+    """Draws sums of two numbers with ``digits`` digits, no pair twice in either order.
 
     Raises:
-        UserError: There are not as many.
+        UserError: There are fewer than ``count``.
     """
     first, last = 10 ** (digits - 1), 10**digits - 1
     numbers = last - first + 1
@@ -109,7 +109,7 @@ def draw_sums(digits: int, count: int, seed: int) -> list[Sum]:
 
 
 def read_answer(text: str) -> int | float | None:
-    """The number a continuation starts with; None where it starts with anything else."""
+    """Returns the number with which a continuation starts; None if it starts with anything else."""
     found = _ANSWER.match(text)
     return None if found is None else _value(found[1])
 
@@ -117,12 +117,12 @@ def read_answer(text: str) -> int | float | None:
 def probe_text(
     problem: Problem, template: PromptTemplate, tokenizer: PreTrainedTokenizerBase, largest: float
 ) -> ProbeText:
-    """A problem's question and solution with the numbers in ``(0, largest]``.
+    """Returns a problem's question and solution as tokens, with the numbers in ``(0, largest]``.
 
-    The solution ends where GSM8K's kind states the answer once more (``####``): a copy has no place of its own.
+    The solution ends before GSM8K's ``####``, which repeats the answer: a copy is not read.
 
     Raises:
-        UserError: The tokenizer does not say where in the text its tokens stand.
+        UserError: The tokenizer does not give its tokens' places in the text.
     """
     question, (solution, _, _) = problem.question.strip(), problem.solution.partition("####")
     prompt = template.prompt(problem.question, tokenizer)
@@ -132,7 +132,7 @@ def probe_text(
     def token_at(character: int) -> int:
         return next(index for index, end in enumerate(ends) if end > character)
 
-    asked = prompt.index(question)  # a chat template may have numbers of its own, such as today's date
+    asked = prompt.index(question)  # a chat template may contain numbers, such as today's date
     spans = [(asked, asked + len(question), "question"), (len(prompt), len(text), "term")]
     counts: Counter[str] = Counter()
     readings: list[NumberToken] = []
@@ -158,7 +158,7 @@ def _value(number: str) -> int | float:
 
 
 def _encode(template: PromptTemplate, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Token ids, and where in the text each token ends."""
+    """Returns token ids, and the place in the text where each token ends."""
     if not tokenizer.is_fast:
         raise UserError(f"numbers are found through a fast tokenizer's offsets; {type(tokenizer).__name__} has none")
     encoded = tokenizer(text, add_special_tokens=not template.is_chat, return_offsets_mapping=True)

@@ -1,9 +1,9 @@
-"""Where a solution first goes wrong: by a false equation, by a given copied wrongly, or by neither.
+"""Finds where a solution first goes wrong: by a false equation, by a given copied wrongly, or by neither.
 
-A number is copied wrongly where it is none of the question's, nor accounted for by the question's words (2 by "half")
-or percentages, nor the result of an equation, and is a given that the solution never uses but for one digit, one
-digit more or less, or two neighbours swapped. A given read as quite another number, and a result carried on wrongly,
-are not told from a wrong plan.
+A number is copied wrongly if it is not in the question, not implied by the question's words (2 by "half") or
+percentages, not the result of an equation, and differs from a given that the solution never uses by one digit, one
+digit more or less, or two swapped neighbours. A given read as a quite different number, and a result carried over
+wrongly, cannot be told from a wrong plan.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SMALL = (
 _WORDS = {word: (number,) for number, word in enumerate(_SMALL.split())}
 _WORDS |= {"thirty": (30,), "forty": (40,), "fifty": (50,), "sixty": (60,), "seventy": (70,), "eighty": (80,)}
 _WORDS |= {"ninety": (90,), "hundred": (100,), "thousand": (1000,), "million": (1_000_000,)}
-# What words imply, by their beginnings.
+# Numbers that words imply, by the words' beginnings.
 _IMPLIED: dict[str, tuple[int, ...]] = {
     **{"hal": (2,), "twice": (2,), "doubl": (2,), "coupl": (2,), "pair": (2,), "both": (2,)},
     **{"third": (3,), "thrice": (3,), "tripl": (3,), "quarter": (4, 25), "fourth": (4,), "fifth": (5,), "tenth": (10,)},
@@ -44,9 +44,9 @@ class SolutionError:
     """The first error of a wrong solution.
 
     Attributes:
-        kind: What it is; ``plan`` where all equations are true and no given is copied wrongly, ``unreadable`` where
-            there is no equation or no answer.
-        start: Its place in the text; None where it has no place.
+        kind: Kind of error; ``plan`` if all equations are true and no given is copied wrongly, ``unreadable`` if there
+            is no equation or no answer.
+        start: Place in the text; None if it has no place.
         text: The equation or number.
     """
 
@@ -56,12 +56,12 @@ class SolutionError:
 
 
 def first_error(question: str, completion: str, has_answer: bool = True) -> SolutionError:
-    """What is wrong with a solution that is wrong.
+    """Returns the first error of a wrong solution.
 
     Args:
-        question: As asked.
+        question: The question.
         completion: The solution.
-        has_answer: Whether it comes to an answer.
+        has_answer: Whether it states an answer.
     """
     stated = equations(completion)
     false = next((equation for equation in stated if not equation.is_true), None)
@@ -74,12 +74,12 @@ def first_error(question: str, completion: str, has_answer: bool = True) -> Solu
 
 
 def miscopied_given(question: str, completion: str, stated: Sequence[Equation]) -> Token | None:
-    """The first number that is a given of the question but for a digit.
+    """Returns the first number that is a miscopied given of the question.
 
     Args:
-        question: As asked.
+        question: The question.
         completion: The solution.
-        stated: Its equations.
+        stated: The solution's equations.
     """
     givens = {token.value: token for token in _numbers(question)}
     used = {token.value for token in _numbers(completion)} | _worded(completion)
@@ -93,7 +93,7 @@ def miscopied_given(question: str, completion: str, stated: Sequence[Equation]) 
 
 
 def _copies(completion: str, stated: Sequence[Equation]) -> Iterator[Token]:
-    """Numbers that may be givens, by place: operands, and those of prose with two digits or more but the answer."""
+    """Yields numbers that may be givens, by place: operands, and longer ones in prose but the answer."""
     operands = {token.start: token for equation in stated for token in equation.operands}
     answers = {stated_answer(completion), last_number(completion)}
     for token in _numbers(completion):
@@ -107,7 +107,7 @@ def _numbers(text: str) -> list[Token]:
 
 
 def _worded(text: str) -> set[Fraction]:
-    """The numbers that words state or imply, and their inverses: three, 7 in weeks, ¼ in quarters."""
+    """Returns the numbers that words state or imply, and their inverses: three, 7 in weeks, ¼ in quarters."""
     found: set[int] = set()
     for word in set(re.findall(r"[a-z]+", text.lower())):
         found.update(_WORDS.get(word, ()))
@@ -116,7 +116,7 @@ def _worded(text: str) -> set[Fraction]:
 
 
 def _made_of(given: Fraction) -> set[Fraction]:
-    """A given, as a share, and what is left or made of a whole by so many percent."""
+    """Returns a given, the given as a percentage, and a whole decreased or increased by it."""
     share = given / 100
     return {given, share, 1 - share, 1 + share, 100 - given, 100 + given}
 
@@ -126,7 +126,7 @@ def _plain(token: Token) -> str:
 
 
 def _is_near(number: str, given: str) -> bool:
-    """One digit changed, added or left out, or two neighbours swapped."""
+    """Whether one digit is changed, added or left out, or two neighbours are swapped."""
     if len(number) < len(given):
         number, given = given, number
     if len(number) == len(given) + 1:

@@ -1,7 +1,7 @@
-"""Statements, and the same with one number changed: what faithfulness probes tell apart.
+"""Makes statements, true and with one number changed, for faithfulness probes to tell apart.
 
-A statement is a line or a sentence that holds a number: one of the question's, repeated, with a given of the problem to
-change (`givens`), or one of the worked solution's, with a result to change (`results`: arithmetic truth). A problem
+A statement is a line or a sentence that holds a number: one from the question, repeated, with a given of the problem
+to change (`givens`), or one from the worked solution, with a result to change (`results`: arithmetic truth). A problem
 without a solution states its answer.
 """
 
@@ -22,11 +22,11 @@ from reft_math.decoding.completions import CompletionSettings
 _SEPARATOR = re.compile(r"\n+|(?<=[.?!])\s+|\Z")
 _NUMBER = re.compile(r"(?<!\w)(?<!\d[.,])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?!\w|[.,]\d)")
 _LIST_MARK = re.compile(r"[0-9]+[.)]")
-# Where more or fewer is right, another number may be right too.
+# If more or fewer is right, another number may be right, too.
 _INEQUALITY = re.compile(r"[<>≤≥≠≈]|\\(?:[lg]eq?|[lg]t|neq?|approx)\b")
 _EQUALS = re.compile(r"=[\s$€£−-]*\Z")
 _OPERATOR = re.compile(r"\s*(?:[-−+*/×÷·^=]|[xX]\s*[\d(]|\\(?:cdot|times|div|pm))|\(")
-_DRAWS = 10  # wrong numbers to look for one of the same number of tokens among
+_DRAWS = 10  # wrong numbers to try, for one with the same number of tokens
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Statement:
     """A statement to make false.
 
     Attributes:
-        text: The answer up to and with it.
-        start, stop: Of the number to change, in ``text``.
+        text: The answer up to and including it.
+        start, stop: Place in ``text`` of the number to change.
     """
 
     text: str
@@ -47,7 +47,7 @@ class Statement:
         return self.text[self.start : self.stop]
 
     def with_number(self, number: str) -> str:
-        """``text`` with another number."""
+        """Returns ``text`` with another number."""
         return self.text[: self.start] + number + self.text[self.stop :]
 
 
@@ -56,9 +56,9 @@ class ProbeRow:
     """A problem's statements; the i-th correct and the i-th incorrect answer differ in one number.
 
     Attributes:
-        id: The problem's.
+        id: The problem's id.
         question: As in `Problem`.
-        correct_answers: The answer up to and with each statement.
+        correct_answers: The answer up to and including each statement.
         incorrect_answers: The same with a wrong number in that statement; those before it are right.
     """
 
@@ -69,7 +69,7 @@ class ProbeRow:
 
 
 def givens(problem: Problem) -> list[Statement]:
-    """Every number of the question in the sentence that gives it, which stands alone; what asks gives nothing."""
+    """Returns every given number of the question in its sentence, alone; sentences that ask give nothing."""
     sentences = (problem.question[start:stop].strip() for start, stop in _sentences(problem.question))
     return [
         Statement(sentence, *number.span())
@@ -80,11 +80,11 @@ def givens(problem: Problem) -> list[Statement]:
 
 
 def results(problem: Problem) -> list[Statement]:
-    """The solution's statements that a changed number makes false, in their order.
+    """Returns the solution's statements that a changed number makes false, in order.
 
-    In an equation the number is its last result, a number right after an equals sign and not itself part of a term: a
+    In an equation the number is its last result, a number right after an equals sign that is not part of a term: a
     changed operand may leave a sum true (``2*0=3*0``). Elsewhere it is the last number. Inequalities, and equations
-    whose result is no plain number, are left out.
+    whose result is not a plain number, are left out.
     """
     solution = problem.solution or f"The answer is {problem.answer}."
     found = []
@@ -97,7 +97,7 @@ def results(problem: Problem) -> list[Statement]:
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Where each begins and ends."""
+    """Yields the start and end of each sentence."""
     start = 0
     for separator in _SEPARATOR.finditer(text):
         yield start, separator.start()
@@ -118,9 +118,9 @@ def _number_to_change(statement: str) -> re.Match[str] | None:
 
 
 def near_misses(number: str) -> list[str]:
-    """Every number that differs in one digit, in the same format; none of them starts with a new 0.
+    """Returns every number that differs in one digit, in the same format, without a new leading 0.
 
-    Another digit at any place is another value: none equals the number, however that is written.
+    Another digit at any place is another value: no near miss equals the number, however it is written.
     """
     return [
         number[:index] + digit + number[index + 1 :]
@@ -137,16 +137,16 @@ def probe_set(
     count_tokens: Callable[[str], int],
     seed: int,
 ) -> list[ProbeRow]:
-    """A row for each problem that has statements.
+    """Returns a row for each problem that has statements.
 
-    A wrong number is another statement's right one of the same format, so that among true and among false statements
-    numbers are spread alike and no probe can go by the number alone; a near miss where there is no other of the format.
+    A wrong number is another statement's right number of the same format, so that numbers have the same distribution in
+    true and false statements and no probe can use the number alone; or a near miss if no other has the format.
 
     Args:
-        problems: With or without solutions.
+        problems: Problems with or without solutions.
         statements: `givens` or `results`.
-        count_tokens: Texts that the change leaves as long as they were come first.
-        seed: Draws wrong numbers, problem by problem.
+        count_tokens: Counts a text's tokens; changes that keep a text's length are preferred.
+        seed: Seed of the wrong numbers, problem by problem.
     """
     found = [(problem, statements(problem)) for problem in problems]
     numbers: defaultdict[str, list[str]] = defaultdict(list)
@@ -162,7 +162,7 @@ def probe_set(
 
 
 def _format(number: str) -> str:
-    """Two numbers of one format that are written differently differ in value."""
+    """Returns a number's format; two numbers of one format that are written differently differ in value."""
     return re.sub("[0-9]", "0", number)
 
 
@@ -183,8 +183,8 @@ class StatementText:
     """A question and its solution up to a statement.
 
     Attributes:
-        prompt: Token ids.
-        answer: Those that follow; the last one ends the statement.
+        prompt: Token ids of the prompt.
+        answer: Token ids after it; the last one ends the statement.
     """
 
     prompt: list[int]
@@ -203,9 +203,9 @@ class StatementPair:
     """A statement, true and false.
 
     Attributes:
-        problem: Its id.
-        position: How many of the problem's statements come before.
-        true, false: They differ in one number.
+        problem: The problem's id.
+        position: Number of the problem's earlier statements.
+        true, false: Two texts that differ in one number.
     """
 
     problem: str
@@ -223,7 +223,7 @@ class StatementPair:
 
 
 def encode_pairs(rows: Sequence[ProbeRow], decoding: CompletionSettings) -> list[StatementPair]:
-    """Every pair of a probe set as a model reads it."""
+    """Encodes every pair of a probe set as a model reads it."""
     prompts = [prompt.tolist() for prompt in decoding.prompts([row.question for row in rows])]
     return [
         StatementPair(row.id, position, *map(partial(_encode, decoding, row.question, prompt), answers))

@@ -1,4 +1,4 @@
-"""Trajectories: the likelihood of texts under the base and the adapter's decoders, and where greedy paths part."""
+"""Trajectories: likelihood of texts under the base and the adapter's decoders, and where greedy paths diverge."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def score_texts(
     name: str,
     batch_size: int,
 ) -> list[Record]:
-    """`log_likelihoods` of every text, recorded one by one as in `record_rows`.
+    """Computes and records `log_likelihoods` of every text, as in `record_rows`.
 
     Returns:
         Records ``{id, closing_position, base, always_on, prefix}``.
     """
 
     def work(batch: Sequence[ForcedText], missing: Sequence[ForcedText]) -> list[Record]:
-        # The whole batch: beside other rows, or fewer, the last digit of a likelihood might be another.
+        # Always the whole batch: with other rows beside it, the last digit of a likelihood might be another.
         found = log_likelihoods(model, interventions, gate, handoff, batch, pad_token)
         by_id = {text.id: record for text, record in zip(batch, found, strict=True)}
         return [by_id[text.id] for text in missing]
@@ -57,7 +57,7 @@ def log_likelihoods(
     texts: Sequence[ForcedText],
     pad_token: int,
 ) -> list[Record]:
-    """``log p(y_t | x, y_<t)`` in nats, for each token of each text, under each of `SCORERS`; see `text_logits`.
+    """Returns ``log p(y_t | x, y_<t)`` in nats, for each token of each text, under each of `SCORERS` (`text_logits`).
 
     Returns:
         By text ``{closing_position, base, always_on, prefix}``, the last three lists of one number per token.
@@ -73,7 +73,7 @@ def log_likelihoods(
 
 
 def _of_tokens(logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
-    """``log softmax(f_t)[y_t]`` in float32 or better; six digits, which is what float32 has."""
+    """Returns ``log softmax(f_t)[y_t]``, computed in float32 or better, with six digits, which float32 has."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     chosen = torch.tensor(token_ids, device=logits.device)[:, None]
     values = logits.to(dtype).log_softmax(dim=-1).gather(1, chosen)[:, 0]
@@ -81,16 +81,15 @@ def _of_tokens(logits: torch.Tensor, token_ids: Sequence[int]) -> list[float]:
 
 
 def mean_intervals(values: npt.NDArray[np.float64]) -> list[tuple[float, float | None, float | None]]:
-    """Mean of each column over texts, with its 95 % interval, bootstrapped over texts.
+    """Returns the mean of each column over texts, with its 95 % interval, bootstrapped over texts.
 
-    Log-likelihoods have a long tail on one side and an end at 0 on the other, which an interval of the form ``m ± ts``
-    would overstep.
+    Log-likelihoods have a long tail on one side and end at 0 on the other, which an interval ``m ± ts`` would exceed.
 
     Args:
-        values: ``(text, column)``; NaN where a text has none.
+        values: ``(text, column)``; NaN for a missing value.
 
     Returns:
-        By column mean, low and high end; no ends where there is one value only.
+        Mean, low and high end by column; the ends are None for a single value.
     """
     has_value = ~np.isnan(values)
     filled = np.where(has_value, values, 0)
@@ -108,13 +107,13 @@ def mean_intervals(values: npt.NDArray[np.float64]) -> list[tuple[float, float |
 
 
 def position_table(scored: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
-    """Mean log-likelihood of the tokens at a position, and its 95 % interval, by kind of text and scorer, in nats.
+    """Returns mean log-likelihoods, in nats, with 95 % intervals, by kind of text, scorer and position of the token.
 
     Args:
         scored: The records of `score_texts` by kind of text.
 
     Returns:
-        Rows ``{text, scorer, position, rows, mean, low, high}``; ``rows`` are the texts that long.
+        Rows ``{text, scorer, position, rows, mean, low, high}``; ``rows`` counts texts of that length or more.
     """
     table = []
     for text, records in scored.items():
@@ -130,7 +129,7 @@ def position_table(scored: Mapping[str, Sequence[Record]]) -> list[dict[str, Any
 
 
 def total_table(scored: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
-    """``log p(y | x)``, summed over tokens, mean over texts, in nats, by kind of text and scorer.
+    """Returns ``log p(y | x)``, summed over tokens, mean over texts, in nats, by kind of text and scorer.
 
     Args:
         scored: As in `position_table`.
@@ -154,20 +153,20 @@ def total_table(scored: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
 
 
 def parting(first: Sequence[int], second: Sequence[int]) -> int | None:
-    """The position of the first token that differs; None where the two are the same to their end."""
+    """Returns the position of the first token that differs; None if the two are identical."""
     pairs = enumerate(zip_longest(first, second))
     return next((position for position, (one, other) in pairs if one != other), None)
 
 
 def parting_table(answers: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
-    """How many pairs of answers to a problem part at each position, by what became of the two.
+    """Counts pairs of answers to a problem that diverge at each position, by their outcomes.
 
     Args:
         answers: Records with ``token_ids`` and ``correct``, of the same problems, by decoder.
 
     Returns:
         Rows ``{first, second, position}`` and a count for each of `FATES`, the first decoder's before the stroke;
-        ``position`` is None for answers that never part.
+        ``position`` is None for identical answers.
     """
     table = []
     for first, second in combinations(answers, 2):
@@ -181,7 +180,7 @@ def parting_table(answers: Mapping[str, Sequence[Record]]) -> list[dict[str, Any
 
 
 def fate_table(partings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The cross table of each pair of decoders: `parting_table` summed over positions, the pairs that never part apart.
+    """Cross-tabulates each pair of decoders: sums `parting_table` over positions, with identical pairs separate.
 
     Returns:
         Rows ``{first, second, paths, pairs, median_position}`` and a count for each of `FATES`; ``paths`` is ``part``
@@ -201,7 +200,7 @@ def fate_table(partings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def total_lines(totals: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The cells of `total_table`, the header first."""
+    """Returns the cells of `total_table`, the header first."""
     lines = [["text", "likelihood under", "texts", "tokens", "total", "per token", "less the base's"]]
     for row in totals:
         total, less_base = (
@@ -214,7 +213,7 @@ def total_lines(totals: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def fate_lines(fates: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The cells of `fate_table`, the header first."""
+    """Returns the cells of `fate_table`, the header first."""
     lines = [["first", "second", "paths", "pairs", "part at (median)", *FATES]]
     for row in fates:
         median = "-" if row["median_position"] is None else str(row["median_position"])

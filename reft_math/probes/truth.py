@@ -1,6 +1,6 @@
-"""Truth probes on a model: fitted on the base's hidden states, read under an adapter's interventions.
+"""Truth probes on a model: fits them on the base's hidden states and reads them under an adapter's interventions.
 
-Everything is recorded as it is measured, and a stopped run goes on from its records.
+Everything is recorded when it is measured, and a stopped run resumes from its records.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TARGET = "truth"
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's place among records and files."""
+    """A layer's name in records and files."""
 
     number: int
 
@@ -48,23 +48,23 @@ class Layer:
         return f"layer-{self.number}"
 
     def path(self, folder: Path) -> Path:
-        """Where its probes are kept."""
+        """Returns the file of its probes."""
         return folder / "probes" / f"{self.id}.safetensors"
 
 
 def fit_layers(
     model: PreTrainedModel, pairs: Sequence[StatementPair], folder: Path, batch_size: int
 ) -> list[list[Probe]]:
-    """Probes of every layer, of the residual stream and each head, fitted on the base's hidden states.
+    """Fits probes of every layer's residual stream and heads on the base's hidden states.
 
     Args:
         model: The base.
-        pairs: To fit on.
-        folder: Gets ``probes/`` and ``records/probes.jsonl``.
-        batch_size: Texts at once.
+        pairs: Pairs to fit on.
+        folder: Folder for ``probes/`` and ``records/probes.jsonl``.
+        batch_size: Texts per batch.
 
     Returns:
-        By layer the probes in the order of `part_names`.
+        Probes by layer, in the order of `part_names`.
     """
     rows = [text.token_ids for pair in pairs for text in pair.texts]
     is_true = np.tile([True, False], len(pairs))
@@ -83,7 +83,7 @@ def fit_layers(
         return [fit(layer) for layer in missing]
 
     def fit(layer: Layer) -> Record:
-        """Probes go to their file before the record that says they are there."""
+        """Fits probes and writes them to their file before the record that says they exist."""
         parts = _parts(*states(), layer.number)
         probes = [fit_truth_probe(hidden, is_true, questions) for hidden in parts]
         names = part_names(len(parts) - 1)
@@ -109,17 +109,17 @@ def score_pairs(
     name: str,
     batch_size: int,
 ) -> list[Record]:
-    """What probes say of true and false texts, as a source's decoder holds them in mind once it has written them.
+    """Scores true and false texts by probes of the hidden states of a source's decoder after it has written them.
 
     Args:
         model: The base.
-        source: The adapter at work; None for the base on its own.
-        handoff: What goes on after its gate.
-        pairs: To score.
-        probes: The base's, by layer, in the order of `part_names`.
-        path: Of the records.
-        name: Shown by the progress bar.
-        batch_size: Texts at once.
+        source: The adapter and its gate; None for the base alone.
+        handoff: Cache to continue from after the gate.
+        pairs: Pairs to score.
+        probes: The base's probes, by layer, in the order of `part_names`.
+        path: File of the records.
+        name: Text of the progress bar.
+        batch_size: Texts per batch.
 
     Returns:
         For each pair ``problem``, ``position``, ``open`` (whether the gate is open after the true text and after the
@@ -127,7 +127,7 @@ def score_pairs(
     """
 
     def work(batch: Sequence[StatementPair], missing: Sequence[StatementPair]) -> list[Record]:
-        # The whole batch: beside other rows, or fewer, the last digit of a state might be another.
+        # Always the whole batch: with other rows beside it, the last digit of a state might be another.
         texts = [text for pair in batch for text in pair.texts]
         is_open, acts = [False] * len(texts), None
         if source is not None:
@@ -159,7 +159,7 @@ def score_pairs(
 
 
 def _parts(stream: Array, heads: Array, layer: int) -> list[Array]:
-    """A layer's hidden states, ``(text, width)`` each, in the order of `part_names`."""
+    """Returns a layer's hidden states, ``(text, width)`` each, in the order of `part_names`."""
     return [stream[:, layer], *heads[:, layer].swapaxes(0, 1)]
 
 
@@ -167,19 +167,19 @@ def _parts(stream: Array, heads: Array, layer: int) -> list[Array]:
 def where_acting(
     reft_model: HookedReftModel, gate: Gate, handoff: Handoff, texts: Sequence[StatementText]
 ) -> tuple[torch.Tensor, list[bool]]:
-    """Where interventions have acted on what decoding under a gate reads once it has written a text.
+    """Returns where interventions have acted on the states that decoding under a gate reads after writing a text.
 
-    The gate's rule runs along the text, whoever wrote it, up to the token that would follow: with ``C_t`` of this very
-    text the gate is open for that token, or it has closed at it or before. While it is open the interventions act
-    wherever the adapter's do. Once it is closed, with ``handoff="base"`` they act nowhere: the base has read prompt and
-    text itself. With ``"keep"`` they have acted on what was read until the gate closed, but not on the base, which
-    draws the token at which a divergence closes it.
+    The gate's rule runs along the text, whoever wrote it, up to the next token: with ``C_t`` of this text the gate is
+    open for that token, or has closed at it or before. While it is open the interventions act at the adapter's
+    positions. Once it is closed, with ``handoff="base"`` they act nowhere: the base has read prompt and text itself.
+    With ``"keep"`` they have acted on the tokens read until the gate closed, but not on the base, which draws the token
+    at which a divergence closes it.
 
     Args:
         reft_model: The base with interventions.
-        gate: Any that draws the first tokens from the intervened model.
-        handoff: What goes on after it.
-        texts: A batch.
+        gate: A gate that draws the first tokens from the intervened model.
+        handoff: Cache to continue from after the gate.
+        texts: A batch of texts.
 
     Returns:
         Boolean ``(text, position)``, and for each text whether the gate is open for the next token.
@@ -193,7 +193,7 @@ def where_acting(
     divergences = (
         _divergences(reft_model, gate, inputs, acts, texts)
         if isinstance(gate, KLGate)
-        else [torch.zeros(len(text.answer) + 1) for text in texts]  # other gates do not ask
+        else [torch.zeros(len(text.answer) + 1) for text in texts]  # other gates do not need it
     )
     is_open = []
     for row, (text, kl) in enumerate(zip(texts, divergences, strict=True)):
@@ -211,7 +211,7 @@ def where_acting(
 def _divergences(
     reft_model: HookedReftModel, gate: KLGate, inputs: torch.Tensor, acts: torch.Tensor, texts: Sequence[StatementText]
 ) -> list[torch.Tensor]:
-    """``D_0..D_n`` along each text of n tokens, ``(n + 1,)``."""
+    """Returns ``D_0..D_n`` along each text of n tokens, ``(n + 1,)``."""
     first = min(len(text.prompt) for text in texts) - 1
     logits = []
     for mask in (acts, torch.zeros_like(acts)):
@@ -248,14 +248,14 @@ _FOLDS = 3
 
 
 def fit_truth_probe(hidden: Array, is_true: Array, questions: Array) -> Probe:
-    """``min_{w,c} Σ log(1 + exp(−y(wᵀz + c))) + λ‖w‖²/2``, y = ±1, z the standardised h; returned for h itself.
+    """Solves ``min_{w,c} Σ log(1 + exp(−y(wᵀz + c))) + λ‖w‖²/2``, y = ±1, z the standardised h; returned for h itself.
 
-    ``λ`` is chosen among five by the log loss on questions left out, in three folds.
+    ``λ`` is chosen among five values by the log loss on left-out questions, in three folds.
 
     Args:
         hidden: ``h: (text, width)``.
         is_true: ``(text,)`` boolean.
-        questions: Which question each text is of, ``(text,)``; at least three.
+        questions: Each text's question, ``(text,)``; at least three different ones.
     """
     hidden = np.asarray(hidden, dtype=np.float64)
     grid = {"logisticregression__C": [1 / penalty for penalty in _PENALTIES]}
@@ -272,32 +272,32 @@ def fit_truth_probe(hidden: Array, is_true: Array, questions: Array) -> Probe:
 
 
 def part_names(heads: int) -> list[str]:
-    """What is probed in a layer, in the order of its columns: the residual stream, and the heads by number."""
+    """Returns the names of the probed parts of a layer, in column order: the residual stream, then the heads."""
     return [RESIDUAL, *map(str, range(heads))]
 
 
 def _odds(records: Sequence[Record]) -> tuple[Array, Array]:
-    """Log-odds of true texts, and of false ones, ``(pair, layer, part)``."""
+    """Returns log-odds of true and of false texts, each ``(pair, layer, part)``."""
     true, false = (np.array([record[kind] for record in records]) for kind in ("true", "false"))
     return true, false
 
 
 def scores(records: Sequence[Record]) -> Array:
-    """``s: (pair, layer, part)`` from records with ``true`` and ``false``, log-odds ``(layer, part)``."""
+    """Returns ``s: (pair, layer, part)`` from records with log-odds ``true`` and ``false``, ``(layer, part)``."""
     true, false = _odds(records)
     return true - false
 
 
 def probe_rows(records: Sequence[Record]) -> list[TableRow]:
-    """How well the base's probes tell true from false in questions held out.
+    """Measures how well the base's probes tell true from false on held-out questions.
 
     Args:
-        records: The base's, of these questions.
+        records: The base's records of these questions.
 
     Returns:
         Rows ``{layer, head, questions, texts, accuracy, low, high, reads}``: the share of texts whose log-odds are on
         the right side of 0 (chance: one half), as a mean over questions with its 95 % interval, and whether that is
-        above chance. A probe that is not reads nothing, and neither does what moves it.
+        above chance. A probe at chance reads nothing, and its shifts mean nothing.
     """
     true, false = _odds(records)
     right = ((true > 0).astype(float) + (false <= 0)) / 2
@@ -308,25 +308,25 @@ def probe_rows(records: Sequence[Record]) -> list[TableRow]:
     for column, (accuracy, low, high) in enumerate(found):
         layer, part = divmod(column, len(names))
         about = {"layer": layer, "head": names[part], "questions": len(questions), "texts": 2 * len(records)}
-        reads = low is not None and low > 0.5 + 1e-9  # an end at one half itself is rounded either way
+        reads = low is not None and low > 0.5 + 1e-9  # an interval's end at one half may be rounded up or down
         rows.append({**about, "accuracy": accuracy, "low": low, "high": high, "reads": reads})
     return rows
 
 
 def score_rows(records: Mapping[str, Sequence[Record]]) -> list[TableRow]:
-    """Mean score of every source, and its difference from the base's on the same pairs.
+    """Returns the mean score of every source, and its difference from the base's on the same pairs.
 
-    Means are over questions, of the mean over a question's pairs; so are the 95 % intervals, by `mean_intervals`. Pairs
-    after one text of which a source's gate is open and after the other closed are left out for it, ``mixed`` many: the
-    difference of an intervened state and one of the base says more of the intervention than of the truth.
+    Means and 95 % intervals (`mean_intervals`) are over questions, of the mean over a question's pairs. Pairs for which
+    a source's gate is open after one text and closed after the other are left out and counted as ``mixed``: the
+    difference of an intervened state and one of the base shows the intervention rather than truth.
 
     Args:
-        records: By source, `BASE` among them; the same pairs in the same order.
+        records: Records by source, with `BASE`; the same pairs in the same order.
 
     Returns:
         Rows ``{source, layer, head, position, questions, pairs, mixed, open, reads, score, low, high, delta,
-        delta_low, delta_high}``, in log-odds. ``position`` counts statements from 0: every head at all positions, the
-        residual stream at each one too. ``open`` is the share of texts after which the source draws with
+        delta_low, delta_high}``, in log-odds. ``position`` counts statements from 0: heads have a row for all of them,
+        the residual stream also one for each. ``open`` is the share of texts after which the source draws with
         interventions, ``reads`` as in `probe_rows`.
     """
     first = records[BASE]
@@ -363,7 +363,7 @@ def score_rows(records: Mapping[str, Sequence[Record]]) -> list[TableRow]:
 
 
 def _by_question(values: Array, question: Array, count: int) -> Array:
-    """Means over pairs, ``(question, layer · part)``; NaN where a question has none here."""
+    """Returns means over pairs, ``(question, layer · part)``; NaN for a question without pairs."""
     flat = values.reshape(len(values), -1)
     sums, pairs = np.zeros((count, flat.shape[1])), np.bincount(question, minlength=count)[:, None]
     np.add.at(sums, question, flat)
@@ -371,5 +371,5 @@ def _by_question(values: Array, question: Array, count: int) -> Array:
 
 
 def is_beyond_0(row: Mapping[str, Any]) -> bool:
-    """Whether the interval of a row's difference leaves out 0."""
+    """Returns whether the interval of a row's difference excludes 0."""
     return row["delta_low"] is not None and (row["delta_low"] > 0 or row["delta_high"] < 0)

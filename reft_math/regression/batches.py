@@ -1,4 +1,4 @@
-"""Rows of text with a number, as tokens, in batches padded on the left."""
+"""Encodes rows of text with a number as tokens, in batches padded on the left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reft_math.data.templates import PromptTemplate, encode_prompt
 def encode_rows(
     rows: Sequence[RegressionRow], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
 ) -> list[dict[str, Any]]:
-    """``{"id": …, "prompt_ids": [...], "target": y*}`` for every row."""
+    """Returns ``{"id": …, "prompt_ids": [...], "target": y*}`` for every row."""
     return [
         {"id": row.id, "prompt_ids": encode_prompt(template, row.text, tokenizer), "target": row.target} for row in rows
     ]
@@ -24,7 +24,7 @@ def encode_rows(
 
 @dataclass(frozen=True)
 class RegressionCollator:
-    """Rows to ``input_ids, attention_mask: (batch, L)`` int64, padded left, and ``targets: (batch,)`` float32."""
+    """Collates ``input_ids, attention_mask: (batch, L)`` int64, padded left, and ``targets: (batch,)`` float32."""
 
     pad_token_id: int
 

@@ -1,4 +1,4 @@
-"""Regressors with something to train in them: interventions, LoRA, or the whole model."""
+"""Builds and loads regressors that train interventions, LoRA, or the whole model."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def make_regressor(
     rank: int | None = None,
     dropout: float | None = None,
 ) -> Regressor:
-    """A regressor whose ``config.tune`` is trainable and nothing else but its head and the rows of added tokens.
+    """Makes a regressor in which only ``config.tune``, the head and the rows of added tokens are trainable.
 
     Args:
         model: The base; changed in place.
-        tokenizer: The base's; changed in place where tokens are added.
-        config: How outputs become numbers.
+        tokenizer: The base's tokenizer; changed in place if tokens are added.
+        config: Settings of the prediction.
         site, layers: Where interventions act.
-        rank: LoReFT's or LoRA's (4, 8).
-        dropout: In training, of the model's layers that have one, and of LoRA; None leaves the model's as they are.
+        rank: Rank of LoReFT or LoRA (4, 8).
+        dropout: Dropout in training, of the model's layers that have it and of LoRA; None leaves the model's.
 
     Raises:
         UserError: The grid or the tuning does not fit the model.
@@ -102,7 +102,7 @@ def make_regressor(
 
 
 def _set_dropout(model: PreTrainedModel, dropout: float) -> None:
-    """Of layers of its own kind, and of attention, which holds it as a number."""
+    """Sets the dropout of dropout layers, and of attention, which holds it as a number."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout
@@ -111,15 +111,15 @@ def _set_dropout(model: PreTrainedModel, dropout: float) -> None:
 
 
 def load_regressor(source: str | Path, revision: str | None = None, loading: LoadingOptions | None = None) -> Regressor:
-    """A regressor saved by its ``save_pretrained``, in evaluation mode.
+    """Loads a regressor saved by its ``save_pretrained``, in evaluation mode.
 
     Args:
         source: Folder or hub id.
         revision: Branch, tag or commit on the hub.
-        loading: How the base is loaded.
+        loading: Settings for loading the base.
 
     Raises:
-        UserError: No regressor there, its base cannot be had, or the two do not fit.
+        UserError: There is no regressor, its base cannot be loaded, or the two do not fit.
     """
     folder = fetch(source, REGRESSOR_CONFIG, revision)
     config = RegressorConfig.from_pretrained(folder)
@@ -152,7 +152,7 @@ def _load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
             raise ValueError(f"its peft_type is {kind!r}")
         adapter: nn.Module = PeftModel.from_pretrained(model, str(folder))
         asked_for = get_peft_model_state_dict(adapter, save_embedding_layers=False)
-    except Exception as error:  # what a damaged file raises shares no class
+    except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} does not hold a LoRA adapter for this base: {reason}") from None
     if odd := sorted(saved.keys() ^ asked_for.keys()):
@@ -164,10 +164,10 @@ def _load_lora(model: PreTrainedModel, folder: Path) -> nn.Module:
 
 
 def load_base(config: RegressorConfig, loading: LoadingOptions | None = None) -> Regressor:
-    """The base of a regressor with nothing trained, over the same grid, in evaluation mode.
+    """Loads a regressor's untrained base, over the same grid, in evaluation mode.
 
     Raises:
-        UserError: The base cannot be had, or the grid does not fit it.
+        UserError: The base cannot be loaded, or the grid does not fit it.
     """
     base = str(config.base_model)
     tokenizer = load_tokenizer(base, config.base_revision)
@@ -177,5 +177,5 @@ def load_base(config: RegressorConfig, loading: LoadingOptions | None = None) ->
 
 
 def _intervening(adapter: nn.Module | None) -> Intervening | None:
-    """LoRA lives in the model's own layers; interventions act within a context."""
+    """Returns the context in which interventions act; LoRA is in the model's own layers and needs no context."""
     return adapter.decoding if isinstance(adapter, PrefixReftModel) else None

@@ -44,11 +44,11 @@ numbers = regressor.predict(["a text", "another"])
 
 
 def write_regressor_card(folder: Path, notes: TrainingNotes = NO_NOTES) -> None:
-    """Writes the card of the regressor saved in a folder; of a card that is there only the metadata are renewed.
+    """Writes the card of the regressor saved in a folder; in an existing card only the metadata are updated.
 
     Args:
-        folder: Written by `Regressor.save_pretrained`.
-        notes: On the run that trained it.
+        folder: Folder written by `Regressor.save_pretrained`.
+        notes: Notes on the run that trained it.
 
     Raises:
         UserError: The folder's config, or the card there, cannot be read.

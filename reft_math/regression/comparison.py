@@ -1,4 +1,4 @@
-"""Regression runs side by side: what each was, its error, and the paired difference from one of them."""
+"""Compares regression runs: their settings, errors, and the paired difference from one of them."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ _RATES = ("learning_rate", "head_learning_rate")
 
 
 def comparison_rows(runs: Sequence[Run], any_template: bool = False) -> list[dict[str, Any]]:
-    """A row for every run of `train/raft.py`, with the names of `COMPARISON_COLUMNS` and numbers as they are.
+    """Returns a row for every run of `train/raft.py`, with the names of `COMPARISON_COLUMNS` and unformatted numbers.
 
-    ``difference`` is the run's RMSE less the first run's, over the same test rows.
+    ``difference`` is the run's RMSE minus the first run's, over the same test rows.
 
     Args:
         runs: At least one.
-        any_template: Their prompts may differ, in the frame and in the wording of the texts.
+        any_template: Allow different prompts, in the frame and in the wording of the texts.
 
     Raises:
-        UserError: A folder is no such run, or two were not evaluated on the same rows or not with the same prompts.
+        UserError: A folder is not such a run, or two were evaluated on different rows or with different prompts.
     """
     first = _predictions(runs[0])
     check_templates({str(run.folder): _template(run) for run in runs}, any_template)
@@ -72,13 +72,13 @@ def comparison_rows(runs: Sequence[Run], any_template: bool = False) -> list[dic
 
 
 def _template(run: Run) -> str | None:
-    """The prompts'; None where the results do not say it."""
+    """Returns the prompts' template; None if the results lack it."""
     template: str | None = run.results["regressor"].get("template")
     return template
 
 
 def _row(run: Run, other: Run | None, first: Predictions, any_template: bool) -> dict[str, Any]:
-    """A run's row; ``first`` are the first run's predictions, which is ``other`` or this one."""
+    """Returns a run's row; ``first`` are the predictions of the first run, which is ``other`` or this one."""
     own = _predictions(run)
     if other is not None and own.keys() != first.keys():
         raise UserError(
@@ -97,7 +97,7 @@ def _row(run: Run, other: Run | None, first: Predictions, any_template: bool) ->
 
 
 def over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row, with the names of `SEED_COLUMNS`, for every setting whose runs differ in their seed alone.
+    """Returns a row, with the names of `SEED_COLUMNS`, for every setting whose runs differ only in their seed.
 
     ``validation`` and ``RMSE`` (on the test rows) are means over these runs, ``sd`` is the latter's standard deviation
     over them (n − 1; None for one). ``chosen`` is the setting with the least ``validation`` of those ``alike``, which
@@ -125,9 +125,9 @@ def over_seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _setting(run: Run, *but: str) -> str:
-    """A run's settings but for its seed, its folder and those named."""
+    """Returns a run's settings without its seed, its folder and those named."""
     config = run.results.get("config")
-    if config is None:  # of a version that wrote none
+    if config is None:  # from a version that wrote no config
         return str(run.folder)
     left_out = {"seed", "output_dir", "resume", "overwrite", "dry_run", *but}
     return json.dumps({name: value for name, value in config.items() if name not in left_out}, sort_keys=True)
@@ -153,7 +153,7 @@ def _over_seeds(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _told(run: Run) -> tuple[Any, ...]:
-    """What the results say of the run, as `_NAMES` has it."""
+    """Returns the results' values for `_NAMES`."""
     regressor, training, predictor = (run.results[name] for name in ("regressor", "training", "predictor"))
     estimate = run.results["evaluation"]["tuned"]["predictors"][predictor]["rmse"]
     return (
@@ -173,7 +173,7 @@ _NAMES = (*COMPARISON_COLUMNS[:8], "interval", "difference", "difference_interva
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row as text, under `COMPARISON_COLUMNS`."""
+    """Returns a row as text, under `COMPARISON_COLUMNS`."""
     return [_text(value) for value in row.values()]
 
 
@@ -188,7 +188,7 @@ def _text(value: Any) -> str:
 
 
 def seed_cells(row: Mapping[str, Any]) -> list[str]:
-    """A row of `over_seeds` as text, under `SEED_COLUMNS`."""
+    """Returns a row of `over_seeds` as text, under `SEED_COLUMNS`."""
     rates = {name: "-" if row[name] is None else f"{row[name]:g}" for name in ("lr", "head lr")}
     return [rates.get(name) or _text(row[name]) for name in SEED_COLUMNS]
 
@@ -199,14 +199,14 @@ def _difference(own: Predictions, first: Predictions) -> Estimate:
 
 
 def changes(run: Run) -> list[tuple[Record, Record]]:
-    """The records of every test row before and after training; nothing where the run has no entropies over a grid."""
+    """Returns records of every test row before and after training; empty if the run has no entropies over a grid."""
     before, after = (RecordFile(run.folder / "records" / f"{name}.jsonl").done for name in ("start", "tuned"))
     pairs = [(before[name], after[name]) for name in before if name in after]
     return [pair for pair in pairs if all(isinstance(record.get("entropy"), float) for record in pair)]
 
 
 def _predictions(run: Run) -> Predictions:
-    """Prediction, target and text of every test row, by id."""
+    """Returns prediction, target and text of every test row, by id."""
     if "predictor" not in run.results or "training" not in run.results:
         raise UserError(f"{run.folder} is no run of train/raft.py")
     predictor = run.results["predictor"]
@@ -220,7 +220,7 @@ def _predictions(run: Run) -> Predictions:
 
 
 def run_compare_regression(options: Any) -> None:
-    """Put regression runs side by side: tables and figures, by the options of ``eval/compare_regression.py``."""
+    """Compares regression runs in tables and figures, with the options of ``eval/compare_regression.py``."""
 
     runs = [Run.read(folder) for folder in options.runs]
     rows = comparison_rows(runs, options.any_template)

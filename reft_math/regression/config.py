@@ -1,4 +1,4 @@
-"""What is saved beside a regressor's weights."""
+"""The configuration saved beside a regressor's weights."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def _are_bounds(bounds: Sequence[object]) -> bool:
 
 @dataclass(frozen=True)
 class RegressorConfig:
-    """How a model's outputs become a number, and what was trained for it.
+    """A regressor's configuration: how outputs become a number, and what was trained.
 
     Attributes:
         loss: One of `LOSSES`.
         grid: The numbers, as decimals or as ``lower:upper:resolution``.
-        texts: What each is written as, if not as a decimal.
+        texts: Texts of the numbers, if not decimals.
         normalised: Whether probabilities are divided by their sum over the grid.
-        bounds: The targets that the loss sees as 0 and 1; None where it sees them as they are. Predictions are always
-            on the targets' own scale.
+        bounds: The targets that the loss sees as 0 and 1; None for unscaled targets. Predictions are always on the
+            targets' own scale.
         bidirectional: Whether the prompt's tokens see each other in both directions.
-        added_tokens: Start of tokens added for the grid's numbers; None where they are the tokenizer's own.
-        tune: What was trained.
+        added_tokens: Initial values of tokens added for the grid's numbers; None without added tokens.
+        tune: The part that was trained.
         template: Name of the prompt template, with its version once it is resolved, e.g. ``chat/1``.
-        prompt: Whose wording the data's texts have.
+        prompt: Wording of the data's texts.
         data: The data set it was trained on.
-        base_model, base_revision: Hub id or folder of the base, and its commit where known.
-        random_seed: Drew the base's weights anew; None where they are the checkpoint's.
+        base_model, base_revision: Hub id or folder of the base, and its commit if known.
+        random_seed: Seed of the base's random weights; None for the checkpoint's weights.
         form: How it was trained. 1, which regressors saved without this field are: numbers that begin others are
             scored without their end (but by loss ce), and adapters leave added tokens' rows at their start. 2: neither.
         versions: Versions of the packages that wrote it.
@@ -99,12 +99,12 @@ class RegressorConfig:
 
     @property
     def head(self) -> HeadName | None:
-        """The head's name; None where the loss is a grid's."""
+        """The head's name; None if the loss is a grid's."""
         return next((name for name in HEADS if self.loss == f"head:{name}"), None)
 
     @property
     def has_added_rows(self) -> bool:
-        """Whether rows of added tokens are trained beside an adapter, in a model that is frozen."""
+        """Whether rows of added tokens are trained beside an adapter, in a frozen model."""
         return self.added_tokens is not None and self.tune not in ("none", "full") and self.form > 1
 
     @property
@@ -123,16 +123,16 @@ class RegressorConfig:
         return dict(zip(numbers, self.texts, strict=True))
 
     def make_grid(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> Grid:
-        """The grid as it follows the template's prompts; tokens are added to both where that is asked for.
+        """Makes the grid as it follows the template's prompts; adds tokens to model and tokenizer if configured.
 
-        Where one number begins another ("1" and "10"), every string holds the token that ends an answer.
+        If one number begins another ("1" and "10"), every string ends with the token that ends an answer.
         """
         texts = self.number_texts()
         if self.added_tokens is not None:
             return add_number_tokens(model, tokenizer, texts, self.added_tokens)
-        suffix = template.prompt("", tokenizer) or "."  # a bare text's end
+        suffix = template.prompt("", tokenizer) or "."  # the end of a bare text
         grid = make_grid(tokenizer, texts, suffix)
-        if grid.is_nested and (self.form > 1 or self.loss == "ce"):  # else "10" is at least as probable as "100"
+        if grid.is_nested and (self.form > 1 or self.loss == "ce"):  # otherwise "10" is at least as probable as "100"
             return make_grid(tokenizer, texts, suffix, terminator=template.end_token_id(tokenizer))
         return grid
 

@@ -1,4 +1,4 @@
-"""How fast regression runs converge, and what more training rows bring."""
+"""Draws figures of regression runs: convergence, and the effect of the number of training rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from reft_math.scoring.comparison import Run
 
 
 def convergence_figure(runs: Sequence[Run]) -> Figure:
-    """RMSE on validation rows against the optimiser step: a panel for each base and kind of tuning, a line a loss.
+    """Draws validation RMSE against the optimiser step: a panel for each base and kind of tuning, a line for each loss.
 
     Args:
-        runs: Of `train/raft.py`.
+        runs: Runs of `train/raft.py`.
     """
     panels: dict[str, list[Run]] = {}
     for run in runs:
@@ -56,9 +56,9 @@ def convergence_figure(runs: Sequence[Run]) -> Figure:
 
 
 def training_rows_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """RMSE on test rows, and the best step (figure 4 of the RAFT paper), against the number of training rows.
+    """Draws test RMSE, and the best step (figure 4 of the RAFT paper), against the number of training rows.
 
-    A line for settings that differ in that number alone, at the learning rates chosen; bars are ± sd over seeds.
+    Settings that differ only in that number share a line, at the chosen learning rates; bars are ± sd over seeds.
 
     Args:
         rows: From `reft_math.regression.comparison.over_seeds`, with numbers of training rows.

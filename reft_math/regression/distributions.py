@@ -1,4 +1,4 @@
-"""What training does to the probabilities of a grid's numbers, row by row."""
+"""Draws the effect of training on the probabilities of a grid's numbers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from reft_math.files.plots import OPEN_AXES, PALETTE
 from reft_math.regression.grid import number_texts, parse_numbers
 from reft_math.scoring.comparison import Record, Run
 
-Pair = tuple[Record, Record]  # of one row, before training and after it
-EXAMPLES = (1 / 6, 1 / 2, 5 / 6)  # rows by their place in the order of the targets
+Pair = tuple[Record, Record]  # records of one row, before and after training
+EXAMPLES = (1 / 6, 1 / 2, 5 / 6)  # rows by their quantile in the order of the targets
 
 
 def distributions_figure(changes: Sequence[tuple[Run, Sequence[Pair]]]) -> Figure:
-    """A row a run: the change of the entropy over the grid, and the numbers' probabilities before and after.
+    """Draws, in a row per run, the change of entropy over the grid, and the numbers' probabilities before and after.
 
-    The first panel is a histogram over test rows, after less before, as figure 6 of the RAFT paper; the others, where
+    The first panel is a histogram over test rows, after minus before, as figure 6 of the RAFT paper; the others, if
     records hold probabilities, are their mean over rows and those of three rows, as its figure 7.
 
     Args:

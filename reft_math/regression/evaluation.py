@@ -1,4 +1,4 @@
-"""A regressor's predictions, recorded row by row, and what they are worth."""
+"""Records a regressor's predictions row by row, and summarises their errors."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ EVALUATION_COLUMNS = (
 
 @dataclass(frozen=True)
 class SampledAnswers:
-    """How a model writes numbers out, for the predictors that read what it wrote.
+    """Settings of written answers, for the predictors that read them.
 
     Attributes:
         samples: Answers drawn for each prompt, for RAIL by samples; 0 draws none.
-        temperature: Of the samples.
-        default: What an answer that is no number counts as.
-        seed: Of the samples.
+        temperature: Sampling temperature.
+        default: Value of an answer that is not a number.
+        seed: Seed of the samples.
     """
 
     samples: int = 0
@@ -68,19 +68,19 @@ def evaluate_regressor(
     batch_size: int,
     writing: SampledAnswers,
 ) -> list[Record]:
-    """Every predictor's number for every row that has no record yet, as `record_rows`.
+    """Predicts every row that has no record yet by every predictor, through `record_rows`.
 
     A record has ``target``, ``predictions`` by name, the grid's ``entropy``, its ``probabilities`` (None for many
-    numbers), and what the model wrote: ``written``, greedily, and ``samples``. Read as numbers they are two predictors
-    more: ``decoded``, and ``rail_sampled``, the mean over the samples. Heads write nothing, nor do bidirectional
-    prompts, which generation knows nothing of.
+    numbers), and the model's answers: ``written``, greedily, and ``samples``. Read as numbers they are two further
+    predictors: ``decoded``, and ``rail_sampled``, the mean over the samples. Heads write nothing, nor do models with
+    bidirectional prompts, which generation does not support.
 
     Args:
         regressor: Set to evaluation mode.
-        rows: What to predict.
-        records_path, name, batch_size: As for `record_rows`. A batch is sampled as a whole: a stopped run that goes on
-            draws the samples that it would have drawn.
-        writing: How numbers are written out and read.
+        rows: Rows to predict.
+        records_path, name, batch_size: See `record_rows`. A batch is sampled as a whole, so that a resumed run draws
+            the same samples as an undisturbed one.
+        writing: Settings of written answers.
 
     Returns:
         One record per row, in their order.
@@ -95,7 +95,7 @@ def evaluate_regressor(
         inputs = collator(encode_rows(asked, regressor.tokenizer, regressor.template))
         ids, mask = inputs["input_ids"].to(device), inputs["attention_mask"].to(device)
         columns = {key: numbers.tolist() for key, numbers in regressor.predictors(ids, mask).items()}
-        # Before anything is drawn: of probabilities that are NaN nothing can be.
+        # Before sampling, which would fail on NaN probabilities.
         predicted = [
             _record(row, {key: numbers[place] for key, numbers in columns.items()}) for place, row in enumerate(asked)
         ]
@@ -124,7 +124,7 @@ def _record(row: RegressionRow, numbers: dict[str, Any]) -> Record:
 def _written(
     regressor: Regressor, input_ids: torch.Tensor, attention_mask: torch.Tensor, writing: SampledAnswers, key: str
 ) -> dict[str, list[Any]]:
-    """What the model writes after each prompt: greedily, and as samples where they are asked for."""
+    """Returns the model's text after each prompt: greedy, and samples if requested."""
     tokenizer = regressor.tokenizer
     ends = end_token_ids(regressor.model, tokenizer, regressor.template)
     longest = max(map(len, regressor.grid.token_ids))
@@ -144,7 +144,7 @@ def _written(
 
 
 def _with_numbers_read(record: Record, regressor: Regressor, default: float) -> Record:
-    """Adds the predictors that read what the model wrote, and the share of it that was no number."""
+    """Adds the predictors that read written answers, and the share of answers that are not numbers."""
     for name, key in (("decoded", "written"), ("rail_sampled", "samples")):
         if key in record:
             texts = [record[key]] if name == "decoded" else record[key]
@@ -156,7 +156,7 @@ def _with_numbers_read(record: Record, regressor: Regressor, default: float) -> 
 
 
 def summarise(records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
-    """``predictors``: each one's metrics with intervals; ``entropy``: its mean and quartiles over rows, in nats."""
+    """Returns ``predictors``, metrics with intervals, and ``entropy``, mean and quartiles over rows, in nats."""
     targets = [record["target"] for record in records]
     names = list(records[0]["predictions"])
     entropies = [record["entropy"] for record in records if record["entropy"] is not None]
@@ -184,11 +184,11 @@ def _mean(shares: Sequence[float | None]) -> float | None:
 
 
 def table_rows(summaries: Mapping[str, Mapping[str, Any]], marked: str = "") -> list[list[str]]:
-    """Rows under `EVALUATION_COLUMNS`, one a predictor of each summary.
+    """Returns rows under `EVALUATION_COLUMNS`, one for each predictor of each summary.
 
     Args:
-        summaries: By the name of what was evaluated.
-        marked: ``name/predictor`` that gets a star.
+        summaries: Summaries by name.
+        marked: The ``name/predictor`` to mark with a star.
     """
     rows = []
     for name, summary in summaries.items():
@@ -208,7 +208,7 @@ def _cells(estimate: Mapping[str, Any]) -> list[str]:
 
 
 def run_regression_evaluation(options: Any) -> None:
-    """Evaluate a base or a regressor over its grid, by the options of ``eval/regression.py``."""
+    """Evaluates a base or a regressor over its grid, with the options of ``eval/regression.py``."""
 
     if options.data is not None:
         check_split(options.data, "train")

@@ -1,9 +1,9 @@
-"""Number grids: from numbers to the token strings a tokenizer writes them as.
+"""Number grids: turn numbers into the token strings with which a tokenizer writes them.
 
     grid = make_grid(tokenizer, number_texts(evenly_spaced(0, 5, "0.1")), prompt_suffix="Answer:")
     grid = make_grid(tokenizer, {1: "January", 2: "February"}, prompt_suffix="Answer:")
 
-How many tokens a number takes is the tokenizer's business: one a digit, one for three digits, or one a byte.
+The number of tokens depends on the tokenizer: one per digit, one for three digits, or one per byte.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ Number = int | float | str | Decimal
 Tokens = tuple[int, ...]
 AnyNumber = TypeVar("AnyNumber", bound=Number)
 
-_MOST = 100_000  # numbers of a grid
-_MAGNITUDE = 15  # of a number: what a float tells apart, and a text of it short
+_MOST = 100_000  # greatest size of a grid
+_MAGNITUDE = 15  # greatest power of ten of a number: a float resolves it, and its text is short
 
 
 @dataclass(frozen=True, eq=False)
 class Trie:
-    """The distinct beginnings of a grid's token strings, each a node: what strings share is there once.
+    """A trie of a grid's token strings: each node is a distinct beginning, shared by its strings.
 
-    Nodes that others follow come first: only these ``inner`` ones have to be read by a model.
+    Nodes with successors come first: a model has to read only these ``inner`` ones.
 
     Attributes:
         tokens: Each node's last token, ``(nodes,)`` int64.
         parents: Where that token is predicted, ``(nodes,)`` int64: 0 at the prompt's end, ``j + 1`` at node j.
         depths: Tokens before it in the string, ``(nodes,)`` int64.
         follows: Boolean ``(inner, inner)``: whether node i is node j or continues it.
-        paths: The nodes on each string's way, ``(strings, longest)`` int64, filled up with the number of nodes.
+        paths: The nodes of each string, ``(strings, longest)`` int64, padded with the number of nodes.
     """
 
     tokens: torch.Tensor
@@ -58,8 +58,8 @@ class Grid:
 
     Attributes:
         values: ``y``, ``(numbers,)`` float64.
-        texts: What each is written as, without the space before it.
-        token_ids: ``str(y)``: its tokens as they follow the prompt, with the terminator if there is one.
+        texts: Text of each number, without the space before it.
+        token_ids: ``str(y)``: the number's tokens after the prompt, with the terminator if there is one.
     """
 
     values: torch.Tensor
@@ -76,7 +76,7 @@ class Grid:
 
     @cached_property
     def trie(self) -> Trie:
-        """The token strings by their common beginnings."""
+        """The trie of the token strings."""
         beginnings = _beginnings(string[:-1] for string in self.token_ids)
         inner = sorted(beginnings)
         nodes = inner + sorted(_beginnings(self.token_ids) - beginnings)
@@ -99,7 +99,7 @@ class Grid:
 
 
 def evenly_spaced(lower: Number, upper: Number, resolution: Number) -> list[Decimal]:
-    """``lower, lower + resolution, …, upper`` in decimal arithmetic, so that no float drifts.
+    """Returns ``lower, lower + resolution, …, upper`` in decimal arithmetic, without rounding errors.
 
     Raises:
         UserError: The steps do not lead from one bound to the other, or there are too many.
@@ -116,7 +116,7 @@ def evenly_spaced(lower: Number, upper: Number, resolution: Number) -> list[Deci
 
 
 def number_texts(numbers: Iterable[Number]) -> dict[Decimal, str]:
-    """Each number with its text, all with as many decimals as the one that needs most: 1 and 2.5 as "1.0" and "2.5".
+    """Returns each number with its text, all with as many decimals as any needs: 1 and 2.5 as "1.0" and "2.5".
 
     Raises:
         UserError: One of them is not a finite number.
@@ -127,10 +127,10 @@ def number_texts(numbers: Iterable[Number]) -> dict[Decimal, str]:
 
 
 def parse_numbers(text: str) -> list[Decimal]:
-    """A grid's numbers as one writes them: ``lower:upper:resolution`` (``0:5:0.1``), or a list (``1,9``).
+    """Parses a grid's numbers: ``lower:upper:resolution`` (``0:5:0.1``), or a list (``1,9``).
 
     Raises:
-        UserError: The text is neither, a number is there twice, or the steps do not lead from one bound to the other.
+        UserError: The text is neither, a number occurs twice, or the steps do not lead from one bound to the other.
     """
     if ":" not in text:
         numbers = list(map(_decimal, text.split(",")))
@@ -150,26 +150,26 @@ def make_grid(
     leading_space: bool | None = None,
     terminator: int | None = None,
 ) -> Grid:
-    """The grid of these numbers as the tokenizer writes them after a prompt.
+    """Makes the grid of these numbers as the tokenizer writes them after a prompt.
 
-    Where one string begins another (`Grid.is_nested`: "1" and "15", one digit a token), the shorter one's probability
-    holds the longer one's, and the grid's can sum to more than 1. A terminator says that the number has ended there and
-    sets the two apart; `RegressorConfig.make_grid` then asks for one.
+    If one string begins another (`Grid.is_nested`: "1" and "15", one token per digit), the shorter one's probability
+    includes the longer one's, and the grid's can sum to more than 1. A terminator marks the number's end and separates
+    the two; `RegressorConfig.make_grid` then adds one.
 
     Args:
-        tokenizer: Any.
+        tokenizer: Any tokenizer.
         texts: Number to text; `number_texts` writes them as decimals.
         prompt_suffix: The text right before the number, the prompt's end or all of it. A text is tokenised together
-            with it where that leaves its tokens alone (so that no tokenizer puts a word boundary of its own at the
-            seam), and on its own otherwise.
-        leading_space: Whether a space stands before the number. By default one does unless the suffix is empty, ends
-            in white space, or is tokenised otherwise before a space. Where the space is a token of its own (as before
-            digits for Llama 3, Qwen and Gemma), it is the first of every string: single digits as single tokens then
-            need a prompt that ends in white space, or False.
+            with it if that keeps the suffix's tokens (so that no tokenizer adds a word boundary between the two), and
+            alone otherwise.
+        leading_space: Whether a space precedes the number. By default it does unless the suffix is empty, ends in
+            white space, or is tokenised differently before a space. If the space is a separate token (as before digits
+            for Llama 3, Qwen and Gemma), every string starts with it: single digits as single tokens then need a prompt
+            that ends in white space, or False.
         terminator: Token appended to every string, such as the end of a sequence.
 
     Raises:
-        UserError: No numbers, one that the tokenizer cannot write, or two that it writes alike.
+        UserError: There are no numbers, or the tokenizer cannot write one, or writes two alike.
     """
     if not texts:
         raise UserError("a grid needs at least one number; got none")
@@ -199,7 +199,7 @@ def make_grid(
 def _encode_after(
     tokenizer: PreTrainedTokenizerBase, suffix: str, texts: Sequence[str], leading_space: bool | None
 ) -> list[Tokens]:
-    """Each text's tokens as they follow the suffix."""
+    """Returns each text's tokens after the suffix."""
 
     def encode(text: str) -> Tokens:
         return tuple(tokenizer.encode(text, add_special_tokens=False))
@@ -217,7 +217,7 @@ def _encode_after(
 
 
 def _letters(text: str) -> str:
-    """What a tokenizer has to keep of a text: neither white space nor case."""
+    """Returns the part of a text that a tokenizer must preserve: not white space or case."""
     return "".join(text.split()).casefold()
 
 
@@ -228,7 +228,7 @@ def _beginnings(strings: Iterable[Tokens]) -> set[Tokens]:
 def _decimal(number: Number) -> Decimal:
     try:
         value = Decimal(str(number)) + 0  # minus zero is zero
-    except DecimalException:  # no number, or one beyond all bounds
+    except DecimalException:  # not a number, or out of range
         value = Decimal("NaN")
     if not value.is_finite() or abs(value.adjusted()) > _MAGNITUDE:
         raise UserError(f"a grid is made of numbers such as 3 or 0.25; got {number!r}")

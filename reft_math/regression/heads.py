@@ -1,4 +1,4 @@
-"""Predictive heads: from what a model makes of a prompt to one number, with weights of their own.
+"""Predictive heads: map a model's outputs for a prompt to one number, with weights of their own.
 
 | name                     | ŷ                               | starts at                                     |
 | ------------------------ | ------------------------------- | --------------------------------------------- |
@@ -51,7 +51,7 @@ class Head(nn.Module):
 
     @property
     def intercept(self) -> nn.Parameter | None:
-        """b, for heads that have one."""
+        """The parameter b, or None."""
         named = dict(self.named_parameters())
         return next((named[name] for name in ("bias", "linear.bias", "outer.bias") if name in named), None)
 
@@ -69,7 +69,7 @@ class FinalTokenLogit(Head):
 
 
 class Pooled(Head):
-    """``ŷ = b + wᵀ pool(ε)``, padding left out."""
+    """``ŷ = b + wᵀ pool(ε)``, without padding."""
 
     needs_hidden = True
 
@@ -130,7 +130,7 @@ class RelishBlock(nn.Module):
 
 
 class Relish(Head):
-    """``ŷ = b + vᵀ r₃``: a learned state r₀, refined three times by attention to ``u_t = P ε_t + c``, padding left out.
+    """``ŷ = b + vᵀ r₃``: a learned state r₀, refined three times by attention to ``u_t = P ε_t + c``, without padding.
 
     Shapes are those of the paper's 3.4 to 3.7 million weights: r and u are 256 wide, each `RelishBlock` has weights of
     its own. The paper trains by the Huber loss, of a width that its abstract and code do not say, and finds the squared
@@ -190,17 +190,17 @@ class LearnableVocabulary(Head):
 
 
 def make_head(name: HeadName, grid: Grid, vocabulary: int, width: int, token: int) -> Head:
-    """A head at its start.
+    """Makes an untrained head.
 
     Args:
         name: One of `HEADS`.
-        grid: What the learnable RAFT heads start from.
-        vocabulary: Logits at a position.
-        width: Of the hidden states.
-        token: v*, of the final-token logit.
+        grid: Grid for the initial weights of the learnable RAFT heads.
+        vocabulary: Number of logits at a position.
+        width: Width of the hidden states.
+        token: Token v* of the final-token logit.
 
     Raises:
-        UserError: ``raft-all`` for a grid with numbers of several tokens.
+        UserError: The head is ``raft-all``, but the grid has numbers of several tokens.
     """
     if name == "logit":
         return FinalTokenLogit(token)
@@ -216,7 +216,7 @@ def make_head(name: HeadName, grid: Grid, vocabulary: int, width: int, token: in
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear map whose bias starts at 0."""
+    """Makes a linear map whose bias starts at 0."""
     linear = nn.Linear(inputs, outputs)
     nn.init.zeros_(linear.bias)
     return linear

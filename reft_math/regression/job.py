@@ -1,4 +1,4 @@
-"""What `train/raft.py` does around training: settings resolved, results written."""
+"""Resolves settings and writes results for `train/raft.py`."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from reft_math.training.memory import kept_by_linears
 LEARNING_RATES = {"red": 2e-4, "bias": 2e-4, "loreft": 2e-4, "lora": 2e-4, "full": 1e-5}
 EMBEDDED_LEARNING_RATES = {"red": 5e-3, "bias": 5e-3, "loreft": 5e-3, "lora": 5e-3, "full": 1e-3}
 HEAD_LEARNING_RATE = 1e-3
-# Compared on validation rows, as above; the others are best at 1e-3.
+# Compared on validation rows, as above; other heads are best at 1e-3.
 EMBEDDED_HEAD_LEARNING_RATES = dict.fromkeys(
     (f"head:{name}" for name in ("mean", "min", "max", "probabilities", "raft-grid", "raft-all")), 2e-2
 )
 
 
 def resolve(options: RegressionOptions) -> RegressionOptions:
-    """Fills in the settings whose default depends on others.
+    """Fills in settings whose default depends on others.
 
     Raises:
-        UserError: One's own data without a grid, or without bounds where they are needed; float16 without a GPU.
+        UserError: The user's own data lack a grid or necessary bounds, or float16 lacks a GPU.
     """
     check_precision(options)
     check_split(options.data, "train")
@@ -90,10 +90,10 @@ def resolve(options: RegressionOptions) -> RegressionOptions:
 
 
 def default_grid(data: str, is_fine: bool = False) -> str:
-    """The grid that suits a data set.
+    """Returns the default grid of a data set.
 
     Raises:
-        UserError: One's own data.
+        UserError: The data are the user's own.
     """
     if data not in SCALES:
         raise UserError(
@@ -103,10 +103,10 @@ def default_grid(data: str, is_fine: bool = False) -> str:
 
 
 def regressor_config(options: RegressionOptions) -> RegressorConfig:
-    """The regressor that resolved options ask for."""
+    """Returns the regressor's configuration from resolved options."""
     return RegressorConfig(
         loss=options.loss,
-        grid=options.grid or RegressorConfig.grid,  # a head that reads none has one all the same
+        grid=options.grid or RegressorConfig.grid,  # also set, unused, for heads that read no grid
         texts=None if options.grid_texts is None else tuple(options.grid_texts.split(",")),
         normalised=options.normalised,
         bounds=None if options.bounds is None else _bounds(options.bounds),
@@ -131,7 +131,7 @@ def _bounds(text: str) -> tuple[float, float]:
 
 
 def cut(splits: RegressionSplits, options: RegressionOptions) -> RegressionSplits:
-    """As many rows of each split as are asked for: train's are drawn by the seed, the others alike for all seeds."""
+    """Cuts each split to the requested size: train's rows are drawn by the seed, the others alike for all seeds."""
     return RegressionSplits(
         drawn(splits.train, options.train_size, options.seed),
         drawn(splits.validation, options.validation_size),
@@ -140,15 +140,15 @@ def cut(splits: RegressionSplits, options: RegressionOptions) -> RegressionSplit
 
 
 def fingerprints(splits: RegressionSplits) -> dict[str, Any]:
-    """What the rows say, by split."""
+    """Returns the rows' fingerprints by split."""
     return {name: regression_fingerprint(rows) for name, rows in vars(splits).items()}
 
 
 def check_reach(regressor: Regressor, rows: Sequence[RegressionRow]) -> None:
-    """Warns of targets that no probabilities over the grid can be averaged to.
+    """Warns about targets beyond the averages that probabilities over the grid can give.
 
     Raises:
-        UserError: The log loss, which is not defined there.
+        UserError: The loss is the log loss, which is undefined for them.
     """
     if regressor.head is not None:
         return
@@ -177,9 +177,9 @@ def report(
     """Writes ``results.json`` and prints the table.
 
     Args:
-        options: Resolved.
-        config: The trained regressor's.
-        splits: What it was trained and evaluated on.
+        options: Resolved options.
+        config: The trained regressor's configuration.
+        splits: Rows for training and evaluation.
         saved: The regressor's folder.
         evaluation: Summaries on the test rows: ``start``, before any training, and ``tuned``.
     """

@@ -28,7 +28,7 @@ Reduction = Literal["mean", "none"]
 
 
 def squared_error(predictions: torch.Tensor, targets: torch.Tensor, reduction: Reduction = "mean") -> torch.Tensor:
-    """``(ŷ − y*)²`` for predictions by any head, ``(batch,)``.
+    """Returns ``(ŷ − y*)²`` for predictions by any head, ``(batch,)``.
 
     Raises:
         ValueError: Predictions and targets differ in shape.
@@ -44,7 +44,7 @@ def raft(
     normalised: bool = False,
     reduction: Reduction = "mean",
 ) -> torch.Tensor:
-    """``(Σ_y p(str(y)|x)·y − y*)²``; before any training it is the squared error of zero-shot RAIL."""
+    """Returns ``(Σ_y p(str(y)|x)·y − y*)²``; before training it is the squared error of zero-shot RAIL."""
     return squared_error(rail(log_probs, values, normalised), targets, reduction)
 
 
@@ -55,7 +55,7 @@ def mbr(
     normalised: bool = False,
     reduction: Reduction = "mean",
 ) -> torch.Tensor:
-    """``Σ_y p(str(y)|x)·(y* − y)²``; not normalised, it also falls where probability leaves the grid."""
+    """Returns ``Σ_y p(str(y)|x)·(y* − y)²``; unnormalised, it also falls when probability leaves the grid."""
     log_probs = normalise(log_probs) if normalised else widen(log_probs)
     targets = _like(targets, log_probs[..., 0])
     distances = (targets[..., None] - values.to(log_probs)) ** 2
@@ -65,7 +65,7 @@ def mbr(
 def string_cross_entropy(
     log_probs: torch.Tensor, values: torch.Tensor, targets: torch.Tensor, reduction: Reduction = "mean"
 ) -> torch.Tensor:
-    """``−log p(str(y*)|x)``, in nats a number; a target off the grid counts as the number nearest to it."""
+    """Returns ``−log p(str(y*)|x)``, in nats per number; a target off the grid counts as the nearest number."""
     log_probs = widen(log_probs)
     targets = _like(targets, log_probs[..., 0])
     nearest = (targets[..., None] - values.to(log_probs)).abs().argmin(dim=-1, keepdim=True)
@@ -73,17 +73,17 @@ def string_cross_entropy(
 
 
 def log_loss(log_p: torch.Tensor, targets: torch.Tensor, reduction: Reduction = "mean") -> torch.Tensor:
-    """``−y* log p − (1 − y*) log(1 − p)``, p the probability of one token, standing for 1.
+    """Returns ``−y* log p − (1 − y*) log(1 − p)``, p the probability of one token that means 1.
 
     A p that rounds to 1 is held at 1 − eps, so that the loss stays finite.
 
     Args:
         log_p: ``log p``, ``(batch,)``.
         targets: Scaled to [0, 1].
-        reduction: See the module.
+        reduction: ``mean`` or ``none``, see the module.
 
     Raises:
-        UserError: A target outside [0, 1].
+        UserError: A target lies outside [0, 1].
         ValueError: The two differ in shape.
     """
     log_p = widen(log_p)
@@ -97,12 +97,12 @@ def log_loss(log_p: torch.Tensor, targets: torch.Tensor, reduction: Reduction = 
 
 
 def _weighted(weights: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
-    """``w · log``, 0 where w is 0, also for log 0."""
+    """Returns ``w · log``, 0 where w is 0, also for log 0."""
     return torch.where(weights > 0, weights * logs, 0)
 
 
 def _like(targets: torch.Tensor, predictions: torch.Tensor) -> torch.Tensor:
-    """The targets in the predictions' dtype; one of ``(batch, 1)`` would quietly broadcast to all pairs."""
+    """Returns the targets in the predictions' dtype; refuses ``(batch, 1)``, which would broadcast to all pairs."""
     if targets.shape != predictions.shape:
         raise ValueError(f"one target for each row: got {tuple(targets.shape)} for {tuple(predictions.shape)}")
     return targets.to(predictions)

@@ -1,7 +1,6 @@
-"""How near predictions ŷ come to targets y*, over n rows, and how sure that is.
+"""Measures errors of predictions ŷ of targets y*, over n rows, with intervals.
 
-Errors, common to all: `UserError` for fewer than 2 rows, lengths that differ, an array that is not flat, and a value
-that is not finite.
+All raise `UserError` for fewer than 2 rows, different lengths, an array that is not flat, and NaN or infinity.
 """
 
 from __future__ import annotations
@@ -29,40 +28,40 @@ class Estimate(TypedDict):
 
 
 def rmse(predictions: Numbers, targets: Numbers) -> float:
-    """``√((1/n) Σ_i (ŷ_i − y*_i)²)``, in the targets' unit."""
+    """Returns ``√((1/n) Σ_i (ŷ_i − y*_i)²)``, in the targets' unit."""
     return float(_rmse(*_pair(predictions, targets)))
 
 
 def pearson(predictions: Numbers, targets: Numbers) -> float | None:
-    """``Σ (ŷ − mean ŷ)(y* − mean y*) / √(Σ (ŷ − mean ŷ)² · Σ (y* − mean y*)²)``; None where either does not vary."""
+    """Returns ``Σ (ŷ − mean ŷ)(y* − mean y*) / √(Σ (ŷ − mean ŷ)² · Σ (y* − mean y*)²)``; None if one is constant."""
     return _value(_pearson(*_pair(predictions, targets)))
 
 
 def spearman(predictions: Numbers, targets: Numbers) -> float | None:
-    """`pearson` of the ranks, equals sharing their mean rank; None where either does not vary."""
+    """Returns `pearson` of the ranks, with mean ranks for ties; None if one is constant."""
     return _value(_spearman(*_pair(predictions, targets)))
 
 
 def regression_metrics(predictions: Numbers, targets: Numbers, seed: int = 0) -> dict[str, Estimate]:
-    """``rmse``, ``pearson`` and ``spearman``, each with the 2.5 and 97.5 percentiles over 2,000 resamples of the rows.
+    """Returns ``rmse``, ``pearson`` and ``spearman``, with 2.5 and 97.5 percentiles over 2,000 resamples of the rows.
 
-    A resample draws n rows with replacement, predictions and targets together; all metrics see the same resamples. One
-    that leaves a correlation undefined counts as −1 for the lower end and as +1 for the upper, so that a correlation
-    which rests on a few rows gets a wide interval, not a narrow one.
+    A resample draws n rows with replacement, predictions and targets together; all metrics use the same resamples. If a
+    resample leaves a correlation undefined, it counts as −1 for the lower end and as +1 for the upper, so that a
+    correlation that depends on a few rows gets a wide interval.
 
     Args:
-        predictions: ŷ.
-        targets: y*, in the same order.
-        seed: Draws the resamples.
+        predictions: Predictions ŷ.
+        targets: Targets y*, in the same order.
+        seed: Seed of the resamples.
     """
     first, second = _pair(predictions, targets)
     return {name: _estimate(metric, first, second, seed) for name, metric in METRICS.items()}
 
 
 def rmse_difference(predictions: Numbers, others: Numbers, targets: Numbers, seed: int = 0) -> Estimate:
-    """``RMSE(ŷ) − RMSE(ŷ′)`` of two predictors on the same rows, with the percentiles over 2,000 resamples of the rows.
+    """Returns ``RMSE(ŷ) − RMSE(ŷ′)`` of two predictors on the same rows, with percentiles over 2,000 resamples.
 
-    Rows are drawn with both predictions: what makes a row hard for both moves the difference little.
+    Rows are drawn with both predictions, so that rows that are hard for both change the difference little.
     """
     (first, wanted), (second, _) = _pair(predictions, targets), _pair(others, targets)
 
@@ -73,7 +72,7 @@ def rmse_difference(predictions: Numbers, others: Numbers, targets: Numbers, see
     return {"value": float(difference(slice(None))), "interval_95": [float(low), float(high)]}
 
 
-# The metrics of rows along the last axis; NaN where one is undefined.
+# The metrics of rows along the last axis; NaN if undefined.
 
 
 def _rmse(predictions: Vector, targets: Vector) -> Vector:
@@ -83,7 +82,7 @@ def _rmse(predictions: Vector, targets: Vector) -> Vector:
 def _pearson(predictions: Vector, targets: Vector) -> Vector:
     varies = _varies(predictions) & _varies(targets)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of constant input, which `varies` leaves out
+        warnings.simplefilter("ignore")  # about constant input, which `varies` leaves out
         return np.where(varies, pearsonr(predictions, targets, axis=-1).statistic, np.nan)
 
 
@@ -96,7 +95,7 @@ METRICS: dict[str, Callable[[Vector, Vector], Vector]] = {"rmse": _rmse, "pearso
 
 
 def _varies(values: Vector) -> NDArray[np.bool_]:
-    """Whether rows vary by more than the rounding of their own mean (below that, scipy warns)."""
+    """Returns whether rows vary by more than the rounding of their mean (below that, scipy warns)."""
     mean = values.mean(axis=-1, keepdims=True)
     spread = np.linalg.norm(values - mean, axis=-1)
     return np.asarray((np.ptp(values, axis=-1) > 0) & (spread >= 1e-13 * np.abs(mean[..., 0])))
@@ -120,7 +119,7 @@ def _value(metric: Vector) -> float | None:
 
 
 def _pair(predictions: Numbers, targets: Numbers) -> tuple[Vector, Vector]:
-    """Both as float64 vectors of one length."""
+    """Returns both as float64 vectors of one length."""
     first, second = _vector("prediction", predictions), _vector("target", targets)
     if len(first) != len(second):
         raise UserError(f"every prediction needs its target; got {len(first)} predictions and {len(second)} targets")

@@ -1,4 +1,4 @@
-"""From probabilities over a grid, or from samples, to one number.
+"""Predicts one number from probabilities over a grid, or from samples.
 
 Everywhere ``log_probs`` is ``log p(str(y)|x)``, ``(batch, numbers)`` of any float dtype, and ``values`` is y,
 ``(numbers,)``. Results are ``(batch,)``, float32, or float64 where the log-probabilities are.
@@ -15,17 +15,17 @@ from reft_math.errors import UserError
 
 
 def widen(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float32; float64 stays."""
+    """Returns the tensor in float32; float64 stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def normalise(log_probs: torch.Tensor) -> torch.Tensor:
-    """``log p(str(y)|x) − log Σ_{y'} p(str(y')|x)``, also where every p underflows."""
+    """Returns ``log p(str(y)|x) − log Σ_{y'} p(str(y')|x)``, also if every p underflows."""
     return widen(log_probs).log_softmax(dim=-1)
 
 
 def rail(log_probs: torch.Tensor, values: torch.Tensor, normalised: bool = False) -> torch.Tensor:
-    """``Σ_y p(str(y)|x)·y``, the minimiser of the expected squared error.
+    """Returns ``Σ_y p(str(y)|x)·y``, the minimiser of the expected squared error.
 
     Args:
         log_probs, values: See the module. Weights in place of the values make it learnable RAFT's predictor.
@@ -38,26 +38,26 @@ def rail(log_probs: torch.Tensor, values: torch.Tensor, normalised: bool = False
 
 
 def mode(log_probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """``argmax_y p(str(y)|x)``, the minimiser of the expected 0-1 error; of equals the grid's first."""
+    """Returns ``argmax_y p(str(y)|x)``, the minimiser of the expected 0-1 error; among ties the grid's first."""
     log_probs = widen(log_probs)
     return values.to(log_probs)[log_probs.argmax(dim=-1)]
 
 
 def median(log_probs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The least y with ``Σ_{y' ≤ y} p(str(y')|x) ≥ ½ Σ_{y'} p(str(y')|x)``, the minimiser of the expected |error|."""
+    """Returns the least y with ``Σ_{y' ≤ y} p(str(y')|x) ≥ ½ Σ_{y'} p(str(y')|x)``, minimising the expected |error|."""
     ascending, order = values.sort()
     below = normalise(log_probs)[..., order].exp().cumsum(dim=-1)
     return ascending.to(below)[(below < 0.5).sum(dim=-1)]
 
 
 def entropy(log_probs: torch.Tensor) -> torch.Tensor:
-    """``−Σ_y q(y) log q(y)`` in nats, q the probabilities normalised over the grid."""
+    """Returns ``−Σ_y q(y) log q(y)`` in nats, q the probabilities normalised over the grid."""
     terms: torch.Tensor = torch.special.entr(normalise(log_probs).exp())
     return terms.sum(dim=-1)
 
 
 def parse_number(text: str, default: float = 0.0) -> float:
-    """``float(text)``; the default where that is no finite number ("banana", "nan", "3 stars")."""
+    """Returns ``float(text)``, or the default if that is not a finite number ("banana", "nan", "3 stars")."""
     try:
         value = float(text)
     except ValueError:
@@ -66,14 +66,14 @@ def parse_number(text: str, default: float = 0.0) -> float:
 
 
 def rail_from_samples(samples: Sequence[str], default: float = 0.0) -> float:
-    """``(1/n) Σ_i float(z_i)`` over n completions of one prompt, drawn at temperature 1.
+    """Returns ``(1/n) Σ_i float(z_i)`` over n completions of one prompt, drawn at temperature 1.
 
     Args:
         samples: The completions' texts.
-        default: What a completion that is no number counts as.
+        default: Value of a completion that is not a number.
 
     Raises:
-        UserError: No samples.
+        UserError: There are no samples.
     """
     if not samples:
         raise UserError("a mean of samples needs at least one sample; got none")

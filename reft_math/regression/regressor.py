@@ -34,26 +34,26 @@ from reft_math.regression.tokens import AddedRows, without_names
 
 HEAD_NAME, ROWS_NAME = "head.safetensors", "added_rows.safetensors"
 ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
-MOST_TOLD = 101  # numbers of a grid whose probabilities are told one by one
+MOST_TOLD = 101  # greatest grid whose probabilities are recorded one by one
 Intervening = Callable[[int], AbstractContextManager[None]]
 
 
 class Regressor(nn.Module):
-    """``forward`` gives the loss of every row and the predictions that the loss is about.
+    """A regressor whose ``forward`` returns the loss of every row and the predictions that the loss trains.
 
     Args:
-        model: The base, its own layers changed where an adapter lives in them.
-        tokenizer: The model's, with the grid's tokens.
-        template: Makes prompts of texts.
-        grid: From the config's `RegressorConfig.make_grid`.
-        config: How outputs become numbers.
-        adapter: What is trained and saved in place of the model; None for a model that is tuned whole, or not at all.
-        intervening: Given the prompts' length, a context in which forward passes of ``model`` are intervened on; for
+        model: The base, with LoRA in its own layers.
+        tokenizer: The model's tokenizer, with the grid's tokens.
+        template: Turns texts into prompts.
+        grid: Grid made by the config's `RegressorConfig.make_grid`.
+        config: The configuration.
+        adapter: Module to train and save instead of the model; None if the model is tuned whole, or not at all.
+        intervening: Maps the prompts' length to a context in which interventions act on passes of ``model``; for
             adapters that act through hooks.
 
     Attributes:
-        head: The head, if the loss is one's.
-        added_rows: What is trained of added tokens' embeddings, where an adapter leaves the rest frozen.
+        head: The head, if the loss has one.
+        added_rows: Trained changes of added tokens' embeddings, if an adapter leaves the rest frozen.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Regressor(nn.Module):
         if config.head is not None:
             embeddings = model.get_output_embeddings().weight
             vocabulary, width = embeddings.shape
-            token = template.end_token_id(tokenizer)  # one that every tokenizer has, and no grid
+            token = template.end_token_id(tokenizer)  # every tokenizer has it, no grid does
             self.head = make_head(config.head, grid, vocabulary, width, token).to(embeddings.device)
         self.added_rows = AddedRows(model, grid) if config.has_added_rows else None
         end = template.end_token_id(tokenizer)
@@ -86,13 +86,13 @@ class Regressor(nn.Module):
 
     @property
     def hf_device_map(self) -> Any:
-        """The base's, where it lies on several devices: by it a trainer sees that it must stay there."""
+        """The device map of a base spread over several devices, from which a trainer sees that it must not move it."""
         return self.model.hf_device_map
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, targets: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Loss and predictions of prompts with their targets.
+        """Returns loss and predictions of prompts with their targets.
 
         In training, cross-entropy reads the target's string and no other, with the token that ends it; there are no
         predictions then.
@@ -125,7 +125,7 @@ class Regressor(nn.Module):
             )
 
     def _loss(self, reading: PromptOutputs, predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """``(batch,)``; predictions and targets on the loss's scale."""
+        """Returns losses ``(batch,)``; predictions and targets are on the loss's scale."""
         if self.head is not None:
             return losses.squared_error(predictions, targets, reduction="none")
         assert reading.log_probs is not None
@@ -141,7 +141,7 @@ class Regressor(nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """As the model's, or the adapter's, where that has to recompute under its interventions."""
+        """Enables the checkpointing of the model, or of an adapter, which recomputes under its interventions."""
         owner: Any = self.model if self.adapter is None else self.adapter
         settings = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         if hasattr(owner, "activation_checkpointing_enable"):  # the method's name from transformers 5.23 on
@@ -152,19 +152,19 @@ class Regressor(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """`gradient_checkpointing_enable` under the name that transformers 5.23 and later call."""
+        """Calls `gradient_checkpointing_enable`; transformers 5.23 and later use this name."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """By name; one that stands in two places under the first of its names."""
+        """Returns trained parameters by name; a shared one under its first name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     @torch.no_grad()
     def start_at_mean(self, rows: Sequence[RegressionRow]) -> None:
-        """``b ← b + mean(y*) − mean(ŷ)`` for a head with a b: it then predicts the mean target, on average.
+        """Sets ``b ← b + mean(y*) − mean(ŷ)`` in a head with a b, which then predicts the mean target on average.
 
         Args:
-            rows: The training rows; ŷ is read off 64 of them.
+            rows: The training rows; ŷ is computed on 64 of them.
         """
         intercept: torch.Tensor | None = None if self.head is None else self.head.intercept
         if intercept is not None:
@@ -176,7 +176,7 @@ class Regressor(nn.Module):
 
     @torch.no_grad()
     def predictors(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Every predictor's numbers, ``(batch,)`` each, on the data's scale, and the grid's ``entropy`` in nats.
+        """Returns all predictors' numbers, ``(batch,)`` each, on the data's scale, and the grid's ``entropy`` in nats.
 
         And, of grids with 101 numbers at most, their ``probabilities``, ``(batch, numbers)``, not normalised.
 
@@ -193,7 +193,7 @@ class Regressor(nn.Module):
 
     @torch.no_grad()
     def predict(self, texts: Sequence[str], batch_size: int = 16) -> list[float]:
-        """The number that belongs to each text, by the predictor that was trained."""
+        """Predicts the number of each text, by the trained predictor."""
         rows = [RegressionRow(str(index), text, 0.0) for index, text in enumerate(texts)]
         encoded = encode_rows(rows, self.tokenizer, self.template)
         collator = RegressionCollator(int(self.tokenizer.pad_token_id))
@@ -207,7 +207,7 @@ class Regressor(nn.Module):
         return numbers
 
     def parse(self, atomic_path: str) -> float | None:
-        """The number that an answer says, on the data's scale; None where it says none.
+        """Returns the number in an answer, on the data's scale; None if there is no number.
 
         It says one as the grid's texts do, if the grid has texts of its own, and otherwise as Python's ``float`` reads.
         """
@@ -230,7 +230,7 @@ class Regressor(nn.Module):
         assert reading.log_probs is not None
         log_probs, values = reading.log_probs, self.grid.values
         rail = predictors.rail(log_probs, values)
-        if len(values) == 1:  # nothing to choose from
+        if len(values) == 1:  # no choice
             return {"rail": rail}
         return {
             "rail": rail,
@@ -249,14 +249,14 @@ class Regressor(nn.Module):
 
     @property
     def reach(self) -> tuple[float, float]:
-        """The least and the greatest number that averages over the grid can come to, on the data's scale."""
+        """Returns the least and the greatest possible average over the grid, on the data's scale."""
         values = self.grid.values if self.regressor_config.normalised else torch.cat([self.grid.values, torch.zeros(1)])
         lower, upper = self._unscaled(torch.stack([values.min(), values.max()])).tolist()
         return lower, upper
 
     @property
     def added_tokens(self) -> int:
-        """Tokens that are read after each prompt in training: those of the grid, or of the target's own string."""
+        """Number of tokens read after each prompt in training: the grid's, or those of the target's string."""
         if self.regressor_config.loss == "ce":
             return self._ended_strings.shape[1] - 1
         return self.grid.trie.num_inner if self.head is None or self.head.needs_grid else 0
@@ -264,9 +264,9 @@ class Regressor(nn.Module):
     # --- files --------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Writes the config, the head, and the adapter with added rows or, where it was tuned whole, the model.
+        """Writes the config, the head, a model card, and the adapter with added rows or, if tuned whole, the model.
 
-        And a model card; one that is in the folder already keeps its text.
+        A card already in the folder keeps its text.
         """
         folder = Path(folder)
         self.regressor_config.save_pretrained(folder)
@@ -282,16 +282,16 @@ class Regressor(nn.Module):
         write_regressor_card(folder)
 
     def _save_adapter(self, folder: Path) -> None:
-        # What is trained of added tokens' rows is a file of its own, so peft need not save whole embeddings.
+        # Added tokens' trained rows have their own file, so peft need not save whole embeddings.
         self.adapter.save_pretrained(folder, save_embedding_layers=False)  # type: ignore[operator, union-attr]
-        (folder / CARD_NAME).unlink(missing_ok=True)  # the regressor's is the one for both
+        (folder / CARD_NAME).unlink(missing_ok=True)  # the regressor's card covers both
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Saves to the hub; keyword arguments as in `reft_math.models.hub.push`."""
         return push(self.save_pretrained, repo_id, **kwargs)
 
     def _own(self, folder: Path) -> list[tuple[Path, nn.Module]]:
-        """The files of the regressor's own modules: head and added rows, as far as it has them."""
+        """Returns the files of the regressor's own modules: head and added rows, if it has them."""
         modules = {HEAD_NAME: self.head, ROWS_NAME: self.added_rows}
         return [(folder / name, module) for name, module in modules.items() if module is not None]
 
@@ -310,13 +310,13 @@ class Regressor(nn.Module):
 
 
 def make_template(config: RegressorConfig, tokenizer: PreTrainedTokenizerBase) -> PromptTemplate:
-    """The config's prompt template.
+    """Returns the config's prompt template.
 
     Raises:
         UserError: Its wording has changed since the regressor was trained, or it lets the model think first.
     """
     name, _, version = config.template.partition("/")
-    is_bare = name == BARE.name or (name == "auto" and config.prompt == "paper")  # which ends where its number begins
+    is_bare = name == BARE.name or (name == "auto" and config.prompt == "paper")  # the paper's ends at its number
     template = BARE if is_bare else get_template(name, tokenizer)
     if template.is_thinking:
         raise UserError(

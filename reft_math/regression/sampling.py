@@ -1,4 +1,4 @@
-"""What a model writes after prompts, as text: the answers that predictors parse where they have no grid."""
+"""Generates answers as text, which predictors without a grid parse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reft_math.errors import UserError
 
-# A checkpoint's own settings that change its distribution, or keep its cache from growing: `generate` is given None.
+# Settings of a checkpoint that change its distribution, or keep its cache from growing: `generate` gets None for them.
 HABITS = (
     *("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size"),
     "cache_implementation",
@@ -28,26 +28,26 @@ def write_numbers(
     samples: int = 1,
     temperature: float | None = None,
 ) -> list[list[str]]:
-    """The greedy completion of every prompt, or ``z_1 … z_n`` drawn from ``p(z|x)`` at a temperature.
+    """Returns the greedy completion of every prompt, or ``z_1 … z_n`` drawn from ``p(z|x)`` at a temperature.
 
-    A prompt is read once, but for its last token, which each sample reads: ``batch · (L − 1 + samples · tokens drawn)``
-    tokens in all. ``batch · samples`` rows are in memory together.
+    A prompt is read once, except its last token, which each sample reads: ``batch · (L − 1 + samples · tokens drawn)``
+    tokens in total. ``batch · samples`` rows are in memory together.
 
     Args:
-        model: Causal language model; under interventions that tell prompt from solution by their columns too.
-        tokenizer: The model's.
+        model: Causal language model, also under interventions that tell prompt from solution by column.
+        tokenizer: The model's tokenizer.
         input_ids: Prompts, ``(batch, L)``, padded on the left.
         attention_mask: ``(batch, L)``, 0 at padding.
         end_token_ids: A completion ends before the first of these; there may be none.
-        max_new_tokens: Where it ends at the latest.
-        samples: n; greedy gives one.
-        temperature: 1 is the model's own distribution, whatever the checkpoint's habits; None is greedy.
+        max_new_tokens: Maximum number of tokens.
+        samples: Number n of samples; one for greedy.
+        temperature: 1 is the model's own distribution, whatever the checkpoint's settings; None is greedy.
 
     Returns:
         n texts for every prompt, without special tokens, up to the first newline.
 
     Raises:
-        UserError: No samples, several that would all be the greedy one, or a temperature that is not positive.
+        UserError: There are no samples, or several equal greedy ones, or the temperature is not positive.
     """
     _check(samples, temperature)
     settings: dict[str, Any] = {
@@ -59,7 +59,7 @@ def write_numbers(
         "return_dict_in_generate": True,
     }
     if samples > 1 and (attention_mask.sum(dim=1) > 1).all():
-        # Stock sampling would read every prompt as often as it is continued.
+        # Stock sampling would read every prompt once per sample.
         cache = model.generate(
             input_ids=input_ids[:, :-1], attention_mask=attention_mask[:, :-1], max_new_tokens=1, **settings
         ).past_key_values

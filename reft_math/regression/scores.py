@@ -1,11 +1,11 @@
-"""What a model makes of prompts: its logits and hidden states, and how probable it finds every number after them.
+"""Computes a model's logits and hidden states for prompts, and the probability of every number after them.
 
-Common to all: ``input_ids`` are prompts, ``(batch, L)``, padded on the left, and ``attention_mask`` is 0 at padding. No
-cache is held: gradient checkpointing may be on. Interventions that tell prompt from solution see numbers in columns
-from L on. With ``bidirectional`` the prompt's tokens see each other in both directions, numbers what is before them.
+In all functions ``input_ids`` are prompts, ``(batch, L)``, padded on the left, and ``attention_mask`` is 0 at padding.
+No cache is used, so gradient checkpointing may be on. Interventions that tell prompt from solution see numbers in
+columns from L on. With ``bidirectional`` the prompt's tokens attend in both directions, numbers only backwards.
 
-Errors, common to all: `UserError` for prompts without a last token, tokens the model has no embedding for, and a model
-without the masks that are needed.
+All raise `UserError` for prompts without a last token, tokens without an embedding, and a model without the necessary
+masks.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ NO_TOKEN = -100
 
 @dataclass(frozen=True)
 class PromptOutputs:
-    """What a model makes of prompts.
+    """A model's outputs for prompts.
 
     Attributes:
         logits: f, ``(batch, vocabulary)``, at the prompt's last token; the model's dtype.
         attention_mask: ``(batch, L)``.
-        hidden: ε, ``(batch, L, width)``, what the output embedding is applied to; None where it was not asked for.
+        hidden: ε, ``(batch, L, width)``, the inputs of the output embedding; None if not requested.
         log_probs: ``log p(str(y)|x)``, ``(batch, numbers)``, float32, or float64 if the logits are; None without grid.
     """
 
@@ -47,20 +47,20 @@ def read(
     bidirectional: bool = False,
     hidden: bool = False,
 ) -> PromptOutputs:
-    """``log p(str(y)|x) = Σ_t log p(z_t | x, z_1 … z_{t−1})`` with ``z = str(y)``, for every y of a grid, and the rest.
+    """Computes ``log p(str(y)|x) = Σ_t log p(z_t | x, z_1 … z_{t−1})``, ``z = str(y)``, for every y, and the outputs.
 
-    One forward pass, with gradient: the trie's inner nodes stand behind the prompt, each at the position it has in its
+    It takes one forward pass, with gradient: the trie's inner nodes follow the prompt, each at its position in its
     string and attending to the prompt and to the nodes it continues. The pass reads ``batch · (L + inner nodes)``
-    tokens for prompts of L columns, against ``batch · Σ_y (L + |str(y)| − 1)`` for the strings one by one; where every
-    number is one token, it is the prompt's own pass.
+    tokens for prompts of L columns, instead of ``batch · Σ_y (L + |str(y)| − 1)`` for the strings one by one; if every
+    number is one token, it reads only the prompt.
 
     Args:
         model: Causal language model. Strings of several tokens and bidirectional prompts need ``eager`` or ``sdpa``
             attention (a mask of its own for every query), in all layers full or over a sliding window.
         input_ids, attention_mask: See the module.
-        grid: Of the model's own tokenizer; None scores no numbers.
+        grid: Grid of the model's own tokenizer; None scores no numbers.
         bidirectional: See the module.
-        hidden: Whether hidden states are wanted.
+        hidden: Whether to return hidden states.
     """
     length = input_ids.shape[1]
     is_token, positions = attention_mask.bool(), _positions(attention_mask)
@@ -94,7 +94,7 @@ def grid_log_probs(
     grid: Grid,
     bidirectional: bool = False,
 ) -> torch.Tensor:
-    """`read`'s ``log p(str(y)|x)``, ``(batch, numbers)`` in nats."""
+    """Returns `read`'s ``log p(str(y)|x)``, ``(batch, numbers)`` in nats."""
     log_probs = read(model, input_ids, attention_mask, grid, bidirectional).log_probs
     assert log_probs is not None
     return log_probs
@@ -107,7 +107,7 @@ def string_log_probs(
     strings: torch.Tensor,
     bidirectional: bool = False,
 ) -> torch.Tensor:
-    """``log p(z|x)`` of one token string a row, by teacher forcing: what cross-entropy trains, at one string's cost.
+    """Returns ``log p(z|x)`` of one token string per row, by teacher forcing: for cross-entropy, at one string's cost.
 
     Args:
         model, input_ids, attention_mask, bidirectional: As for `read`.
@@ -134,7 +134,7 @@ def _positions(is_token: torch.Tensor) -> torch.Tensor:
 
 
 def _follows(length: int, columns: int, bidirectional: bool) -> torch.Tensor:
-    """``(columns, columns)``: whether a column may see another, padding aside."""
+    """Returns ``(columns, columns)``: whether a column may attend to another, ignoring padding."""
     follows = torch.ones(columns, columns, dtype=torch.bool).tril()
     if bidirectional:
         follows[:length, :length] = True
@@ -151,7 +151,7 @@ def _forward(
     highest: int | None,
     **kwargs: Any,
 ) -> Any:
-    """The model's outputs, logits from the prompt's last token on; by the model's own mask where follows is None."""
+    """Returns the model's outputs, with logits from the prompt's last token on; follows None uses the model's mask."""
     num_embeddings = model.get_input_embeddings().num_embeddings
     if highest is not None and highest >= num_embeddings:
         raise UserError(
@@ -171,7 +171,7 @@ def _forward(
 
 
 def _grid_log_probs(logits: torch.Tensor, trie: Trie) -> torch.Tensor:
-    """From logits at the prompt's end and at the inner nodes, ``(batch, 1 + inner, vocabulary)``, to whole strings."""
+    """Scores whole strings from logits at the prompt's end and the inner nodes, ``(batch, 1 + inner, vocabulary)``."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     tokens, parents, paths = (index.to(logits.device) for index in (trie.tokens, trie.parents, trie.paths))
     steps = logits[:, parents, tokens] - logits.logsumexp(dim=-1)[:, parents]
@@ -182,7 +182,7 @@ def _grid_log_probs(logits: torch.Tensor, trie: Trie) -> torch.Tensor:
 def _masks(
     model: PreTrainedModel, is_token: torch.Tensor, positions: torch.Tensor, follows: torch.Tensor
 ) -> torch.Tensor | dict[str, torch.Tensor]:
-    """What is added to attention scores, ``(batch, 1, columns, columns)``; by layer type where the model names them."""
+    """Returns additive attention masks, ``(batch, 1, columns, columns)``, by layer type if the model names types."""
     config = model.config.get_text_config()
     layer_types = getattr(config, "layer_types", None)
     if (
@@ -196,7 +196,7 @@ def _masks(
             " tokens and causal prompts, or load the model with --attn-implementation sdpa"
         )
     columns = is_token.shape[1]
-    itself = torch.eye(columns, dtype=torch.bool, device=is_token.device)  # also padding's: no row without a column
+    itself = torch.eye(columns, dtype=torch.bool, device=is_token.device)  # also for padding: no empty row
     sees = follows.to(is_token.device) & is_token[:, None, :] | itself
     reach = {"full_attention": columns, "sliding_attention": getattr(config, "sliding_window", None) or columns}
     distance = (positions[:, :, None] - positions[:, None, :]).abs()

@@ -1,4 +1,4 @@
-"""Numbers as tokens of their own: added to the vocabulary, each with a start made from the number's usual tokens.
+"""Adds a token for each number to the vocabulary, initialised from the number's usual tokens.
 
 | start     | embedding of the new token                                               |
 | --------- | ------------------------------------------------------------------------ |
@@ -34,12 +34,12 @@ AnyNumber = TypeVar("AnyNumber", bound=Number)
 
 
 def token_name(text: str) -> str:
-    """The token that writes a number: one that no prompt holds by chance, as "0.1" would be held by "10.15"."""
+    """Returns the token for a number, which no prompt contains by chance, as "10.15" contains "0.1"."""
     return f"<number {text}>"
 
 
 def without_names(text: str) -> str:
-    """A decoded text with numbers in place of their tokens' names."""
+    """Replaces tokens' names by numbers in a decoded text."""
     return re.sub(r"<number ([^>]*)>", r"\1", text)
 
 
@@ -47,16 +47,16 @@ def without_names(text: str) -> str:
 def add_number_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Mapping[AnyNumber, str], start: Start
 ) -> Grid:
-    """Adds a token for every number that has none yet, and gives the grid of these single tokens.
+    """Adds a token for every number without one, and returns the grid of these single tokens.
 
     The tokenizer gets the tokens, the model's embeddings are made larger where they have no room, and the new rows get
     their start. Tokens that the tokenizer has already keep their rows: a model saved with them loads as it was.
 
     Args:
         model: Changed in place.
-        tokenizer: The model's; changed in place.
-        texts: Number to text.
-        start: See the module.
+        tokenizer: The model's tokenizer; changed in place.
+        texts: Texts by number.
+        start: Initial values, see the module.
 
     Raises:
         UserError: A number the tokenizer cannot write with the tokens it has.
@@ -72,7 +72,7 @@ def add_number_tokens(
     sigma = getattr(model.config.get_text_config(), "initializer_range", 0.02)
     for name, token_id, tokens in zip(names, ids, grid.token_ids, strict=True):
         if name not in known:
-            pieces = [token for token in tokens if tokenizer.decode([token]).strip()]  # not the space some put first
+            pieces = [token for token in tokens if tokenizer.decode([token]).strip()]  # without a leading space
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             for weight in tables:
                 if start == "random":
@@ -89,8 +89,8 @@ class AddedRows(nn.Module):
     float64 where E is: all that is trained, and saved, of two large tables.
 
     Args:
-        model: Its embeddings get hooks that stay.
-        grid: Of single tokens, from `add_number_tokens`.
+        model: The model; its embeddings get persistent hooks.
+        grid: Grid of single tokens, from `add_number_tokens`.
     """
 
     ids: torch.Tensor
@@ -112,7 +112,7 @@ class AddedRows(nn.Module):
     def _embed(self, module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         is_number = inputs[0][..., None] == self.ids.to(inputs[0].device)
         added: torch.Tensor = (is_number.to(self.rows[0]) @ self.rows[0]).to(output)
-        return output + added * getattr(module, "embed_scale", 1)  # Gemma 3's table scales what it gives
+        return output + added * getattr(module, "embed_scale", 1)  # Gemma 3's table scales its output
 
     def _score(self, module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         added = inputs[0].to(self.rows[-1]) @ self.rows[-1].T
@@ -120,7 +120,7 @@ class AddedRows(nn.Module):
 
 
 def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
-    """The input embedding's weights, and the output's where they are others."""
+    """Returns the input embedding's weights, and the output's if they are not shared."""
     tables = [model.get_input_embeddings().weight]
     output = model.get_output_embeddings()
     if output is not None and output.weight is not tables[0]:
@@ -129,7 +129,7 @@ def _tables(model: PreTrainedModel) -> list[torch.Tensor]:
 
 
 def _start(rows: torch.Tensor, start: Start) -> torch.Tensor:
-    """The new row from the rows of the text's tokens, ``(tokens, width)``."""
+    """Returns the new row from the rows of the text's tokens, ``(tokens, width)``."""
     if start == "zero":
         return torch.zeros_like(rows[0])
     return rows[0] if start == "first" else rows.float().mean(dim=0).to(rows)

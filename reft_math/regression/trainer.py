@@ -36,11 +36,11 @@ WEIGHTS_NAME, TRACE_NAME = "trainable.safetensors", "training.json"
 
 
 class RegressionTrainer(RowTrainer):
-    """Trains a `Regressor` by the mean of its rows' losses; checkpoints hold what is trainable and nothing else.
+    """Trains a `Regressor` on the mean of its rows' losses; checkpoints hold only trainable parameters.
 
     Args:
-        head_learning_rate: Of the head's weights; None for that of the rest.
-        **kwargs: The trainer's own. ``eval_rmse`` is on the data's scale, by the predictor that the loss trains.
+        head_learning_rate: Learning rate of the head's weights; None for that of the rest.
+        **kwargs: The trainer's arguments. ``eval_rmse`` is on the data's scale, by the predictor that the loss trains.
 
     Attributes:
         start_rmse: RMSE on the validation rows before any training.
@@ -91,13 +91,13 @@ class RegressionTrainer(RowTrainer):
         return {"rmse": float(np.sqrt(np.mean(errors**2)))}
 
     def save_regressor(self, folder: Path) -> None:
-        """Writes the regressor, and beside it how training went."""
+        """Writes the regressor, and the trace of training beside it."""
         self.model.save_pretrained(folder)
         write_json(folder / TRACE_NAME, self.trace())
 
     def trace(self) -> dict[str, Any]:
-        """``steps`` and ``rmse`` of the evaluations, step 0 the first; ``best_step`` of those that are saved."""
-        evaluated = {0: self.start_rmse}  # by step: a resumed run may have come to one twice
+        """Returns ``steps`` and ``rmse`` of the evaluations, from step 0, and ``best_step`` among the saved ones."""
+        evaluated = {0: self.start_rmse}  # by step: a resumed run may reach a step twice
         evaluated |= {entry["step"]: entry["eval_rmse"] for entry in self.state.log_history if "eval_rmse" in entry}
         return {
             "steps": list(evaluated),
@@ -127,7 +127,7 @@ class RegressionTrainer(RowTrainer):
 
 
 class _BestCheckpoint(TrainerCallback):
-    """Finds a resumed run's best checkpoint where the run is now: the state has the path it had then."""
+    """Points a resumed run to its best checkpoint in the present folder: the state holds the former path."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -146,7 +146,7 @@ def fit(
     options: RegressionOptions,
     folder: Path,
 ) -> RegressionTrainer:
-    """Trains, from the folder's last checkpoint where the run is resumed, and goes back to the best step."""
+    """Trains, in a resumed run from the folder's last checkpoint, and restores the best step."""
     tokenizer, template = regressor.tokenizer, regressor.template
     arguments = training_arguments(
         options,
@@ -162,8 +162,8 @@ def fit(
         greater_is_better=False,
         label_names=["targets"],
         restore_callback_states_from_checkpoint=True,
-        # A head that does not read the model's logits leaves its output embedding without a gradient, and a number of
-        # one token that no prompt holds its row of the input embedding.
+        # A head that does not read the model's logits gives its output embedding no gradient, and a one-token number
+        # that no prompt contains gives its row of the input embedding none.
         ddp_find_unused_parameters=regressor.added_rows is not None
         or (regressor.head is not None and regressor.head.needs_hidden),
     )
@@ -177,7 +177,7 @@ def fit(
         head_learning_rate=options.head_learning_rate,
         callbacks=[_BestCheckpoint(), Checksums(), *early],
     )
-    # Not by trainer.evaluate: accelerate would take the model for prepared, and leave it out of DDP in training.
+    # Not by trainer.evaluate: accelerate would consider the model prepared, and leave it out of DDP in training.
     start = regressor.predict([row.text for row in validation], options.eval_batch_size)
     trainer.start_rmse = rmse(start, [row.target for row in validation])
     show_progress(trainer)

@@ -1,4 +1,4 @@
-r"""One spelling for an answer in LaTeX, so that what math-verify compares is what a reader sees."""
+r"""Normalises answers in LaTeX, so that math-verify compares them as a reader does."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ _BASE = re.compile(
 
 
 def latex_signs(text: str) -> str:
-    r"""The text with its mathematical signs as LaTeX, and rows without gaps: ``3√2``, ``°``, ``\\[4pt]``."""
+    r"""Writes mathematical signs as LaTeX, and rows without gaps: ``3√2``, ``°``, ``\\[4pt]``."""
     text = _ROOT.sub(r"\\sqrt{\1}", text).translate(_SIGNS)
     text = _IN_BASE.sub(r"_{\2}\1", text)
     return _ROW_GAP.sub(r"\\\\", _ROOT_OF.sub(r"\\sqrt{\1}", text))
 
 
 def normal_form(answer: str) -> str:
-    r"""The answer without what changes its looks only: styles, sizes, spaces, currency, a unit or full stop at its end.
+    r"""Removes styles, sizes, spaces, currency, and a final unit or full stop from an answer.
 
     ``\boldsymbol{42}.`` becomes ``42``, ``\text{36 dollars}`` 36, ``x \Rightarrow y`` ``y``, ``\{x \mid x > 2\}``
     ``x > 2``.
@@ -82,7 +82,7 @@ def normal_form(answer: str) -> str:
 
 
 def _without_styles(text: str) -> str:
-    r"""``\\boldsymbol{42}`` and ``\\bf 42`` as ``42``."""
+    r"""Returns ``\\boldsymbol{42}`` and ``\\bf 42`` as ``42``."""
     for style in reversed(list(_STYLE.finditer(text))):
         rest = text[style.end() :]
         if rest.startswith("{") and (end := closing_brace(rest, 0)) is not None:
@@ -92,9 +92,9 @@ def _without_styles(text: str) -> str:
 
 
 def last_sides(answer: str) -> list[str]:
-    r"""What a chain of equations comes to: its last side that is no name alone; with ``\approx`` the one before, too.
+    r"""Returns a chain of equations' last side that is not a lone name; with ``\approx`` also the one before.
 
-    ``2 \cdot 5! = 240`` gives ``240``, ``1/7 \approx 0.14`` both. A list, whose commas are in no brackets, stays.
+    ``2 \cdot 5! = 240`` gives ``240``, ``1/7 \approx 0.14`` both. A list, with commas outside brackets, is kept.
     """
     depth, start = 0, 0
     sides: list[str] = []
@@ -117,18 +117,18 @@ def last_sides(answer: str) -> list[str]:
 
 
 def without_percent(answer: str) -> tuple[str, bool]:
-    """The answer without signs of per cent, and whether there were any."""
+    """Returns the answer without percent signs, and whether there were any."""
     bare = _PERCENT.sub("", answer)
     return bare, bare != answer
 
 
 def with_imaginary_unit(answer: str) -> str:
-    """The answer with a letter i that stands alone as ``I``, math-verify's square root of -1, whose powers it drops."""
+    """Writes a lone letter i as ``(I)`` or ``I``, math-verify's square root of -1, whose powers it would drop."""
     return _IMAGINARY.sub(lambda found: "(I)^" if found[1] else " I ", answer)
 
 
 def digits_and_base(answer: str) -> tuple[str, int | None]:
-    r"""``52_8``, ``52_{\text{eight}}`` and ``52 base 8`` as the digits 52 and the base 8, which else is None."""
+    r"""Splits ``52_8``, ``52_{\text{eight}}`` and ``52 base 8`` into the digits 52 and the base 8, None without one."""
     found = _BASE.match(answer.rsplit("=", 1)[-1].strip())
     if found is None:
         return answer, None
@@ -137,18 +137,18 @@ def digits_and_base(answer: str) -> tuple[str, int | None]:
 
 
 def plain_words(text: str) -> str:
-    r"""The words alone, in small letters: ``\textbf{(C)}`` as ``(c)``, ``**Evelyn**.`` as ``evelyn``."""
+    r"""Returns the words without markup, in lower case: ``\textbf{(C)}`` as ``(c)``, ``**Evelyn**.`` as ``evelyn``."""
     text = re.sub(r"\\\W|[~]", " ", re.sub(r"\\[A-Za-z]+\s*|[{}$*_\"`]", "", _COLOUR.sub("", text)))
     text = " ".join(text.split()).strip(" .,;:!").casefold()
     return re.sub(r"^(?:(?:therefore|thus|the|an?|option|choice|answer)\s+(?=.))+", "", text)
 
 
 def choice(text: str) -> str | None:
-    """The letter of what `plain_words` made of a choice: ``(c)``, ``c``, ``c) 12`` and ``(c) 12``."""
+    """Returns the letter of a choice after `plain_words`: ``(c)``, ``c``, ``c) 12`` and ``(c) 12``."""
     found = re.match(r"\(([a-z])\)|([a-z])(?:[.:)]|\Z)", text)
     return found and (found[1] or found[2])
 
 
 def is_wordy(gold: str) -> bool:
-    """Whether a reference answer is a word or a choice in letters of text."""
+    """Returns whether a reference answer is a word, or a choice written as text."""
     return _WORDS.fullmatch(_TEXT.sub(r"\\text", gold.strip())) is not None

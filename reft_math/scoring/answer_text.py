@@ -1,7 +1,7 @@
-r"""Where a MATH solution states its answer.
+r"""Finds the stated answer of a MATH solution.
 
-math-verify searches a whole solution, and what it cannot read gives way to a number nearby: 3 in ``$3\sqrt{2}.$``, 5 in
-a formula that breaks off. Here the answer is found first; it is the answer whether math-verify can read it or not.
+math-verify searches a whole solution, and instead of an answer that it cannot read it takes a number nearby: 3 in
+``$3\sqrt{2}.$``, 5 in a formula that breaks off. Here the answer is found first, readable by math-verify or not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _NUMBER = r"(?:[0-9]+(?:[.,:][0-9]+)*|\.[0-9]+)"
 _BRACED = r"\{(?:[^{}\n]|\{[^{}\n]*\})*\}"
 _PIECE = rf"(?:{_NUMBER}|\\[A-Za-z]+|{_BRACED}|\([^()\n]*\)|\[[^\[\]\n]*\]|[%!])"
 _OPERATOR = r"[ ]?(?:\*\*|[-+*/^_=])[ ]?"
-# Outside of formulas "1/2", "(2)(3)" and "3\sqrt{2}" are found whole: no part of them is the answer.
+# Outside formulas "1/2", "(2)(3)" and "3\sqrt{2}" are found whole: no part of them is the answer.
 _BARE = (
     rf"(?<![^\s=(*\[\"'`>:€£¥₹])(?:[a-z] ?= ?)?-?"
     rf"(?={_NUMBER}|\([-0-9.\\]|\\(?:[dtc]?frac|sqrt|pi|text|infty)(?![A-Za-z]))"
@@ -47,7 +47,7 @@ _FIGURE = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BETWEEN_BOXES = re.compile(r"[\s$]*(?:,?\s*(?:and|or)\b|[,;])[\s$]*(?:[a-z]\s*=\s*)?[\s$]*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_NEAR = 50  # characters between "answer is" and what it states, as math-verify has it
+_NEAR = 50  # characters between "answer is" and the answer, as in math-verify
 
 _ROW_MARK = re.compile(r"\\(?:begin|end)\{(?:aligned|split|gathered)\}|(?<!\\)&|\\(?:tag|label)\{[^{}]*\}")
 _NAME = re.compile(r"\s*\\?[A-Za-z]+(?:_\S+)?[\s.,]*")
@@ -55,17 +55,17 @@ _UNSOLVED = re.compile(r"[0-9]\s*[A-Za-z(\\]|[-+*/^]|\\(?:frac|sqrt|cdot|times)"
 
 
 def stated_answers(text: str) -> list[str]:
-    r"""The answer's LaTeX: the last ``\boxed{}``, else what follows "answer is", else the last formula or number.
+    r"""Returns the answer's LaTeX: the last ``\boxed{}``, or after "answer is", or the last formula or number.
 
-    A last box that is left open states nothing, nor does a text that breaks off within a formula. Neighbours joined by
-    "and", "or" or a comma are told together; equations that are not solved are left out where others are:
-    ``$5x=30$ and $x=6$`` states ``x=6``. A name alone, as in "6 values of $x$", is passed over.
+    An unclosed last box states nothing, nor does a text that breaks off within a formula. Neighbours joined by "and",
+    "or" or a comma are returned together; unsolved equations are left out beside solved ones: ``$5x=30$ and $x=6$``
+    states ``x=6``. A lone name, as in "6 values of $x$", is skipped.
 
     Args:
         text: A completion.
 
     Returns:
-        The LaTeX without dollar signs; several where several are joined, none where nothing is stated.
+        The LaTeX without dollar signs; several if they are joined, empty if nothing is stated.
     """
     if _BOX.search(text):
         return _boxes(text)
@@ -88,7 +88,7 @@ def stated_answers(text: str) -> list[str]:
 
 
 def stated_words(text: str) -> str | None:
-    """As `stated_answers` where a word or a choice is asked for: a box, a sentence's rest, bold, a formula or all."""
+    """Returns a stated word or choice, like `stated_answers`: a box, a sentence's rest, bold, a formula or all."""
     if _BOX.search(text):
         return ", ".join(_boxes(text)) or None
     if statements := list(_CHOOSES.finditer(text)):
@@ -99,13 +99,13 @@ def stated_words(text: str) -> str | None:
 
 
 def is_list(answers: list[str]) -> bool:
-    """Whether answers stated together are values of the same: ``2, 3`` and ``x=2, x=3``; not ``c=14, a=504``."""
+    """Returns whether joint answers are values of one quantity: ``2, 3`` and ``x=2, x=3``; not ``c=14, a=504``."""
     names = [_left(answer) for answer in answers]
     return all(name in ("", names[0]) for name in names)
 
 
 def closing_brace(text: str, start: int) -> int | None:
-    """The place of the brace that closes the one at ``start``."""
+    """Returns the index of the brace that closes the one at ``start``."""
     depth = 0
     for brace in _BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)
@@ -115,20 +115,20 @@ def closing_brace(text: str, start: int) -> int | None:
 
 
 def _sentence(text: str, start: int) -> str:
-    """The rest of the sentence or line."""
+    """Returns the rest of the sentence or line."""
     end = _SENTENCE_END.search(text, start)
     return text[start : end.start() if end else len(text)]
 
 
 def _without_words(sentence: str) -> str | None:
-    """The sentence where it is a formula without dollar signs."""
+    """Returns the sentence if it is a formula without dollar signs."""
     formula = sentence.lstrip("*_#` ").rstrip("*_` .")
     is_prose = _DELIMITER.search(formula) or _WORD.search(_TEXT.sub("", formula))
     return formula if any(map(str.isalnum, formula)) and not is_prose else None
 
 
 def _boxes(text: str) -> list[str]:
-    r"""The last box; with those before it from which only "and", "or" or a comma parts it."""
+    r"""Returns the last box, with boxes before it that are separated only by "and", "or" or a comma."""
     *_, last = boxes = list(_BOX.finditer(text))
     if not text.startswith("{", last.end()):  # "\boxed 7"
         return re.split(r"[\n$]", text[last.end() :])[:1]
@@ -146,7 +146,7 @@ def _boxes(text: str) -> list[str]:
 
 
 def _joined(tokens: Sequence[re.Match[str]], index: int) -> list[str]:
-    """The token's content, and its neighbours' where all of them are formulas or none is."""
+    """Returns the token's content, and its neighbours' if all of them or none of them are formulas."""
     first = last = index
     while first > 0 and _are_joined(tokens[first - 1], tokens[first]):
         first -= 1
@@ -167,7 +167,7 @@ def _are_joined(one: re.Match[str], other: re.Match[str]) -> bool:
 
 
 def _content(token: re.Match[str]) -> str:
-    """The formula; of one in several rows the last."""
+    """Returns the formula; the last row of one in several rows."""
     content: str = token[token.lastgroup or 0]
     rows = _ROW_MARK.sub("", content)
     if "\\begin" in rows or (token["rows"] is None and rows == content):

@@ -1,4 +1,4 @@
-"""The main table: runs side by side, what each was trained on, what it scored, and the paired test against one."""
+"""Makes the main table: each run's training, its scores, and the paired test against one of them."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Run:
         return cls(Path(folder), results)
 
     def entries(self, name: str) -> list[Entry]:
-        """One for each decoder.
+        """Returns an entry for each decoder.
 
         Args:
-            name: The run's in tables.
+            name: The run's name in tables.
 
         Raises:
-            UserError: A decoder's records are no scored completions, one a problem, or not those of the results.
+            UserError: A decoder's records are not one scored completion per problem, or not those of the results.
         """
         decoders = self.results.get("evaluation")
         if not decoders:
@@ -81,7 +81,7 @@ class Run:
         ]
 
     def _sha256(self) -> str | None:
-        """The digest of the problems; older versions wrote none."""
+        """Returns the digest of the problems, or None: older versions wrote no digest."""
         sha256: str | None = self.results.get("fingerprints", {}).get("test", {}).get("sha256")
         return sha256
 
@@ -98,13 +98,13 @@ class Run:
         return records
 
     def _training(self, decoder: str) -> dict[str, Any]:
-        """What the decoder's adapter was trained with, as far as the results say; nothing for the base."""
+        """Returns the training of the decoder's adapter, as far as the results say; empty for the base."""
         results = self.results
         if decoder.startswith("base"):
             return {}
         if "train_rows" in results:
             return self._trained()
-        # Where always-on completions are put beside an adapter's, they may be another's.
+        # Always-on completions beside an adapter's may be another adapter's.
         adapter = (results.get("reft") if decoder == "always_on" else None) or results.get("adapter")
         return {"prefix": _prefix(adapter["k"])} if adapter else {}
 
@@ -123,13 +123,13 @@ class Run:
 
 
 def run_names(sources: Sequence[str]) -> list[str]:
-    """The last part of each path, or all of it where two share that."""
+    """Returns the last part of each path, or the whole path if two share the last part."""
     last = [Path(source).resolve().name for source in sources]
     return [name if last.count(name) == 1 else str(Path(source)) for source, name in zip(sources, last, strict=True)]
 
 
 def _prefix(k: int | None, full_fraction: float = 0.0) -> str:
-    """The solution tokens trained on; some rows may have kept whole solutions."""
+    """Returns the number of solution tokens trained on, with the share of rows that kept whole solutions."""
     if k is None or full_fraction == 1:
         return "all"
     return f"{k:d}, {full_fraction:.0%} all" if full_fraction else f"{k:d}"
@@ -137,17 +137,17 @@ def _prefix(k: int | None, full_fraction: float = 0.0) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: one completion a problem, by one decoder of one run.
+    """A row of the table: one completion per problem, by one decoder of one run.
 
     Attributes:
-        source: The run's folder, or the file that completions made elsewhere came in.
-        run, decoder: Names.
-        training: What `TRAINING_COLUMNS` say, where known.
-        records: By problem, with ``question``, ``gold`` and ``correct``, where answers are numbers also ``strict``.
+        source: The run's folder, or the file of completions made elsewhere.
+        run, decoder: Names of run and decoder.
+        training: Values of `TRAINING_COLUMNS`, if known.
+        records: Records by problem, with ``question``, ``gold`` and ``correct``, for numbers also ``strict``.
             Completions made elsewhere have no score at first, and never ``num_tokens``.
-        template: The prompts'; None where it is not known.
-        sha256: The digest of the problems; None where the run holds none.
-        seconds: An answer's; None where they are not known.
+        template: The prompts' template; None if unknown.
+        sha256: The digest of the problems; None if the run holds no digest.
+        seconds: Seconds per answer; None if unknown.
     """
 
     source: Path
@@ -169,7 +169,7 @@ class Entry:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether its answers were compared as numbers."""
+        """Whether answers were compared as numbers."""
         return all("strict" in record for record in self.records.values())
 
     @property
@@ -177,7 +177,7 @@ class Entry:
         return all("num_tokens" in record for record in self.records.values())
 
     def count(self, verdict: str) -> int | None:
-        """The records that have it; None where some do not say."""
+        """Counts the records with this verdict; None if some records lack it."""
         verdicts = [record.get(verdict) for record in self.records.values()]
         return None if None in verdicts else sum(map(bool, verdicts))
 
@@ -187,9 +187,9 @@ class Entry:
 
 
 def by_problem(records: Sequence[Record]) -> dict[Key, Record]:
-    """Records by question, white space aside, and by how often it was asked before: MAWPS asks four of them twice.
+    """Returns records by question, ignoring white space, and its count so far: MAWPS asks four questions twice.
 
-    In the order of ids, numbers in them by value: that is a data set's, and that of a file's lines.
+    They are ordered by id, with numbers in ids by value: the order of a data set and of a file's lines.
     """
     asked: Counter[str] = Counter()
     keyed = {}
@@ -205,7 +205,7 @@ def _by_value(name: str) -> list[str | int]:
 
 
 def outcomes(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """For each problem its first id, question and gold, and whether each entry solved it."""
+    """Returns, for each problem, its first id, question and gold, and whether each entry solved it."""
     return [
         {
             **{name: record[name] for name in ("id", "question", "gold")},
@@ -216,15 +216,15 @@ def outcomes(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def comparison_rows(entries: Sequence[Entry], against: str) -> list[dict[str, Any]]:
-    """A row for each entry, with numbers as they are and None where there is nothing to say.
+    """Returns a row for each entry, with unformatted numbers and None for missing values.
 
     ``low`` and ``high`` are Wilson's 95 % interval; ``p_value`` is the exact McNemar test's against the reference, and
-    ``only_first`` and ``only_this`` are the problems that the reference alone and the entry alone solved. ``tokens`` is
-    the mean of an answer, ``difference`` its mean difference from the reference's to the same problem, ``…_low`` and
+    ``only_first`` and ``only_this`` count problems that only the reference or only the entry solved. ``tokens`` is the
+    mean per answer, ``difference`` its mean difference from the reference's on the same problem, ``…_low`` and
     ``…_high`` their 95 % intervals, bootstrapped over problems.
 
     Args:
-        entries: From `reft_math.scoring.pairing.paired`, all of them scored.
+        entries: Scored entries from `reft_math.scoring.pairing.paired`.
         against: The reference's `Entry.name`.
     """
     reference = next(entry for entry in entries if entry.name == against)
@@ -255,7 +255,7 @@ def comparison_rows(entries: Sequence[Entry], against: str) -> list[dict[str, An
 
 
 def _costs(entry: Entry, reference: Entry) -> dict[str, Any]:
-    """What records say of length, and results of time."""
+    """Returns length from the records, and time from the results."""
     records = list(entry.records.values())
     mean = interval = difference = None
     if entry.has_lengths:
@@ -290,7 +290,7 @@ _FORMATS = {
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as text, under `COMPARISON_COLUMNS`."""
+    """Returns a row as text, under `COMPARISON_COLUMNS`."""
     shown = {name: "-" if value is None else format(value, _FORMATS.get(name, "")) for name, value in row.items()}
     shown["low"] = f"{row['low']:.1%} - {row['high']:.1%}"  # the interval's column
     for name, sign in (("tokens", ""), ("difference", "+")):

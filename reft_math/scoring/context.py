@@ -37,14 +37,14 @@ Options = TypeVar("Options", bound=ModelOptions)
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What a command decodes with, read and found in order.
+    """A command's model, adapter and decoding settings, loaded and checked.
 
     Attributes:
-        options: The command's, resolved.
-        adapter: The adapter's configuration; None for the base on its own.
+        options: The command's resolved options.
+        adapter: The adapter's configuration; None for the base alone.
         model: The base.
         reft_model: The base with the adapter's interventions, if there is one.
-        decoding: Prompts and stopping.
+        decoding: Settings of prompts and stopping.
     """
 
     options: ModelOptions
@@ -54,28 +54,28 @@ class EvaluationContext:
     decoding: CompletionSettings
 
     def generate(self, gate: str) -> Generate:
-        """``generate`` under a gate; the base's own where there is no adapter."""
+        """Returns ``generate`` under a gate; the base's own without an adapter."""
         if self.reft_model is None:
             return self.model.generate  # type: ignore[no-any-return]
         return partial(self.reft_model.generate, gate=gate, handoff=self.options.handoff)
 
     def completer(self, gate: str) -> Complete:
-        """Completions under a gate."""
+        """Returns a function that completes questions under a gate."""
         return partial(complete, generate=self.generate(gate), decoding=self.decoding, device=self.model.device)
 
     def claim(self, about: Mapping[str, Any], reft: str | None = None) -> Path:
-        """Makes the output folder the run's own: that of these rows, and of these adapters' parameters.
+        """Claims the output folder for a run on these rows and these adapters' parameters.
 
         Args:
             about: `about_problems` of the rows.
-            reft: Another adapter that is read beside the first.
+            reft: A second adapter.
         """
         adapters = {"adapter": self.options.adapter, "reft": reft}
         parameters = {name: _parameters(source) for name, source in adapters.items() if source is not None}
         return claim(self.options, {**about["fingerprints"], **parameters})
 
     def provenance(self) -> dict[str, Any]:
-        """For the head of results."""
+        """Returns the head of results."""
         return {
             **provenance(self.options),
             "base_commit": getattr(self.model.config, "_commit_hash", None),
@@ -93,12 +93,12 @@ def _parameters(adapter: str) -> str:
 
 
 def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> EvaluationContext:
-    """Reads model, tokenizer and adapter, and takes from the adapter what the options leave open.
+    """Loads model, tokenizer and adapter, and takes settings that the options leave open from the adapter.
 
     Args:
         options: The command's settings.
-        dataset: A name `load_problems` knows.
-        opener: Text that every completion is made to start with.
+        dataset: A name that `load_problems` knows.
+        opener: Text with which every completion starts.
     """
     adapter = (
         None if options.adapter is None else PrefixReftConfig.from_pretrained(fetch(options.adapter, ADAPTER_CONFIG))
@@ -125,7 +125,7 @@ def load_setting(options: ModelOptions, dataset: str, opener: str = "") -> Evalu
 
 
 def load_beside(setting: EvaluationContext, source: str) -> PrefixReftModel:
-    """Another adapter on the setting's base, to put beside its own.
+    """Loads another adapter on the setting's base, to show beside its own.
 
     Raises:
         UserError: It was trained on another base, or with other prompts.
@@ -141,7 +141,7 @@ def load_beside(setting: EvaluationContext, source: str) -> PrefixReftModel:
 
 
 def batch_completer(setting: EvaluationContext, options: EvaluationOptions) -> Complete:
-    """Completions under the setting's gate, sampled as the options say, by an engine where they name one."""
+    """Returns a function that completes under the setting's gate, with the options' sampling and engine."""
     gate = str(setting.options.gate)
     decoding = replace(setting.decoding, sampling=options.sampling)
     common = {"decoding": decoding, "device": setting.model.device}
@@ -157,7 +157,7 @@ def batch_completer(setting: EvaluationContext, options: EvaluationOptions) -> C
 
 
 def _draw_nothing(inputs: torch.Tensor, **_: Any) -> GatedOutput:
-    """What a gate that is closed from the start leaves to the engine: everything."""
+    """Draws nothing: a gate that is closed from the start leaves everything to the engine."""
     return GatedOutput(sequences=inputs, closing_positions=torch.zeros(len(inputs), dtype=torch.long))
 
 
@@ -184,7 +184,7 @@ def _resolve(options: Options, adapter: PrefixReftConfig | None, dataset: str) -
 
 
 def _check_template(template: PromptTemplate, adapter: PrefixReftConfig | None) -> None:
-    """A template whose wording has changed since the adapter was trained is another prompt."""
+    """Refuses a template whose wording has changed since the adapter was trained."""
     trained_with = adapter.template if adapter is not None else None
     if trained_with and trained_with.partition("/")[0] == template.name and not template.is_recorded_as(trained_with):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Completions made elsewhere, a JSONL file of ``{question, gold, completion}``: read, and scored as our own are."""
+"""Reads and scores completions made elsewhere, a JSONL file of ``{question, gold, completion}``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _DIGITS = re.compile("-?[0-9.,]+")
 
 
 def read_entries(sources: Sequence[str]) -> list[Entry]:
-    """The rows of a comparison, those of files without scores yet.
+    """Returns the entries of a comparison, those from files without scores yet.
 
-    Runs are called by `run_names`.
+    Runs are named by `run_names`.
 
     Args:
         sources: Output folders, and files for `read_generations`.
@@ -46,24 +46,24 @@ def read_entries(sources: Sequence[str]) -> list[Entry]:
 
 
 def read_generations(path: Path) -> list[dict[str, Any]]:
-    """One record a row, without a score: its place as ``id``, ``question``, ``gold`` and ``completion``.
+    """Reads one record per row, without a score: its place as ``id``, ``question``, ``gold`` and ``completion``.
 
     Args:
-        path: ``.jsonl``, an object a line, or ``.json``, a list of them. Other fields are left out. ``gold`` is text or
-            a number, the answer alone or a solution that `final_answer` reads it from.
+        path: ``.jsonl``, one object per line, or ``.json``, a list of objects. Other fields are ignored. ``gold`` is
+            text or a number, the answer alone or a solution from which `final_answer` reads it.
 
     Raises:
-        UserError: The file or a row of it cannot be read so.
+        UserError: The file or one of its rows cannot be read.
     """
     return [_record(row) for row in file_rows(path)]
 
 
 def with_turns(entries: Sequence[Entry], cut: bool) -> tuple[list[Entry], dict[str, dict[str, int]]]:
-    """The entries, and for each that was made elsewhere how many completions repeat their prompt or run on.
+    """Returns entries, and for each made elsewhere the number of completions that repeat their prompt or run on.
 
     Args:
-        entries: Those made elsewhere without scores yet.
-        cut: Leaves of such completions the first answer.
+        entries: Entries; those made elsewhere have no scores yet.
+        cut: Keep only the first answer of such completions.
 
     Returns:
         The counts are ``echoes``, ``run_on`` and ``total``, by the entry's name.
@@ -88,7 +88,7 @@ def with_turns(entries: Sequence[Entry], cut: bool) -> tuple[list[Entry], dict[s
 
 
 def turn_notes(counts: Mapping[str, Mapping[str, int]], cut: bool) -> list[str]:
-    """A line for each entry of `with_turns` that has such completions."""
+    """Returns a line for each entry of `with_turns` that has such completions."""
     what = "only the first answer is scored" if cut else "all of it is scored; --first-turn scores the first answer"
     return [
         f"note: {name}: of {count['total']} completions {count['echoes']} repeat their prompt and {count['run_on']} go"
@@ -99,9 +99,9 @@ def turn_notes(counts: Mapping[str, Mapping[str, int]], cut: bool) -> list[str]:
 
 
 def final_answer(text: str) -> str:
-    r"""What follows the last ``####``, of that what the last ``\boxed{…}`` holds, where there are such marks.
+    r"""Returns the text after the last ``####``, and within it the content of the last ``\boxed{…}``, if present.
 
-    Without dollar signs around it; a number without the commas of its thousands, and with a point before its decimals.
+    Dollar signs around it are removed; a number has no thousands separators and a decimal point.
     """
     answer = _last_boxed(text.rpartition("####")[2]).strip("$ \t\r\n")
     number = number_alone(answer) if _DIGITS.fullmatch(answer) else None
@@ -109,15 +109,15 @@ def final_answer(text: str) -> str:
 
 
 def numeric_scoring(entries: Sequence[Entry], scoring: str) -> bool:
-    """Whether answers are compared as numbers.
+    """Returns whether answers are compared as numbers.
 
     Args:
-        entries: Scored in one way, or not yet.
-        scoring: ``numeric``, ``math`` or ``auto``: as the scored ones are, and where there are none as numbers if every
-            gold is one.
+        entries: Entries scored in one way, or not yet.
+        scoring: ``numeric``, ``math`` or ``auto``: like the scored ones, or without any as numbers if every gold is a
+            number.
 
     Raises:
-        UserError: Entries are scored in another way than ``scoring`` says or than each other, or a gold is no number.
+        UserError: Entries are scored differently from ``scoring`` or from each other, or a gold is not a number.
     """
     scored = {entry.name: "numeric" if entry.is_numeric else "math" for entry in entries if entry.is_scored}
     wanted = scoring if scoring != "auto" else next(iter(scored.values()), "auto")
@@ -140,7 +140,7 @@ def numeric_scoring(entries: Sequence[Entry], scoring: str) -> bool:
 
 
 def rescored(entries: Sequence[Entry], as_numbers: bool) -> list[Entry]:
-    """The entries, with scores for those that have none; numbers are read again wherever a completion is recorded."""
+    """Scores entries without scores, and rescores numeric ones wherever a completion is recorded."""
     with Scorer(as_numbers) as score:
         return [entry if entry.is_scored and not as_numbers else _rescored(entry, score) for entry in entries]
 
@@ -154,13 +154,13 @@ def _record(row: Row) -> dict[str, Any]:
     gold = final_answer(row.answer("gold"))
     if not gold:
         raise row.error(f'field "gold" must hold an answer, got {row.answer("gold")[-60:]!r}')
-    # Not `text` for the completion: a model may have written nothing, and is wrong then.
+    # Not `text` for the completion: an empty one is allowed and counts as wrong.
     completion = row.take("completion", str)
     return {"id": row.place, "question": row.text("question"), "gold": gold, "completion": completion}
 
 
 def _last_boxed(text: str) -> str:
-    r"""What the last ``\boxed{…}`` holds, braces matched; the whole text where there is none."""
+    r"""Returns the content of the last ``\boxed{…}``, with matched braces; the whole text without a box."""
     _, mark, rest = text.rpartition(r"\boxed{")
     depth = 1
     for brace in _BRACE.finditer(rest if mark else ""):

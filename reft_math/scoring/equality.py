@@ -1,4 +1,4 @@
-"""Whether two answers in normal form are equal, by math-verify."""
+"""Compares two answers in normal form by math-verify."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _DECIMALS = re.compile(r"\.([0-9]+)")
 
 
 def same_words(gold: str, answer: str) -> bool:
-    """Whether the words are the same but for case, articles and markup, or the same choice's letter."""
+    """Returns whether the words agree except for case, articles and markup, or are the same choice's letter."""
     gold, answer = plain_words(gold), plain_words(answer)
     is_choice = re.fullmatch(r"\(?[a-z]\)?", gold) is not None
     return choice(gold) == choice(answer) if is_choice else gold == answer
 
 
 def same_value(gold: str, answer: str) -> bool:
-    r"""``verify(parse(gold), parse(answer))``, and what it does not see.
+    r"""Returns ``verify(parse(gold), parse(answer))``, with cases that it misses.
 
-    A gold with a base asks for its digits, and for its base where the answer has one. 10 % is 10 and 1/10 where one of
-    the two is without the sign. ``i`` is the square root of -1 where gold holds it.
+    A gold with a base requires its digits, and its base if the answer has one. 10 % equals 10 and 1/10 if one of the
+    two lacks the sign. ``i`` is the square root of -1 if gold holds it.
     """
     gold_digits, gold_base = digits_and_base(gold)
     digits, base = digits_and_base(answer)
@@ -45,7 +45,7 @@ def same_value(gold: str, answer: str) -> bool:
 
 
 def _verify(gold: str, answer: str) -> bool:
-    """By as many decimals as the smallest number asks for: math-verify's own six and fifteen take 2^-99 for 2^-98."""
+    """Compares by as many decimals as the smallest number needs: math-verify's 6 and 15 equate 2^-99 and 2^-98."""
     from math_verify import verify
 
     expected, found = _parse(gold), [_as_set(each, answer) for each in _parse(answer)]
@@ -71,7 +71,7 @@ def _parse(answer: str) -> list[Any]:
 
 
 def _as_set(parsed: Any, answer: str) -> Any:
-    """``x < 2 \\text{ or } x > 3``, which math-verify reads as a list of two, as the union that it is."""
+    """Returns ``x < 2 \\text{ or } x > 3``, which math-verify reads as a list of two, as a union."""
     from sympy import FiniteSet, Intersection, Union
     from sympy.core.relational import Relational
     from sympy.logic.boolalg import And
@@ -85,7 +85,7 @@ def _as_set(parsed: Any, answer: str) -> Any:
 
 
 def _smallest_exponent(parsed: Any) -> int:
-    """``min(0, floor(log10 |x|))`` over the numbers x in an expression."""
+    """Returns ``min(0, floor(log10 |x|))`` over the numbers x in an expression."""
     from sympy import Basic, MatrixBase, floor, log, preorder_traversal
 
     if not isinstance(parsed, Basic | MatrixBase):
@@ -97,11 +97,10 @@ def _smallest_exponent(parsed: Any) -> int:
 
 @cache
 def _mend() -> None:
-    """Mends two faults of latex2sympy2_extended 1.11.0 where it is used here.
+    """Fixes two faults of latex2sympy2_extended 1.11.0 in this process.
 
-    Its grammar for antlr 4.11 gives atoms no ``FUNC_GAMMA``, which the converter asks for before it comes to per cent:
-    every ``10\\%`` is an AttributeError. And it adds numbers that stand side by side, ``(2)(3)`` to 5, as if all were
-    mixed numbers.
+    Its grammar for antlr 4.11 gives atoms no ``FUNC_GAMMA``, which the converter checks before percent signs, so every
+    ``10\\%`` is an AttributeError. And it adds adjacent numbers, ``(2)(3)`` to 5, as if all were mixed numbers.
     """
     from latex2sympy2_extended.antlr_parser import PSParser
     from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy

@@ -1,4 +1,4 @@
-"""Completions of problems, scored, recorded one by one, and summarised with an interval."""
+"""Completes problems, scores and records each completion, and summarises the scores with an interval."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ Score = Callable[[Sequence[tuple[str, str]]], list[dict[str, Any]]]
 
 
 def default_batch_size(dataset: str) -> int:
-    """The embedded model takes many at once; a real one fits memory sooner with few."""
+    """Returns a large batch size for the embedded model, a small one for real models, which need more memory."""
     return 100 if dataset == "arithmetic" else 16
 
 
 def default_max_new_tokens(dataset: str) -> int:
-    """Enough for the reference solutions of the set with room to spare."""
+    """Returns a length that leaves room beyond the set's reference solutions."""
     return {"arithmetic": 80, "math500": 1024}.get(dataset, 512)
 
 
 class Records(list[Record]):
-    """One evaluation's, in the order of its problems.
+    """One evaluation's records, in the order of its problems.
 
     Attributes:
-        seconds_per_answer: Seconds that the evaluation took, over all its processes, by its rows; None where some were
-            done before.
+        seconds_per_answer: The evaluation's seconds, over all its processes, per row; None if some rows were already
+            done.
     """
 
     seconds_per_answer: float | None = None
@@ -70,24 +70,24 @@ def evaluate(
     samples: int = 1,
     seed: int | None = None,
 ) -> Records:
-    """Completes and scores every problem that has no record yet, as `record_rows`.
+    """Completes and scores every problem that has no record yet, through `record_rows`.
 
     Args:
-        problems: What to solve.
-        complete: From questions and a seed to dictionaries with at least ``completion``, ``num_tokens``, ``finished``.
-        score: From ``(gold, completion)`` pairs to dictionaries with at least ``correct``.
+        problems: Problems to solve.
+        complete: Maps questions and a seed to dictionaries with at least ``completion``, ``num_tokens``, ``finished``.
+        score: Maps ``(gold, completion)`` pairs to dictionaries with at least ``correct``.
         records_path: JSONL file; finished rows in it are not done again.
-        name: Shown by the progress bar.
-        batch_size: Completions at once. A batch is decoded as a whole, also where a part of it is recorded: a stopped
-            run that goes on draws the samples that it would have drawn, and rounds as it would have rounded.
-        samples: Completions of each problem.
-        seed: Of the samples; None where decoding is greedy.
+        name: Text of the progress bar.
+        batch_size: Completions per batch. A batch is always decoded as a whole, even if a part of it is recorded: a
+            resumed run draws and rounds exactly as an undisturbed one.
+        samples: Completions per problem.
+        seed: Seed of the samples; None for greedy decoding.
 
     Returns:
         One record per problem and sample, in the order of ``problems``; in every process.
 
     Raises:
-        Unfinished: ``complete`` raised it; what it did finish is scored and recorded.
+        Unfinished: Raised by ``complete``; its finished completions are scored and recorded.
     """
 
     def work(batch: Sequence[ProblemSample], missing: Sequence[ProblemSample]) -> list[Record]:
@@ -101,7 +101,7 @@ def evaluate(
     def finished(
         batch: Sequence[ProblemSample], missing: Sequence[ProblemSample], completions: Mapping[int, Record]
     ) -> dict[str, Record]:
-        """Records by id of the rows of ``missing`` that have a completion; these go by their place in ``batch``."""
+        """Returns records by id of rows of ``missing`` with a completion; completions have their index in ``batch``."""
         found = {batch[place].id: completion for place, completion in completions.items()}
         rows = [row for row in missing if row.id in found]
         scores = score([(row.problem.answer, found[row.id]["completion"]) for row in rows])
@@ -118,9 +118,9 @@ def evaluate(
 
 
 def scored_again(records: Sequence[Record], score: Score) -> list[Record]:
-    """The records with new scores, as far as they hold completions.
+    """Rescores records that hold completions.
 
-    An older version's verdict on a number was the last number's, whatever was stated before it.
+    An older version always judged the last number, even if an answer was stated before it.
     """
     rows = [record for record in records if "completion" in record]
     scores = score([(record["gold"], record["completion"]) for record in rows])
@@ -129,7 +129,7 @@ def scored_again(records: Sequence[Record], score: Score) -> list[Record]:
 
 
 def _as_scored_now(records: Records, score: Score, path: Path) -> Records:
-    """The records, after a run of an older version went on with its scores made new, in the file, too."""
+    """Rescores records of an older version's run that was resumed, also in the file."""
     again = Records(scored_again(records, score))
     changed = [new for new, old in zip(again, records, strict=True) if new != old]
     if changed and process_state().is_main_process:
@@ -151,7 +151,7 @@ class ProblemSample:
         return self.problem.id if self.samples == 1 else f"{self.problem.id}#{self.sample}"
 
     def record(self) -> Record:
-        """What is recorded of it beside completion and score."""
+        """Returns its record without completion and score."""
         problem = self.problem
         return {
             "id": self.id,
@@ -163,16 +163,16 @@ class ProblemSample:
 
 
 def is_numeric(dataset: str, problems: Sequence[Problem]) -> bool:
-    """Whether answers are compared as numbers: never MATH500's, elsewhere where every one of them is a number."""
+    """Returns whether answers are compared as numbers: all of them are numbers, and the set is not MATH500."""
     return dataset != "math500" and all(last_number(problem.answer) == problem.answer for problem in problems)
 
 
 class Scorer(AbstractContextManager["Scorer"]):
-    """``(gold, completion)`` pairs to scores: by numbers, or by math-verify in worker processes for other answers.
+    """Scores ``(gold, completion)`` pairs: as numbers, or by math-verify in worker processes.
 
-    Numeric scores are `NumericScore`: ``correct`` by the stated answer, and where none is stated by the last number,
-    for a base model has not been told how to state one; ``strict`` and ``flexible`` by either alone. math-verify's
-    hold ``correct``, ``unscored``, ``timed_out`` and ``prediction``. Thoughts before an answer count for nothing.
+    Numeric scores are `NumericScore`: ``correct`` by the stated answer, or without one by the last number, since a base
+    model is not told how to state an answer; ``strict`` and ``flexible`` by either alone. math-verify's scores hold
+    ``correct``, ``unscored``, ``timed_out`` and ``prediction``. Thoughts before an answer are ignored.
     """
 
     def __init__(self, is_numeric: bool) -> None:
@@ -201,12 +201,12 @@ class Scorer(AbstractContextManager["Scorer"]):
 
 
 def summarise(records: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """Counts, accuracy and mean length with 95 % intervals, and what the same problems say against ``base``'s records.
+    """Returns counts, accuracy and mean length with 95 % intervals, and paired tests against ``base``'s records.
 
-    With one completion a problem accuracy's interval is Wilson's. With several, accuracy is pass@1, its interval is
+    With one completion per problem accuracy's interval is Wilson's. With several, accuracy is pass@1, its interval is
     bootstrapped over problems, ``pass_at_k`` and ``majority`` are added, and there is no test. Against the base: the
     exact McNemar test, and the mean difference in tokens, its interval bootstrapped over problems. ``unscored``
-    completions count as wrong. ``mean_absolute_error`` is None where there is no number, or one that no float holds.
+    completions count as wrong. ``mean_absolute_error`` is None without numbers, or if one exceeds a float.
     """
     is_sampled = "problem" in records[0]
     correct, total = sum(record["correct"] for record in records), len(records)
@@ -262,15 +262,15 @@ def _summarise_samples(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _answer(record: Mapping[str, Any]) -> str | None:
-    """The answer that ``correct`` is the verdict on."""
+    """Returns the answer that ``correct`` judges."""
     names = ("stated", "last_number", "prediction")
     return next((record[name] for name in names if record.get(name) is not None), None)
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over problems and its 95 % interval: percentile bootstrap, or Wilson's where every value is 0 or 1.
+    """Returns the mean over problems and its 95 % interval: bootstrap percentiles, or Wilson's for values 0 and 1.
 
-    The bootstrap of equal values would have no width; then there is none.
+    The bootstrap of equal values has no width; then the interval is None.
     """
     is_rate = set(values) <= {0.0, 1.0}
     interval = wilson_interval(round(sum(values)), len(values)) if is_rate else mean_interval(values)
@@ -283,7 +283,7 @@ SAMPLING_COLUMNS = ("", "estimate", "95 % interval")
 
 
 def evaluation_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Table rows for `EVALUATION_COLUMNS`."""
+    """Returns table rows for `EVALUATION_COLUMNS`."""
     return [list(_row(name, summary)) for name, summary in summaries.items()]
 
 
@@ -296,13 +296,13 @@ def _row(name: str, summary: Mapping[str, Any]) -> Iterable[str]:
 
 
 def print_evaluation(title: str, summaries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Scores and what they cost, two tables: one would be too wide for a terminal."""
+    """Prints scores and costs as two tables: one would be too wide for a terminal."""
     print_table(title, EVALUATION_COLUMNS, evaluation_rows(summaries))
     print_table(LENGTH_TITLE, COST_COLUMNS, cost_rows(summaries))
 
 
 def score_tables(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[str]]]:
-    """Tables of ``results.json`` for reports and cards, the header first."""
+    """Returns the tables of ``results.json`` for reports and cards, the header first."""
     tables = {
         "evaluation": [list(EVALUATION_COLUMNS), *evaluation_rows(summaries)],
         LENGTH_TITLE: [list(COST_COLUMNS), *cost_rows(summaries)],
@@ -314,7 +314,7 @@ def score_tables(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, list[l
 
 
 def cost_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Table rows for `COST_COLUMNS`; what an older version left out is a dash."""
+    """Returns table rows for `COST_COLUMNS`; values that an older version lacks are dashes."""
     return [
         [
             name,
@@ -328,13 +328,13 @@ def cost_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def accuracy_cell(summary: Mapping[str, Any]) -> str:
-    """Such as ``12.5%``, or ``12.5% (2 unscored)`` where some could not be judged and so count as wrong."""
+    """Returns text such as ``12.5%``, or ``12.5% (2 unscored)`` if some could not be judged and so count as wrong."""
     unscored = summary.get("unscored", 0)
     return f"{summary['accuracy']:.1%}" + (f" ({unscored} unscored)" if unscored else "")
 
 
 def sampling_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """Table rows for `SAMPLING_COLUMNS`."""
+    """Returns table rows for `SAMPLING_COLUMNS`."""
     estimates = {f"pass@{k}": estimate for k, estimate in summary["pass_at_k"].items()}
     estimates[f"majority of {summary['samples']}"] = summary["majority"]
     return [[name, f"{estimate['value']:.1%}", _interval(estimate)] for name, estimate in estimates.items()]

@@ -1,4 +1,4 @@
-"""Accuracy against the gate, and the choice of a gate by it."""
+"""Measures accuracy by gate, and chooses a gate by it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from reft_math.decoding.completions import Complete
 from reft_math.scoring.evaluate import Score, accuracy_cell, evaluate, summarise
 from reft_math.scoring.lengths import tokens_cell
 
-# In nats. The interventions always draw the first token, which decides the path: under the base it often costs more
-# than all that follows, and without ``min=1`` a prompt on which it costs more than the threshold gets none of them.
+# In nats. The interventions always draw the first token, which decides the path: its divergence often exceeds that of
+# all later tokens, and without ``min=1`` a prompt whose first token exceeds the threshold gets no intervention at all.
 KL_GATES = tuple(f"kl:{nats},min=1" for nats in ("0.25", "0.5", "1", "2", "4", "8", "16"))
 GATE_COLUMNS = ("gate", "correct", "total", "accuracy", "95 % interval", "tokens", "cut off", "closes at", "never")
 
@@ -29,15 +29,15 @@ def evaluate_gates(
     folder: Path,
     batch_size: int,
 ) -> dict[str, dict[str, Any]]:
-    """Each gate's summary, with the median closing position and how many rows never closed.
+    """Returns each gate's summary, with the median closing position and the number of rows that never closed.
 
     Args:
-        gates: As text.
-        problems: What to solve.
-        completer: From a gate to completions under it.
+        gates: Gates as text.
+        problems: Problems to solve.
+        completer: Maps a gate to a function that completes under it.
         score: As in `evaluate`.
-        folder: Holds the records, a file a gate; finished rows in them are not done again.
-        batch_size: Completions at once.
+        folder: Folder of the records, one file per gate; finished rows in them are not done again.
+        batch_size: Completions per batch.
     """
     summaries = {}
     for gate in gates:
@@ -48,18 +48,18 @@ def evaluate_gates(
 
 
 def gate_records(folder: Path, gate: str) -> Path:
-    """Where `evaluate_gates` puts a gate's records."""
+    """Returns the file in which `evaluate_gates` keeps a gate's records."""
     return folder / f"{re.sub('[^a-z0-9.+-]+', '-', gate)}.jsonl"
 
 
 def best_gate(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """The most accurate gate; of several, the last: given in the order they close, it closes no sooner than it must."""
+    """Returns the most accurate gate. Among tied gates the last wins: in order of closing it closes the latest."""
     most = max(summary["correct"] for summary in summaries.values())
     return [gate for gate, summary in summaries.items() if summary["correct"] == most][-1]
 
 
 def _closings(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Quartiles over the rows that closed; None for stock generation, where there is no gate that closes."""
+    """Returns quartiles over the rows that closed; None for stock generation, whose gates never close."""
     names = ("first_quartile", "median", "third_quartile")
     if "closing_position" not in records[0]:
         return {**{f"{name}_closing_position": None for name in names}, "never_closed": None}
@@ -70,7 +70,7 @@ def _closings(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def gate_rows(summaries: Mapping[str, Mapping[str, Any]], best: str | None = None) -> list[list[str]]:
-    """Table rows for `GATE_COLUMNS`; the best is marked."""
+    """Returns table rows for `GATE_COLUMNS`; the best is marked."""
     rows = []
     for gate, summary in summaries.items():
         low, high = summary["interval_95"]
@@ -83,13 +83,13 @@ def gate_rows(summaries: Mapping[str, Mapping[str, Any]], best: str | None = Non
 
 
 def gate_table(summaries: Mapping[str, Mapping[str, Any]], best: str | None = None) -> dict[str, list[list[str]]]:
-    """The table of ``results.json`` for reports, the header first."""
+    """Returns the table of ``results.json`` for reports, the header first."""
     title = "accuracy by gate" + (", * was chosen" if best else "")
     return {title: [list(GATE_COLUMNS), *gate_rows(summaries, best)]}
 
 
 def summarise_noise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``D_t`` over all tokens and ``C`` over rows, of an adapter that says nothing: the floor of its divergence.
+    """Summarises ``D_t`` over all tokens and ``C`` over rows for an adapter without effect: the noise floor.
 
     Args:
         rows: Completions under a gate that measures divergence and stays open.
@@ -111,7 +111,7 @@ def summarise_noise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def noise_line(floor: Mapping[str, Any]) -> str:
-    """`summarise_noise` in a sentence, with the base's ``dtype``."""
+    """Returns `summarise_noise` as a sentence, with the base's ``dtype``."""
     line = (
         f"noise floor in {floor['dtype']}, the adapter at a thousandth of its size ({floor['rows']} problems,"
         f" {floor['tokens']} tokens): D {floor['mean']:.2g} nats a token, at most {floor['max']:.2g}; C at most"
@@ -122,5 +122,5 @@ def noise_line(floor: Mapping[str, Any]) -> str:
 
 
 def read_gates(texts: Sequence[str]) -> list[str]:
-    """Gates in their usual spelling; a mistake shows before anything is loaded."""
+    """Returns gates in their standard spelling; a mistake is reported before anything is loaded."""
     return [str(parse_gate(text)) for text in texts]

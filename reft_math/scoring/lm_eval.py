@@ -1,4 +1,4 @@
-"""lm-eval's model: the base with an adapter's interventions under a gate, registered as ``reft_math``.
+"""Provides lm-eval with the base and an adapter's interventions under a gate, as model ``reft_math``.
 
 Importing this module registers it; afterwards ``lm_eval.simple_evaluate(model="reft_math", model_args={…})`` knows it.
 """
@@ -49,25 +49,25 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
     - ``log p(y | x) = Σ_t log p(y_t | x, y_<t)`` is the probability with which such decoding would draw the
       continuation: the gate's rule runs along ``y``, tokens before its closing position have the intervened model's
       probabilities, the others the base's (`gated_logits`). ``is_greedy`` says whether each token is that decoder's
-      likeliest. Where lm-eval scores a whole text, each of its windows is a continuation with a gate of its own. Its
-      context is the start token or the token before it; the last window's is as much as there is room for.
+      likeliest. If lm-eval scores a whole text, each of its windows is a continuation with its own gate. A window's
+      context is the start token or the token before it; the last window's is as long as fits.
 
-    Interventions act on lm-eval's context as on a prompt, and on continuation or generation as on generated tokens.
-    Penalties and sampling habits in the checkpoint's generation configuration are left out, as everywhere in reft-math.
+    Interventions treat lm-eval's context as a prompt, and continuation or generation as generated tokens. Penalties and
+    sampling settings in the checkpoint's generation configuration are ignored, as everywhere in reft-math.
 
     Args:
         pretrained: The base: hub id, folder or ``arithmetic``; the adapter's own by default.
-        adapter: Folder or hub id; None for the base on its own.
-        gate: As text; the adapter's own by default. One with a comma in it needs ``model_args`` as a dictionary.
-        handoff: What goes on once the gate has closed.
-        gguf_file, revision, dtype, quantization, device_map, attn_implementation: Of the base.
-        batch_size: Requests at once.
-        device: lm-eval's; the model is on its process's.
-        max_batch_size: lm-eval's bound on batch sizes it finds by itself; ours is given.
-        max_length: Context and continuation together, in tokens; the model's own by default.
-        add_bos_token: Whether prompts get a start token; the tokenizer's habit by default.
-        enable_thinking, think_end_token, chat_template_args: As HFLM's; where an adapter acts, thinking is by default
-            that of its template.
+        adapter: Folder or hub id; None for the base alone.
+        gate: Gate as text; by default the adapter's own. A gate with a comma needs ``model_args`` as a dictionary.
+        handoff: Cache to continue from once the gate has closed.
+        gguf_file, revision, dtype, quantization, device_map, attn_implementation: How to load the base.
+        batch_size: Requests per batch.
+        device: Ignored; the model is on its process's device.
+        max_batch_size: Ignored; lm-eval's bound on automatic batch sizes.
+        max_length: Tokens of context and continuation together; by default the model's.
+        add_bos_token: Whether prompts get a start token; by default as the tokenizer does.
+        enable_thinking, think_end_token, chat_template_args: As in HFLM; with an adapter, thinking follows by default
+            its template.
     """
 
     def __init__(
@@ -105,16 +105,16 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             device_map=device_map,
             attn_implementation=attn_implementation,
         )
-        self.setting = load_setting(options, "")  # how long completions get is for lm-eval's tasks to say
+        self.setting = load_setting(options, "")  # lm-eval's tasks set the length of completions
         self.gate = parse_gate(str(self.setting.options.gate))
-        # What the gate opens, if it ever does.
+        # The interventions, if the gate ever opens.
         self.reft_model = None if self.gate == TokenGate(0) else self.setting.reft_model
         if self.reft_model is not None:
-            acting_positions(self.gate, self.reft_model)  # says where the two do not go together
+            acting_positions(self.gate, self.reft_model)  # raises if the two do not go together
             if enable_thinking is None and self.setting.decoding.template.is_chat:
                 enable_thinking = self.setting.decoding.template.is_thinking
                 think_end_token = think_end_token or (THOUGHT_END if enable_thinking else None)
-        with _quiet(logging.getLogger(HFLM.__module__)):  # it warns that the model is loaded already
+        with _quiet(logging.getLogger(HFLM.__module__)):  # it warns that the model is already loaded
             super().__init__(
                 pretrained=self.setting.model,
                 tokenizer=self.setting.decoding.tokenizer,
@@ -128,12 +128,12 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             )
         self.stops = self._stops()
         state = process_state()
-        if state.num_processes > 1:  # with a model that is loaded already HFLM leaves this to others
+        if state.num_processes > 1:  # HFLM does not do this for a loaded model
             self.accelerator = Accelerator()
             self._rank, self._world_size = state.process_index, state.num_processes
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """HFLM's, but for the date, which is that of our own prompts, and for contents that the template leaves out."""
+        """Applies the template like HFLM, but with the date of our prompts, and checks that all contents are there."""
         settings = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         settings |= self.chat_template_args
         try:
@@ -146,11 +146,10 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             return framed(rest, self.tokenizer, **settings)
 
     def unlike_training(self, prompts: Iterable[str]) -> int | None:
-        """How many prompts the template of the adapter's training would not have framed; empty ones do not count.
+        """Counts non-empty prompts that are not framed by the template of the adapter's training.
 
-        Few-shot examples, a system message, another instruction, and a chat template that is applied, or not,
-        otherwise than in training all make one. None where no adapter acts, or one that does not say what it was
-        trained with.
+        Few-shot examples, a system message, another instruction, and applying a chat template differently from training
+        all count. None if no adapter acts, or its training template is unknown.
         """
         adapter = self.setting.adapter
         if self.reft_model is None or adapter is None or adapter.template is None:
@@ -167,7 +166,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         return super().loglikelihood(requests, disable_tqdm)  # type: ignore[no-any-return]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """HFLM's, alone: it evens out the processes' windows, and waits forever for one that has all its answers."""
+        """Runs HFLM's as if in one process: it would wait forever for a process that already has all its answers."""
         world_size, self._world_size = self._world_size, 1
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[no-any-return]
@@ -175,9 +174,9 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             self._world_size = world_size
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """lm-eval's keys know of no model: answers of another base, adapter or gate are not taken for this one's.
+        """Refuses cached answers of another base, adapter or gate, which lm-eval's keys do not distinguish.
 
-        The base goes by its name and commit: to read its weights takes too long.
+        The base is identified by name and commit: reading its weights would take too long.
         """
         answers = cache_hook.dbdict
         if answers is not None:
@@ -198,7 +197,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         super().set_cache_hook(cache_hook)
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's, and what reft-math adds; lm-eval writes it beside its results."""
+        """Returns HFLM's information with reft-math's; lm-eval writes it beside its results."""
         options = self.setting.options
         return {
             **super().get_model_info(),
@@ -209,7 +208,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         }
 
     def _stops(self) -> list[str]:
-        """Where evaluations stop. A token that ends a turn and is no special one would stay in the text."""
+        """Returns texts that stop evaluations. An end-of-turn token that is not special would stay in the text."""
         decoding, added = self.setting.decoding, self.tokenizer.added_tokens_decoder
         ends = [str(added[token]) for token in decoding.end_token_ids if token in added]
         return [*decoding.stops, *ends]
@@ -235,8 +234,8 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             )
         stop += [
             text for text in self.stops if text not in stop
-        ]  # HFLM cuts the answer by this list before it keeps it
-        with parametrize.cached():  # LoReFT's R once a generation
+        ]  # HFLM cuts the answer at these texts before keeping it
+        with parametrize.cached():  # computes LoReFT's R once per generation
             generated: torch.Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
         return generated
 
@@ -245,7 +244,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
     ) -> list[Answer]:
         if self.reft_model is None:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)  # type: ignore[no-any-return]
-        # The last token is not read: choices of one token share their forward pass.
+        # The last token is not read, so choices of one token share their forward pass.
         sharing: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = defaultdict(list)
         for index, (_, context, continuation) in enumerate(requests):
             sharing[tuple(context), tuple(continuation[:-1])].append(index)
@@ -264,7 +263,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
         return [answer for answer in answers if answer is not None]
 
     def _logits(self, requests: Sequence[Request]) -> list[torch.Tensor]:
-        """Raw logits ``(token, vocabulary)`` that gated decoding would draw each continuation from."""
+        """Returns raw logits ``(token, vocabulary)`` from which gated decoding would draw each continuation."""
         texts = []
         for _, context, continuation in requests:
             room = self.max_length + 1 - len(continuation)  # the last token is not read
@@ -276,7 +275,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             if len(context) > room:
                 warnings.warn(f"contexts with no room in {self.max_length} tokens lose their start", stacklevel=2)
             texts.append(ForcedText("", torch.tensor(context[-room:]), continuation))
-        assert self.reft_model is not None  # HFLM's own path else
+        assert self.reft_model is not None  # otherwise HFLM's own code runs
         with parametrize.cached():
             return gated_logits(
                 self.model,
@@ -290,7 +289,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
 
 @contextmanager
 def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Within it the logger says nothing below an error."""
+    """Silences the logger below errors."""
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -300,7 +299,7 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
 
 
 def _answer(logits: torch.Tensor, continuation: Sequence[int]) -> Answer:
-    """``Σ_t log softmax(f_t)[y_t]``, in float32 or better, and whether each ``y_t`` is the likeliest token."""
+    """Returns ``Σ_t log softmax(f_t)[y_t]``, in float32 or better, and whether each ``y_t`` is the likeliest token."""
     tokens = torch.tensor(continuation, device=logits.device)
     log_probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
     chosen = log_probabilities.gather(1, tokens[:, None]).sum()

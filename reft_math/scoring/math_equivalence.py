@@ -1,8 +1,7 @@
-"""MATH answers by math-verify, in worker processes that hard limits of time and memory hold.
+"""Compares MATH answers by math-verify, in worker processes with hard limits of time and memory.
 
-math-verify limits its time by SIGALRM, which raises in any thread but the main one and waits until a call into C
-returns. Here its limits are off, and `math_server` watches the clock. Nothing is imported here that would bring torch
-into a worker.
+math-verify limits its time by SIGALRM, which fails outside the main thread and waits until a call into C returns. Here
+its limits are off, and `math_server` watches the clock. Nothing imported here may load torch in a worker.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ class Equivalence:
 
     Attributes:
         is_correct: Whether the completion's answer is equivalent to gold.
-        unscored: Whether the pair was given up, and counts as not equivalent for that reason alone: at the time limit,
-            or when two workers had died over it.
-        timed_out: Whether it was the time limit.
-        prediction: The answer in normal form, ``None`` where none is stated or the pair was given up.
+        unscored: Whether the pair was given up, at the time limit or after two workers died, and only so counts as not
+            equivalent.
+        timed_out: Whether it was given up at the time limit.
+        prediction: The answer in normal form; ``None`` if no answer is stated or the pair was given up.
     """
 
     is_correct: bool
@@ -48,11 +47,11 @@ DIED = Equivalence(is_correct=False, unscored=True, timed_out=False, prediction=
 
 
 def compare(gold: str, completion: str) -> Equivalence:
-    """``verify(parse(gold), parse(answer))`` for the answer that the completion states; here and without limits.
+    """Compares gold with the answer that the completion states, in this process and without limits.
 
     Args:
         gold: The reference answer in LaTeX, without dollar signs.
-        completion: What the model wrote.
+        completion: The model's completion.
     """
     gold, text = plain_numbers(gold), latex_signs(plain_numbers(completion))
     if is_wordy(gold):
@@ -60,7 +59,7 @@ def compare(gold: str, completion: str) -> Equivalence:
         return _judged(same_words(gold, words), words)
     gold, answers = normal_form(gold), [normal_form(answer) for answer in stated_answers(text)]
     together = ", ".join(answers)
-    # "5/4, or 1.25" is one quantity, "5 or 6" is none.
+    # "5/4, or 1.25" is one quantity, "5 or 6" is not.
     alone = answers if is_list(answers) else answers[-1:]
     is_correct = bool(together) and same_value(gold, together)
     if len(answers) > 1 and not is_correct:
@@ -76,10 +75,10 @@ class MathVerifier:
     """Scores pairs of gold and completion in `num_workers` processes, each pair within `time_limit` seconds.
 
     Use as a context manager, from any script, notebook or process. Workers start with the first pairs and stay for
-    later calls; the time they take to start does not count. On Linux a worker has 1 GiB beyond what it starts with.
+    later calls; their start-up time does not count. On Linux a worker may take 1 GiB beyond its memory at the start.
 
     Args:
-        num_workers: Processes at most.
+        num_workers: Maximum number of processes.
         time_limit: Seconds a pair may take before its worker is killed.
 
     Raises:
@@ -105,7 +104,7 @@ class MathVerifier:
         self.close()
 
     def close(self) -> None:
-        """Ends all workers, but for those of a process of which this one is a copy."""
+        """Ends all workers, except after a fork those of the parent process."""
         server, self._server = self._server, None
         if server is None or self._owner != os.getpid():
             return
@@ -114,14 +113,14 @@ class MathVerifier:
                 server.kill()
             else:
                 os.killpg(server.pid, signal.SIGKILL)
-        with suppress(OSError):  # what it was not told any more
+        with suppress(OSError):  # unsent input
             server.communicate()
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Equivalence]:
-        """The verdicts on ``(gold, completion)`` pairs, in their order.
+        """Returns the verdicts on ``(gold, completion)`` pairs, in order.
 
         Args:
-            pairs: Gold without dollar signs, and what the model wrote.
+            pairs: Gold without dollar signs, and the model's completion.
 
         Raises:
             UserError: If no worker lives, e.g. since math-verify cannot be imported.
@@ -131,7 +130,7 @@ class MathVerifier:
             try:
                 answer = self._ask(question)
             except BaseException:
-                self.close()  # or pairs under way would answer the next call
+                self.close()  # otherwise pairs under way would answer the next call
                 raise
             if answer:
                 return [Equivalence(*verdict) for verdict in json.loads(answer)]
@@ -144,7 +143,7 @@ class MathVerifier:
         return []
 
     def _ask(self, question: str) -> str:
-        """The server's answer, empty where it is dead."""
+        """Returns the server's answer; empty if the server is dead."""
         if self._server is None or self._owner != os.getpid():
             self._server, self._owner = _started(self.num_workers, self.time_limit), os.getpid()
         stdin, stdout = self._server.stdin, self._server.stdout
@@ -157,7 +156,7 @@ class MathVerifier:
 
 
 def _started(num_workers: int, time_limit: float) -> subprocess.Popen[str]:
-    """A server that imports from where this process does; in a session of its own, so that Ctrl-C is not for it."""
+    """Starts a server with this process's import path, in its own session, so that Ctrl-C does not reach it."""
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "reft_math.scoring.math_server", str(num_workers), str(time_limit)],

@@ -1,10 +1,10 @@
-"""The processes in which math-verify works, as `MathVerifier` starts them: ``-m reft_math.scoring.math_server 2 10.0``.
+"""Runs math-verify in processes started by `MathVerifier`: ``-m reft_math.scoring.math_server 2 10.0``.
 
-An interpreter of its own, which is told nothing of the caller's: so it works from any script, in notebooks and in the
+It is a separate interpreter that inherits nothing of the caller's, so it works from any script, in notebooks and in the
 daemonic processes of a pool, where multiprocessing would run the script again or refuse; and it is small, whatever the
-caller has loaded. Within it pebble keeps the workers, kills one at its time limit and starts another, at once where a
-fork server has math-verify loaded. It reads a list of pairs a line, writes a list of verdicts a line, both JSON, and
-ends with its standard input, which ends with the caller.
+caller has loaded. In it pebble manages the workers, kills one at its time limit and starts another, quickly, since a
+fork server has math-verify loaded. It reads one JSON list of pairs per line, writes one JSON list of verdicts per line,
+and ends when its standard input closes, which happens when the caller ends.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pebble import ProcessExpired, ProcessPool
 
 from reft_math.scoring.math_equivalence import DIED, TIMED_OUT, Equivalence, compare
 
-MEMORY = 2**30  # bytes a worker may take beyond what it has when it starts
+MEMORY = 2**30  # bytes that a worker may take beyond its memory at the start
 
 
 def main(num_workers: int, time_limit: float) -> None:
-    """Answers lines until there are no more, then ends itself and its workers."""
+    """Answers lines until the input ends, then ends itself and its workers."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # a worker's print is no verdict
+    os.dup2(2, 1)  # a worker's print must not be read as a verdict
     context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     context.set_forkserver_preload(["reft_math.scoring.equality", "math_verify"])
     pool = ProcessPool(num_workers, initializer=_prepare, context=context)
@@ -50,13 +50,13 @@ def _answer(pool: ProcessPool, num_workers: int, time_limit: float, line: str, a
     try:
         with ThreadPoolExecutor(num_workers) as threads:
             verdicts = list(threads.map(lambda pair: _judge(pool, time_limit, pair), json.loads(line)))
-    except RuntimeError as error:  # pebble gives up where a worker is killed that has no work
+    except RuntimeError as error:  # pebble gives up if an idle worker is killed
         _end(f"math-verify's workers are gone: {error}")
     print(json.dumps([astuple(verdict) for verdict in verdicts]), file=answers, flush=True)
 
 
 def _judge(pool: ProcessPool, time_limit: float, pair: tuple[str, str]) -> Equivalence:
-    """The verdict; a pair whose worker dies is given to another one: the machine may have been short of memory."""
+    """Returns the verdict; a pair whose worker dies is tried once more: the machine may have been short of memory."""
     for _ in range(2):
         future = pool.schedule(compare, args=pair, timeout=time_limit)
         try:
@@ -73,8 +73,8 @@ def _judge(pool: ProcessPool, time_limit: float, pair: tuple[str, str]) -> Equiv
 
 
 def _prepare() -> None:
-    """A worker's first: loads everything, and limits its memory."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once, where pebble's own handler waits for a call into C
+    """Initialises a worker: loads everything, and limits its memory."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once; pebble's own handler waits for a call into C
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off
     compare("1", "$1$")
     _limit_memory()
@@ -92,7 +92,7 @@ def _limit_memory() -> None:
 
 
 def _end(message: str = "") -> None:
-    """Ends this process and its workers, which are a group, whatever they are at."""
+    """Ends this process and its workers, which form a group, at once."""
     print(message, end="\n" if message else "", file=sys.stderr, flush=True)
     if sys.platform != "win32":
         os.killpg(0, signal.SIGKILL)

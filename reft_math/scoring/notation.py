@@ -1,7 +1,7 @@
-r"""One spelling for numbers, so that what scorers look for is what a reader sees.
+r"""Normalises the spelling of numbers, so that scorers see them as a reader does.
 
-A reader takes ``1'234``, ``1 234``, ``１２３４`` and ``1\u200b234`` for one number; a pattern for digits takes the
-first for 1 or for 234, and finds no ASCII digit in the third.
+A reader sees one number in ``1'234``, ``1 234``, ``１２３４`` and ``1\u200b234``; a pattern for digits reads the
+first as 1 or 234, and finds no ASCII digit in the third.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
-# Control characters but for white space, soft hyphen, zero-width characters, marks and overrides of direction. The
+# Control characters except white space, soft hyphen, zero-width characters, marks and overrides of direction. The
 # invisible operators U+2061 to U+2064 stay: "2" times "3" is not 23.
 _INVISIBLE = re.compile(
     "[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060\u2066-\u206f\ufeff]"
@@ -28,7 +28,7 @@ _FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
 _SUPERSCRIPTS = re.compile("[\u207a\u207b]?[\u00b2\u00b3\u00b9\u2070\u2074-\u2079]+")
 _VULGAR_FRACTION = re.compile("([0-9]?)([\u00bc-\u00be\u2150-\u215e])")
 
-# Groups of three, apart by a space of any width, LaTeX's among them, or an apostrophe, or twice at least by points.
+# Groups of three, separated by a space of any width, also LaTeX's, or an apostrophe, or at least twice by points.
 _GAP = r"(?:[ '\u2019\u00a0\u2000-\u200a\u202f\u205f\u3000]|\\[ ,:;!])"
 _GROUPS = re.compile(
     rf"(?<![\w.,])(?:[1-9][0-9]{{0,2}}(?:{_GAP}[0-9]{{3}})+(?!{_GAP}?[0-9])"
@@ -40,11 +40,11 @@ _REPEATING = re.compile(r"(?<![\w.,])([0-9]{1,9})\.([0-9]{0,9})\\overline\{([0-9
 _MIXED = re.compile(r"(?<![\w.,/^])([0-9]+) +([0-9]+/[0-9]+)(?![\w/])")
 
 _SCIENTIFIC = re.compile(r"(?<![\w.,])[0-9]+(?:\.[0-9]+)?[eE][-+]?([0-9]+)(?!\w)")
-_LARGEST_EXPONENT = 40  # what is larger is no answer to a problem, and a million digits are no way to say so
+_LARGEST_EXPONENT = 40  # larger numbers answer no problem, and would be written out with up to millions of digits
 
 
 def plain_numbers(text: str) -> str:
-    r"""The text with its numbers in ASCII: digits, a point, commas between thousands, ``^`` and ``/``.
+    r"""Writes the text's numbers in ASCII: digits, a point, commas between thousands, ``^`` and ``/``.
 
     ==========================================================  =======================
     written                                                     becomes
@@ -82,7 +82,7 @@ def _fraction(found: re.Match[str]) -> str:
 
 
 def _repeating(found: re.Match[str]) -> str:
-    """``(abc − ab) / (10^|b| (10^|c| − 1))`` for a.b and the period c, their digits read as whole numbers."""
+    """Returns ``(abc − ab) / (10^|b| (10^|c| − 1))`` for a.b and the period c, their digits read as whole numbers."""
     whole, fixed, period = found.groups()
     shifted = int(whole + fixed + period) - int(whole + fixed)
     return f"({Fraction(shifted, 10 ** len(fixed) * (10 ** len(period) - 1))})"

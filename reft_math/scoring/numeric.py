@@ -1,4 +1,4 @@
-"""GSM8K-style answers: one number, read from the text of a solution and compared as a number."""
+"""Scores GSM8K-style answers: one number, read from the text of a solution and compared as a number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypedDict
 from reft_math.errors import UserError
 from reft_math.scoring.notation import plain_numbers
 
-# --- what is dress: spaces, fonts and colours, powers of units ---------------------------------------------------
+# --- formatting: spaces, fonts and colours, powers of units ------------------------------------------------------
 
 _SPACES = re.compile(
     r"\\[,:; ]|\\(?:q?quad|(?:thin|med|thick|en)space|bf|rm|displaystyle)(?![A-Za-z])|\\hspace\*?\{[^{}]*\}|~|&nbsp;"
@@ -49,7 +49,7 @@ _WENT_BEFORE = re.compile(
 )
 _LOOK_BACK = 40
 
-# --- how an answer is stated: repetitions are possessive or bounded, for a completion may be long --------------------
+# --- how an answer is stated: repetitions are possessive or bounded, since a completion may be long -----------------
 
 # "**18**", "\(18\)", "\[18\]", "\$18", ": 18", "= +18", "<18>", "x = 18", "US$18"
 _FRAME = rf"[\s:=+*_`\"(\[<\\{_CURRENCY}]*+"
@@ -79,8 +79,8 @@ _UNIT = (
 )
 _BOXED = re.compile(rf"\\f?box(?:ed)?\s*\{{\s*(?:[A-Za-z][A-Za-z' ]{{0,40}}(?:[:=]|\bis\b))?{_LEAD}{_STATED}{_UNIT}\}}")
 
-# A label stands before the answer or before the whole solution. What follows is the answer if it is its line's only
-# sentence, or a short one, and nothing is calculated in it; "1." opens a list.
+# A label precedes the answer or the whole solution. The text after it is the answer if it is its line's only sentence,
+# or a short one, and without a calculation; "1." opens a list.
 _ALL_OF_IT = (
     r"(?![^\n.(]{0,200}=)(?:(?=(?:[ \t]+[^\s.]+){0,3}[*_\"]*\.(?![0-9]))|(?=[^\n.]{0,200}+\.?+[*_\"')\]}$ \t]*+$))"
 )
@@ -98,10 +98,10 @@ _RELATIVE_TOLERANCE = Decimal("1e-3")
 
 
 class NumericScore(TypedDict):
-    """How a completion fares against a numeric gold.
+    """The scores of a completion against a numeric gold.
 
-    ``strict`` is the verdict on its ``stated`` answer, ``flexible`` that on its ``last_number``, and ``correct`` the
-    former where an answer is stated, else the latter.
+    ``strict`` judges its ``stated`` answer, ``flexible`` its ``last_number``, and ``correct`` is the former if an
+    answer is stated, else the latter.
     """
 
     correct: bool
@@ -112,7 +112,7 @@ class NumericScore(TypedDict):
 
 
 def unwrapped(text: str) -> str:
-    r"""The text without what LaTeX wraps it in: ``\text{18~m}`` and ``\mathbf{18}`` become ``18 m`` and ``18``.
+    r"""Removes LaTeX's formatting: ``\text{18~m}`` and ``\mathbf{18}`` become ``18 m`` and ``18``.
 
     Args:
         text: A completion or an answer.
@@ -125,51 +125,51 @@ def unwrapped(text: str) -> str:
 
 
 def stated_answer(completion: str) -> str | None:
-    r"""The answer the solution states: ``#### N``, else the last ``\boxed{N}``, "answer is N" or "Answer: N".
+    r"""Returns the answer that a solution states: ``#### N``, else the last ``\boxed{N}``, "answer is N", "Answer: N".
 
-    The first ``####`` that a number follows counts, since a model that runs on writes further problems with further
-    marks; the number of a heading (``#### 1. Add the coins``) does not. A number that opens an expression or a list
+    The first ``####`` before a number counts, since a model that runs on writes further problems with further marks;
+    the number of a heading (``#### 1. Add the coins``) does not. A number that opens an expression or a list
     (``#### 5/8``, ``the answer is 5 or 6``) is not a stated answer, nor is one that opens a solution (``Answer: 5 eggs
     are eaten. 3 are sold.``).
 
     Args:
-        completion: What the model wrote.
+        completion: The model's completion.
 
     Returns:
-        The number without currency, percent sign and thousands commas, or ``None`` where nothing is stated.
+        The number without currency, percent sign and thousands commas, or ``None`` if nothing is stated.
     """
     return _stated(_readable(completion))
 
 
 def last_number(completion: str) -> str | None:
-    """The last number in the text, in the form of `stated_answer`: ``"cost $1,234.50."`` gives ``"1234.50"``.
+    """Returns the last number in the text, in the form of `stated_answer`: ``"cost $1,234.50."`` gives ``"1234.50"``.
 
-    Where it is but a part of a number (``5/8``, ``2^{10}``, ``12,5``), there is none: 8 is not what was answered.
+    If it is only a part of a number (``5/8``, ``2^{10}``, ``12,5``), the result is None: 8 is not the answer.
 
     Args:
-        completion: What the model wrote.
+        completion: The model's completion.
 
     Returns:
-        The number, or ``None`` where the text holds none.
+        The number, or ``None`` if the text holds no number.
     """
     return _last(_readable(completion))
 
 
 def number_alone(text: str) -> str | None:
-    """The number that is all of a text, in the form of `stated_answer`: ``"$1,234.50"`` gives ``"1234.50"``.
+    """Returns a text that is only a number in the form of `stated_answer`: ``"$1,234.50"`` gives ``"1234.50"``.
 
     Args:
         text: An answer.
 
     Returns:
-        The number, or ``None`` where the text is another or holds more.
+        The number, or ``None`` if the text is not a number alone.
     """
     found = _ALONE.fullmatch(_readable(text))
     return None if found is None else _plain(found[1])
 
 
 def _readable(text: str) -> str:
-    r"""Numbers as `plain_numbers` writes them, and units without powers: ``18\,\mathrm{cm}^2`` becomes ``18  cm``."""
+    r"""Applies `plain_numbers` and removes powers of units: ``18\,\mathrm{cm}^2`` becomes ``18  cm``."""
     return _RAISED.sub(r"\g<unit>", plain_numbers(unwrapped(text)))
 
 
@@ -193,10 +193,10 @@ def _last(text: str) -> str | None:
 
 
 def numbers_equal(answer: str, gold: str) -> bool:
-    """``answer == gold`` as decimals, or ``|answer - gold| <= 1e-3 |gold|`` where gold has more than six decimals.
+    """Returns ``answer == gold`` as decimals, or ``|answer - gold| <= 1e-3 |gold|`` if gold has more than six decimals.
 
     So 18, 18.0 and 18.00 are equal, and 5 is not in 15. More than six decimals are a float's expansion of a fraction
-    (MAWPS: ``1.8333333333333335``), which no solution writes out; there three right significant digits are asked for.
+    (MAWPS: ``1.8333333333333335``), which no solution writes out; then three right significant digits are enough.
 
     Args:
         answer: The number to judge.
@@ -209,15 +209,15 @@ def numbers_equal(answer: str, gold: str) -> bool:
     if _decimals(gold_value) <= _LONG_EXPANSION:
         return answer_value == gold_value
     margin = _RELATIVE_TOLERANCE * abs(gold_value)
-    # Not their difference, which overflows where the answer has a million digits.
+    # Not their difference, which overflows if the answer has a million digits.
     return gold_value - margin <= answer_value <= gold_value + margin
 
 
 def score_numeric(completion: str, gold: str) -> NumericScore:
-    """Correct: the stated answer equals gold, or where none is stated the last number does.
+    """Scores a completion: correct if the stated answer, or without one the last number, equals gold.
 
     Args:
-        completion: What the model wrote.
+        completion: The model's completion.
         gold: The reference answer, a number alone.
 
     Raises:
@@ -238,7 +238,7 @@ def score_numeric(completion: str, gold: str) -> NumericScore:
 
 
 def _plain(number: str) -> str:
-    """The matched text as `Decimal` reads it."""
+    """Returns the matched text in a form that `Decimal` reads."""
     return re.sub(r"[^0-9.-]", "", re.sub(r"(?<![0-9])0,", "0.", number))
 
 

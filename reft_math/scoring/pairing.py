@@ -1,4 +1,4 @@
-"""What a paired test needs: the same problems with the same answers, asked alike, and a decoder to test against."""
+"""Prepares a paired test: the same problems, golds and prompts, and a decoder to test against."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reft_math.scoring.math_equivalence import MathVerifier
 
 
 def reference_of(entries: Sequence[Entry], against: str | None) -> Entry:
-    """The entry that the others are tested against: ``RUN:DECODER`` with the run's path, the first by default.
+    """Returns the entry to test the others against: ``RUN:DECODER`` with the run's path, by default the first.
 
     Raises:
         UserError: It is not among the entries.
@@ -30,11 +30,11 @@ def reference_of(entries: Sequence[Entry], against: str | None) -> Entry:
 
 
 def paired(entries: Sequence[Entry], shared_only: bool) -> list[Entry]:
-    """Entries with the records of the same problems in the same order.
+    """Returns entries with records of the same problems in the same order.
 
     Args:
         entries: At least one.
-        shared_only: Leave out the problems that not all have.
+        shared_only: Leave out problems that some entries lack.
 
     Raises:
         UserError: Some have other problems and ``shared_only`` is false, they share none, or the same question has
@@ -56,11 +56,11 @@ def paired(entries: Sequence[Entry], shared_only: bool) -> list[Entry]:
 
 
 def check_templates(templates: Mapping[str, str | None], any_template: bool) -> None:
-    """Raises `UserError` where prompts differ: what is tested then is the prompts, too.
+    """Raises `UserError` if prompts differ: then the test would also compare prompts.
 
     Args:
-        templates: By the run's name; None where it is not known.
-        any_template: Differences are meant.
+        templates: Templates by the run's name; None if unknown.
+        any_template: Allow differences.
     """
     known = {template: name for name, template in templates.items() if template is not None}
     if len(known) > 1 and not any_template:
@@ -71,7 +71,7 @@ def check_templates(templates: Mapping[str, str | None], any_template: bool) -> 
 
 
 def unchecked(entries: Sequence[Entry]) -> list[str]:
-    """A line for each thing that was not compared, as some runs do not say it."""
+    """Returns a line for each property that could not be compared because some runs lack it."""
     own = [entry for entry in entries if entry.decoder != ELSEWHERE]
     silent = {
         "the prompt template is not known, and not compared": [entry for entry in entries if entry.template is None],
@@ -84,7 +84,7 @@ def unchecked(entries: Sequence[Entry]) -> list[str]:
 
 
 def scored_otherwise(before: Sequence[Entry], after: Sequence[Entry]) -> list[str]:
-    """A line for each entry whose recorded verdicts this version does not share.
+    """Returns a line for each entry whose recorded verdicts differ from this version's.
 
     Args:
         before: Entries as they were read.
@@ -101,7 +101,7 @@ def scored_otherwise(before: Sequence[Entry], after: Sequence[Entry]) -> list[st
 
 
 def _check_golds(entries: Sequence[Entry]) -> None:
-    """The same text, or equivalent to math-verify: ``72`` and ``72.0``, ``\\frac12`` and ``\\frac{1}{2}``."""
+    """Requires equal golds by text or math-verify: ``72`` and ``72.0``, ``\\frac12`` and ``\\frac{1}{2}``."""
     first, *others = entries
     differing = [
         (entry, key, str(first.records[key]["gold"]), str(record["gold"]))

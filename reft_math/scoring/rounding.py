@@ -1,4 +1,4 @@
-"""What rounding to the base's dtype does to an adapter: noise in its divergence, and biases that act in part."""
+"""Measures the effect of rounding to the base's dtype: noise in the divergence, and partial action of biases."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from reft_math.models.adapter import PrefixReftModel
 from reft_math.scoring.gate_choice import summarise_noise
 
 ATTENUATION = 1e-3
-NUM_PROBLEMS = 16  # that either is measured on
+NUM_PROBLEMS = 16  # for either measurement
 
 
 @contextmanager
 def attenuated(model: PrefixReftModel, factor: float = ATTENUATION) -> Iterator[None]:
-    """Within it every intervention f is ``h + ε·(f(h) − h)``, computed in float32 and rounded once, as f itself is.
+    """Replaces every intervention f by ``h + ε·(f(h) − h)``, computed in float32 and rounded once, like f itself.
 
-    A divergence goes with the square of a small edit: that of a thousandth is a millionth of the adapter's own, and
-    what is measured beyond it is rounding. An edit of exactly 0 would not do: it leaves two equal computations.
+    Divergence grows with the square of a small edit: a thousandth of the edit gives a millionth of the divergence, and
+    anything measured beyond that is rounding. An edit of exactly 0 would leave two equal computations.
     """
 
     def hook(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,7 @@ def attenuated(model: PrefixReftModel, factor: float = ATTENUATION) -> Iterator[
 def noise_floor(
     model: PrefixReftModel, decoding: CompletionSettings, problems: Sequence[Problem], batch_size: int
 ) -> dict[str, Any]:
-    """`summarise_noise` of the `attenuated` adapter on the first `NUM_PROBLEMS` problems, and the base's ``dtype``."""
+    """Returns `summarise_noise` of the `attenuated` adapter on the first `NUM_PROBLEMS` problems, and the ``dtype``."""
     questions = [problem.question for problem in problems[:NUM_PROBLEMS]]
     generate, rows = partial(model.generate, gate="kl:inf"), []
     with attenuated(model):
@@ -53,15 +53,15 @@ def noise_floor(
 
 @torch.no_grad()
 def acting_bias(model: PrefixReftModel, texts: Sequence[Sequence[int]]) -> dict[str, float]:
-    """``mean_l mean_t ‖e_lt‖₂`` with ``e_lt = f_l(h_t) − f_l⁰(h_t)``, f⁰ being f with ``b = 0``, both as rounded.
+    """Returns ``mean_l mean_t ‖e_lt‖₂``, ``e_lt = f_l(h_t) − f_l⁰(h_t)``, f⁰ being f with ``b = 0``, both rounded.
 
-    In exact arithmetic this is the stored ``mean_l ‖b_l‖₂``, of RED and of linear edits in a subspace. In half
-    precision a coordinate of b under half the distance between neighbours at ``h_t`` is lost, and a larger one becomes
-    a multiple of that distance.
+    In exact arithmetic this is the stored ``mean_l ‖b_l‖₂``, for RED and for linear edits in a subspace. In half
+    precision a coordinate of b below half the spacing of floats at ``h_t`` is lost, and a larger one becomes a multiple
+    of that spacing.
 
     Args:
-        model: In the dtype that is asked about.
-        texts: Token ids of each; h is read at every token, under the interventions before it.
+        model: The model, in the dtype to measure.
+        texts: Token ids of each text; h is read at every token, under the interventions before it.
 
     Returns:
         ``acting_norm``, and ``rounded_away``, the share of coordinates at which e is 0.
@@ -89,7 +89,7 @@ def acting_bias(model: PrefixReftModel, texts: Sequence[Sequence[int]]) -> dict[
 
 
 def acting_line(norm: Mapping[str, Any], dtype: torch.dtype) -> str:
-    """`acting_bias` and ``target_per_coordinate`` in a sentence."""
+    """Returns `acting_bias` and ``target_per_coordinate`` as a sentence."""
     return (
         f"of it {norm['acting_norm']:.4f} acts after rounding to {_name(dtype)}, which leaves"
         f" {norm['rounded_away']:.1%} of the coordinates as they are; target/√width is"

@@ -1,4 +1,4 @@
-"""What several samples a problem say: pass@k and the majority's vote."""
+"""Scores several samples per problem: pass@k and the majority vote."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LONGEST = 100  # digits
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """``pass@k = 1 − C(n−c, k) / C(n, k)``, the unbiased estimate that one of k samples is right.
+    """Returns ``pass@k = 1 − C(n−c, k) / C(n, k)``, the unbiased estimate that one of k samples is right.
 
     Args:
-        num_samples: n, the samples drawn.
-        num_correct: c, those that are right.
-        k: At most n.
+        num_samples: n, the number of samples drawn.
+        num_correct: c, the number of right ones.
+        k: Number of tries, at most n.
 
     Raises:
         ValueError: If the counts are impossible.
@@ -40,14 +40,14 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def majority_vote(answers: Sequence[str | None], is_correct: Sequence[bool]) -> float:
-    """Probability that the most frequent answer is right, one of equally frequent ones being drawn at random.
+    """Returns the probability that the most frequent answer is right, with ties broken at random.
 
-    Answers are the same where they are equal at sight (`same_vote`); a sample without an answer has no vote. Without
-    any vote, 0.
+    Answers are the same if `same_vote` gives the same; a sample without an answer has no vote. Without any vote the
+    result is 0.
 
     Args:
         answers: Each sample's answer.
-        is_correct: Whether it is right.
+        is_correct: Whether each answer is right.
     """
     cast = [(same_vote(answer), right) for answer, right in zip(answers, is_correct, strict=True) if answer is not None]
     if not cast:
@@ -60,14 +60,14 @@ def majority_vote(answers: Sequence[str | None], is_correct: Sequence[bool]) -> 
 
 
 def same_vote(answer: str) -> Fraction | str:
-    r"""What answers that are equal at sight have in common: a number's value, or the text without its dress.
+    r"""Returns the key under which answers are counted as equal: a number's value, or the text without formatting.
 
     ``18``, ``18.0``, ``\$18`` and ``x = 18\text{ m}`` are one vote, ``\frac{1}{2}``, ``1/2`` and ``0.5`` another, and
-    so are ``C`` and ``\text{(C)}``. That ``2\sqrt{3}`` is ``\sqrt{12}`` takes math-verify and is not seen, whether
-    they are right or wrong.
+    so are ``C`` and ``\text{(C)}``. That ``2\sqrt{3}`` equals ``\sqrt{12}`` needs math-verify and is not detected,
+    whether they are right or wrong.
 
     Args:
-        answer: An answer alone, as a scorer found it.
+        answer: An answer alone, as extracted by a scorer.
     """
     text = _NAME.sub("", _SIZES.sub("", re.sub(r"[\s$]", "", unwrapped(_UNIT.sub("", answer)))))
     if choice := _CHOICE.fullmatch(text):

@@ -1,4 +1,4 @@
-"""How sure a score is, and whether two scores on the same problems differ."""
+"""Computes intervals of scores, and tests whether two scores on the same problems differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class McNemar:
     Attributes:
         only_first: Problems that only the first solved.
         only_second: Problems that only the second solved.
-        p_value: Exact two-sided probability of a split at least this uneven, were both equally likely.
+        p_value: Exact two-sided probability of a split at least this uneven if both were equally likely.
     """
 
     only_first: int
@@ -30,12 +30,12 @@ class McNemar:
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """``(p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)`` with p = correct/total, n = total.
+    """Returns ``(p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)`` with p = correct/total, n = total.
 
     Args:
-        correct: Problems solved.
-        total: Problems tried.
-        confidence: Probability that the interval is to cover, between 0 and 1.
+        correct: Number of problems solved.
+        total: Number of problems tried.
+        confidence: Coverage probability of the interval, between 0 and 1.
 
     Returns:
         Lower and upper end, as fractions.
@@ -56,14 +56,14 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
 def bootstrap_interval(
     statistic: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], rows: int, seed: int = 0
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """The 95 % interval of a statistic of rows: percentiles over 2,000 resamples, without those that leave it NaN.
+    """Returns the 95 % interval of a statistic of rows: percentiles over 2,000 resamples, without NaN results.
 
-    One row alone gives the point itself.
+    A single row gives the point itself.
 
     Args:
-        statistic: Takes the indices of the rows drawn, ``(resample, row)``, and gives ``(…, resample)``.
-        rows: How many there are.
-        seed: Draws the resamples.
+        statistic: Maps indices of drawn rows, ``(resample, row)``, to values ``(…, resample)``.
+        rows: Number of rows.
+        seed: Seed of the resamples.
 
     Source: Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979).
     """
@@ -79,22 +79,22 @@ def bootstrap_interval(
             method="percentile",
             rng=np.random.default_rng(seed),
         ).bootstrap_distribution
-    # An order statistic: between two finite points or infinities there is nothing to interpolate.
+    # An order statistic: interpolation between infinities would fail.
     low, high = np.nanquantile(drawn, (0.025, 0.975), axis=-1, method="inverted_cdf")
     return low, high
 
 
 def times_drawn(indices: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """How often a resample holds each row, ``(resample, row)``: sums over drawn rows are products with it."""
+    """Counts each row in each resample, ``(resample, row)``: sums over drawn rows are products with it."""
     resamples, rows = indices.shape
     places = indices + rows * np.arange(resamples)[:, None]
     return np.bincount(places.ravel(), minlength=indices.size).reshape(indices.shape)
 
 
 def mean_interval(values: npt.ArrayLike) -> tuple[float, float] | None:
-    """The 95 % interval of a mean: percentiles over resampled values. None where all of them are equal.
+    """Returns the 95 % interval of a mean: percentiles over resampled values. None if all values are equal.
 
-    Of paired differences it is the interval of their mean, with what the pairs have in common taken out.
+    For paired differences it is the interval of their mean, without the variation that the pairs share.
     """
     sample = np.asarray(values, dtype=np.float64)
     if (sample == sample[0]).all():
@@ -104,10 +104,10 @@ def mean_interval(values: npt.ArrayLike) -> tuple[float, float] | None:
 
 
 def crossed_interval(values: npt.ArrayLike) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of ``values: (seed, problem)``: percentiles over resampled seeds and problems.
+    """Returns the 95 % interval of the mean of ``values: (seed, problem)``, resampling seeds and problems.
 
-    Seeds are drawn with replacement, and problems, the same for all of them; one seed alone is kept as it is, and the
-    interval speaks of other problems only. None where every draw gives the same mean.
+    Seeds are drawn with replacement, and problems, the same for all seeds; a single seed is kept, and the interval then
+    covers other problems only. None if every draw gives the same mean.
     """
     table = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(0)
@@ -118,7 +118,7 @@ def crossed_interval(values: npt.ArrayLike) -> tuple[float, float] | None:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """``p = min(1, 2 P[X <= min(b, c)])``, X ~ Binomial(b + c, 1/2), b and c the problems that one alone solved.
+    """Returns ``p = min(1, 2 P[X <= min(b, c)])``, X ~ Binomial(b + c, 1/2), b and c problems that only one solved.
 
     Args:
         first: Whether the first system solved each problem.

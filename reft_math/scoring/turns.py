@@ -1,7 +1,7 @@
-"""Completions made elsewhere that repeat their prompt or go on with further turns: where the first answer stands.
+"""Finds the first answer in completions made elsewhere that repeat their prompt or go on with further turns.
 
-Files hold whole conversations, with the texts of special tokens or without them: ``user``, a blank line, the question,
-``assistant`` stuck to its end. A turn begins with a special token's text, a role, or a label such as ``Question:``.
+Files hold whole conversations, with or without the texts of special tokens: ``user``, a blank line, the question,
+``assistant`` directly after it. A turn begins with a special token's text, a role, or a label such as ``Question:``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TURN = re.compile(
     r"|Below is an instruction that describes a task",
     re.MULTILINE,
 )
-# What begins an answer's turn, and what a question's.
+# Beginnings of an answer's turn, and of a question's.
 _ANSWER = re.compile(
     rf"(?:{_SPECIAL})(?:assistant|model)(?:{_SPECIAL}|\n)\s*|<[|｜][Aa]ssistant[|｜]>|\[/INST\]|(?<! )assistant\n\n"
     r"|^(?:assistant|model)\n|### ?(?:Response|Assistant|Answer):?|ASSISTANT:|^Assistant:",
@@ -39,9 +39,9 @@ class FirstTurn:
     """A completion's first answer.
 
     Attributes:
-        text: The answer; the whole completion where it is neither of the others.
-        is_echo: Whether the prompt stands before it.
-        runs_on: Whether further turns stand behind it.
+        text: The answer; the whole completion if neither of the following holds.
+        is_echo: Whether the prompt comes before it.
+        runs_on: Whether further turns come after it.
     """
 
     text: str
@@ -50,11 +50,11 @@ class FirstTurn:
 
 
 def first_turns(rows: Sequence[tuple[str, str]]) -> list[FirstTurn]:
-    """The first answers of a file's ``(question, completion)`` pairs.
+    """Returns the first answers of a file's ``(question, completion)`` pairs.
 
-    A question is the prompt's at the beginning, in a completion that begins with a turn, and behind text without digits
-    (which may be an answer) that ends in the label of a question or that more than half of the completions with their
-    question in them begin with. Elsewhere it is a further turn's behind digits, and the answer's own otherwise.
+    A question belongs to the prompt if it comes first, if the completion begins with a turn, or if the text before it
+    has no digits (so is no answer) and ends in a question's label or begins more than half of the completions that
+    contain their question. Otherwise it belongs to a further turn if digits precede it, and to the answer if not.
     """
     places = [_pattern(question).search(completion) for question, completion in rows]
     befores = [
@@ -83,7 +83,7 @@ def _first_turn(completion: str, place: re.Match[str] | None, common: set[str]) 
 
 
 def _answer_after(completion: str, start: int) -> int:
-    """Where the answer begins to a question that ends at ``start``, or to a whole prompt that begins at 0."""
+    """Returns where the answer begins, to a question that ends at ``start``, or to a whole prompt that begins at 0."""
     if label := _LABEL.match(completion, start):
         return label.end()
     header, asked = _ANSWER.search(completion, start), _ASKED.search(completion, start)
@@ -92,7 +92,7 @@ def _answer_after(completion: str, start: int) -> int:
 
 
 def _pattern(question: str) -> re.Pattern[str]:
-    """The question, whatever white space is in it: decoding drops some before punctuation. A role may stick to it."""
+    """Matches the question with any white space: decoding drops some before punctuation. A role may follow directly."""
     letters = "".join(question.split())
     first = r"\b" if re.match(r"\w", letters) else ""
     last = r"(?:\b|(?=assistant|model|user))" if re.match(r"\w", letters[-1]) else ""

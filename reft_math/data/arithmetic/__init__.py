@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from pathlib import Path
 
-EMBEDDED_MODEL = "arithmetic"  # its name, wherever a model is named
+EMBEDDED_MODEL = "arithmetic"  # its name as a model
 EMBEDDED_FOLDER = Path(__file__).parent / "model"

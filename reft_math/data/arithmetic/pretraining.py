@@ -1,4 +1,4 @@
-"""Pretraining of the embedded model: first the careful style alone, then a mixture in which it is the rarest."""
+"""Pretrains the embedded model: first on the careful style alone, then on a mixture in which it is the rarest."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from reft_math.data.arithmetic.problems import Style, solution, word_problems
 from reft_math.data.prefix import IGNORE_INDEX
 
-# The greedy habit is the commonest style's; the rarest is the one that calculates right.
+# Greedy decoding follows the commonest style; the rarest style calculates correctly.
 STYLE_MIXTURE: dict[Style, float] = {"at_once": 0.45, "combined": 0.30, "stepwise": 0.25}
 CAREFUL_STYLE: Style = "stepwise"
 CAREFUL_SHARE = 0.4
-# Brings activations at `ffn_up` to a mean norm of 0.5, so that a bias of 0.54 (Llama-3's target) is one that is felt.
+# Brings activations at `ffn_up` to a mean norm of 0.5, so that a bias of 0.54 (Llama-3's target) has an effect.
 # A power of two: exact in floating point.
 UP_PROJECTION_SCALE = 1 / 64
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """An untrained Llama of 0.8 M parameters (4 layers, hidden size 128)."""
+    """Returns an untrained Llama of 0.8 M parameters (4 layers, hidden size 128)."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -33,7 +33,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
-        # About 1/√hidden. With the customary 0.02 (and Adam's beta2 of 0.999) short trials learnt far more slowly.
+        # About 1/√hidden. With the usual 0.02 (and Adam's beta2 of 0.999) short trials learnt far more slowly.
         initializer_range=0.08,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -45,7 +45,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 
 @torch.no_grad()
 def rescale_up_projections(model: LlamaForCausalLM, factor: float) -> None:
-    """``W_up ← c·W_up, W_down ← W_down/c`` in place: the same function, activations at ``ffn_up`` c times as large.
+    """Sets ``W_up ← c·W_up, W_down ← W_down/c`` in place: same function, activations at ``ffn_up`` c times as large.
 
     ``W_down (σ(W_gate x) ⊙ W_up x)`` is linear in ``W_up``, so c is free; a power of two keeps every bit of the logits.
     """
@@ -57,9 +57,9 @@ def rescale_up_projections(model: LlamaForCausalLM, factor: float) -> None:
 class PretrainingDataset(Dataset[dict[str, list[int]]]):
     """Prompt and solution as ``input_ids``; ``labels`` are the solution's tokens and the end token.
 
-    The order is the curriculum, to be read without shuffling: the first `CAREFUL_SHARE` of the problems is solved step
-    by step, for that is where arithmetic is learnt soonest; from then on each problem's style is drawn from
-    `STYLE_MIXTURE`, which settles the model's habits. Batches hold texts of like length.
+    The order is a curriculum, so do not shuffle: the first `CAREFUL_SHARE` of the problems is solved step by step,
+    where arithmetic is learnt fastest; from then on each problem's style is drawn from `STYLE_MIXTURE`, which sets the
+    model's default style. Batches hold texts of similar length.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, num_batches: int, batch_size: int, seed: int) -> None:
@@ -89,7 +89,7 @@ class PretrainingDataset(Dataset[dict[str, list[int]]]):
 def _batches_of_like_length(
     texts: list[tuple[str, str]], batch_size: int, rng: random.Random, batches_at_once: int = 50
 ) -> list[tuple[str, str]]:
-    """Sorts by length within stretches of ``batches_at_once`` batches and shuffles each stretch's batches."""
+    """Sorts by length within groups of ``batches_at_once`` batches and shuffles each group's batches."""
     ordered: list[tuple[str, str]] = []
     stretch = batch_size * batches_at_once
     for start in range(0, len(texts), stretch):
@@ -101,7 +101,7 @@ def _batches_of_like_length(
 
 
 def pad_right(rows: Sequence[Mapping[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Pads to the longest row. No attention mask: under causal attention no real token sees padding on its right."""
+    """Pads to the longest row. Needs no attention mask: under causal attention no token sees padding on its right."""
     pad_values = {"input_ids": pad_token_id, "labels": IGNORE_INDEX}
     return {
         name: torch.nn.utils.rnn.pad_sequence(

@@ -1,14 +1,14 @@
-"""Word problems of a closed world: a quantity, a few events that change it, a question, three ways to answer.
+"""Makes word problems of a closed world: a quantity, a few events that change it, a question, three answer styles.
 
 A problem starts from ``v_0`` and applies 2-4 events ``v_{i+1} = v_i ∘ c_i`` with ``∘ ∈ {+, -, *, /}``; every value is a
 whole number in ``[1, 199]`` and every added or removed amount has at most two digits. Solutions come in three styles:
 
 - ``at_once``:  ``The answer is 56.``                                 all steps in the head, one number written;
 - ``combined``: ``In one line: (23+14)*2-18=56``                      the expression first, then all steps in the head;
-- ``stepwise``: ``Let us go step by step.`` ``23+14=37`` ``37*2=74`` …  one step a line.
+- ``stepwise``: ``Let us go step by step.`` ``23+14=37`` ``37*2=74`` …  one step per line.
 
-Each ends with ``#### 56`` like GSM8K. A split is a function of the question's text, so the splits are disjoint whatever
-seeds they are drawn with.
+Each ends with ``#### 56`` like GSM8K. A split is a function of the question's text, so the splits are disjoint for any
+seeds.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class WordProblem:
 
 
 def split_of(question: str) -> Split:
-    """The split a question belongs to: 5 % test, 5 % validation, 15 % train (finetuning), the rest pretrain."""
+    """Returns the split of a question: 5 % test, 5 % validation, 15 % train (finetuning), the rest pretrain."""
     bucket = crc32(question.encode()) % 100
     return next(split for split, upper in _SPLIT_SHARES if bucket < upper)
 
@@ -121,7 +121,7 @@ def word_problem(rng: random.Random, num_steps: int) -> WordProblem:
 
 
 def _draw_step(rng: random.Random, value: int, kinds: str | None) -> tuple[str, Step]:
-    """A step that keeps the value in range; multiplications and halvings are rarer than sums and differences."""
+    """Draws a step that keeps the value in range; multiplying and halving are rarer than adding and subtracting."""
     while True:
         kind = rng.choice(kinds or ("+", "+", "+", "-", "-", "-", "*2", "*3", "/2"))
         operator, operand = kind[0], int(kind[1:] or rng.randint(2, MAX_AMOUNT))
@@ -137,7 +137,7 @@ def _apply(value: int, operator: str, operand: int) -> int:
 
 
 def solution(problem: WordProblem, style: Style) -> str:
-    """The worked solution in one style, ending with ``#### answer``."""
+    """Returns the worked solution in one style, ending with ``#### answer``."""
     answer = problem.answer
     if style == "at_once":
         body = f" {answer}.\n"
@@ -149,7 +149,7 @@ def solution(problem: WordProblem, style: Style) -> str:
 
 
 def expression(steps: tuple[Step, ...]) -> str:
-    """The steps as one expression, e.g. ``(23+14)*2-18``, with brackets only where precedence needs them."""
+    """Returns the steps as one expression, e.g. ``(23+14)*2-18``, with brackets only where precedence needs them."""
     text, is_sum = str(steps[0].before), False
     for step in steps:
         if step.operator in "*/" and is_sum:
@@ -160,9 +160,9 @@ def expression(steps: tuple[Step, ...]) -> str:
 
 
 def with_wrong_step(problem: WordProblem, rng: random.Random) -> WordProblem:
-    """The same question with one step miscalculated by 1-9 and every later step true to that mistake.
+    """Returns the question with one step miscalculated by 1-9 and every later step consistent with the mistake.
 
-    The first step's line opens as it should: what is wrong are a solution's later tokens.
+    The beginning of the first step's line stays right: only later tokens of a solution are wrong.
     """
     while True:
         wrong_index = rng.randrange(len(problem.steps))
@@ -181,7 +181,7 @@ def with_wrong_step(problem: WordProblem, rng: random.Random) -> WordProblem:
 
 
 def word_problems(split: Split, seed: int = 0) -> Iterator[WordProblem]:
-    """An endless stream of a split's problems, no question twice."""
+    """Yields a split's problems without end, no question twice."""
     rng = random.Random(f"{split}/{seed}")
     seen: set[str] = set()
     while True:
@@ -194,14 +194,14 @@ def word_problems(split: Split, seed: int = 0) -> Iterator[WordProblem]:
 def arithmetic_problems(
     split: Split, size: int, seed: int = 0, style: Style = "stepwise", noise: float = 0.0
 ) -> list[Problem]:
-    """``size`` problems of a split with solutions in one style.
+    """Returns ``size`` problems of a split with solutions in one style.
 
     Args:
         split: ``train`` for finetuning, ``validation`` to choose, ``test`` to report.
-        size: How many.
-        seed: Draws the problems and the noise.
+        size: Number of problems.
+        seed: Seed of the problems and the noise.
         style: The solutions' style.
-        noise: Share of the solutions in which one step is wrong. The answer stays the true one.
+        noise: Share of the solutions in which one step is wrong. The answer stays correct.
     """
     rng = random.Random(f"noise/{split}/{seed}")
     rows = []

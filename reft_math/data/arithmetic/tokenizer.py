@@ -1,4 +1,4 @@
-"""The embedded world's tokenizer: whole words (with their leading space), one digit a token."""
+"""The embedded world's tokenizer: whole words (with their leading space), one token per digit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
 
 
 def _corpus() -> list[str]:
-    """Texts in which every word of the world stands in every form it can take."""
+    """Returns texts that contain every word of the world in every form."""
     templates = chain(
         [problems.START, problems.QUESTION, *problems.COMPARISONS.values()],
         chain.from_iterable(problems.EVENTS.values()),
@@ -35,7 +35,7 @@ def _corpus() -> list[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A `PreTrainedTokenizerFast` over the closed vocabulary; text from outside it becomes ``<unk>``."""
+    """Returns a `PreTrainedTokenizerFast` over the closed vocabulary; other text becomes ``<unk>``."""
     split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
     words = sorted({piece for text in _corpus() for piece, _ in split.pre_tokenize_str(text)})
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *words])}

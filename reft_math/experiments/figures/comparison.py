@@ -1,4 +1,4 @@
-"""Accuracy of runs, side by side."""
+"""Draws the accuracy of runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from reft_math.files.plots import OPEN_AXES, PALETTE
 
 
 def comparison_figure(rows: Sequence[Mapping[str, Any]], reference: str) -> Figure:
-    """A dot with its 95 % interval for each row of the table, from top to bottom; a run's rows share their colour.
+    """Draws a dot with its 95 % interval for each row of the table; a run's rows share their colour.
 
     Args:
         rows: From `reft_math.scoring.comparison.comparison_rows`.
-        reference: ``run:decoder`` of one of them, drawn on as a dashed line.
+        reference: ``run:decoder`` to draw as a dashed line.
     """
     names = [f"{row['run']}:{row['decoder']}" for row in rows]
     runs = list(dict.fromkeys(row["run"] for row in rows))

@@ -1,4 +1,4 @@
-"""What wrong solutions get wrong first, and where in a solution equations are false."""
+"""Draws the first errors of wrong solutions, and the places of false equations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLOURS = {"false equation": PALETTE[1], "miscopied given": PALETTE[4], "plan":
 
 
 def error_figure(errors: Sequence[TableRow], positions: Sequence[TableRow]) -> Figure:
-    """Two panels: kinds of error as shares of the wrong solutions; false equations by part of a solution.
+    """Draws two panels: kinds of error as shares of the wrong solutions; false equations by part of a solution.
 
     Args:
         errors, positions: The rows of ``errors.csv`` and ``positions.csv``.

@@ -1,4 +1,4 @@
-"""What truth probes say of true and false statements, as heat maps."""
+"""Draws truth probes' scores of true and false statements as heat maps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DELTA = "true − false, change against\nthe base, log-odds (dot: 95 %\ninterva
 
 
 def heads_figure(probes: Sequence[TableRow], scores: Sequence[TableRow]) -> Figure:
-    """Layer by head: how well the base's probes do, then a panel for each source with its change against the base.
+    """Draws layer by head: accuracy of the base's probes, then a panel for each source with its change from the base.
 
     Args:
         probes, scores: The rows of ``probes.csv`` and ``scores.csv``.
@@ -58,7 +58,7 @@ def _write_accuracies(axes: Axes, probes: Sequence[TableRow]) -> None:
 
 
 def positions_figure(scores: Sequence[TableRow]) -> Figure:
-    """Layer by position, residual stream: the base's score, then a panel for each source with its change.
+    """Draws layer by position in the residual stream: the base's score, then a panel for each source with its change.
 
     Args:
         scores: The rows of ``scores.csv``.
@@ -90,7 +90,7 @@ def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
 def _changes(
     figure: Figure, panels: Sequence[Axes], sources: Sequence[str], rows: Sequence[TableRow], column: str
 ) -> None:
-    """A panel for each source, all on one scale."""
+    """Draws a panel for each source, all on one scale."""
     if not sources:
         return
     scale = _symmetric([row for row in rows if row["source"] != BASE], "delta")
@@ -113,7 +113,7 @@ def _heat_map(
     scale: Normalize,
     is_marked: Callable[[TableRow], bool],
 ) -> None:
-    """Layers upwards, columns in the rows' order."""
+    """Draws a heat map: layers upwards, columns in the rows' order."""
     columns = list(dict.fromkeys(row[column] for row in rows))
     layers = max(row["layer"] for row in rows) + 1
     table = np.full((layers, len(columns)), np.nan)
@@ -137,7 +137,7 @@ def _heat_map(
 
 
 def _column_name(name: str | int, rows: Sequence[TableRow]) -> str:
-    """A head, or a position with its number of questions."""
+    """Returns the label of a head, or of a position with its number of questions."""
     if isinstance(name, str):
         return "res." if name == RESIDUAL else name
     questions = next(row["questions"] for row in rows if row["position"] == name)
@@ -150,7 +150,7 @@ def _symmetric(rows: Sequence[TableRow], value: str) -> Normalize:
 
 
 def _is_shown(row: TableRow) -> bool:
-    """A score of few questions is noise, and so is one of a probe that reads nothing; its accuracy is shown."""
+    """Blanks scores that are noise: of few questions, or of a probe at chance. Accuracies are always shown."""
     return bool(row["questions"] >= _FEW and (row["reads"] or "score" not in row))
 
 

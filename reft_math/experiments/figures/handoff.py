@@ -1,4 +1,4 @@
-"""Accuracy against the tokens that came from a source before the base went on."""
+"""Draws accuracy against the number of tokens from a source before the base goes on."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from reft_math.files.plots import OPEN_AXES, PALETTE
 
-# Sources often share a stretch: the later line lets the earlier one show through.
+# Lines of sources often coincide: the later line lets the earlier one show through.
 STYLES = (("o", "-"), ("s", "-"), ("^", ":"))
 
 
 def handoff_figure(table: Sequence[Mapping[str, Any]], sets: Mapping[str, Collection[str]]) -> Figure:
-    """One panel for each set of problems, one line with its 95 % band for each source.
+    """Draws a panel for each set of problems, with a line and its 95 % band for each source.
 
     Args:
         table, sets: From `reft_math.probes.handoff`.
@@ -28,7 +28,7 @@ def handoff_figure(table: Sequence[Mapping[str, Any]], sets: Mapping[str, Collec
     for axes, (problems, ids) in zip(panels, sets.items(), strict=True):
         for index, source in enumerate(sources):
             rows = [row for row in table if (row["problems"], row["source"]) == (problems, source)]
-            x = [str(row["k"]) for row in rows]  # categories: every k takes the same room, 0 among them
+            x = [str(row["k"]) for row in rows]  # categories: every k gets the same space, also 0
             marker, line = STYLES[index]
             style = {"color": PALETTE[index], "marker": marker, "markersize": 4, "linestyle": line, "label": source}
             axes.plot(x, [row["accuracy"] for row in rows], **style)

@@ -1,4 +1,4 @@
-"""Divergence along completions, and accuracy against the gate."""
+"""Draws divergence along completions, and accuracy against the gate."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def kl_profile_figure(
     gates: Mapping[str, Mapping[str, Any]],
     levels: Mapping[str, Mapping[str, Any]],
 ) -> Figure:
-    """Four panels: ``D_t`` by position, where gates close, accuracy against the threshold and a number of tokens.
+    """Draws four panels: ``D_t`` and closing gates by position, accuracy against the threshold and number of tokens.
 
     Args:
         profile: From `reft_math.experiments.kl_profile`.
         gates: Each gate's evaluation summary.
-        levels: Summaries whose accuracies are drawn across, such as the base's.
+        levels: Summaries whose accuracies are drawn as horizontal lines, such as the base's.
     """
     figure = Figure(figsize=(11, 7), layout="constrained")
     with mpl.rc_context(OPEN_AXES):
@@ -61,7 +61,7 @@ def kl_profile_figure(
 
 
 def _draw_divergence(axes: Axes, profile: Sequence[Mapping[str, float]]) -> None:
-    # Where few rows are left the lines would be noise.
+    # With few rows left the lines would be noise.
     profile = [row for row in profile if row["rows"] >= 0.1 * profile[0]["rows"]]
     positions = [row["position"] for row in profile]
     axes.plot(positions, [row["mean"] for row in profile], color=PALETTE[0], label="mean")
@@ -87,7 +87,7 @@ def _draw_accuracy(
 def _draw_closings(
     axes: Axes, x: Sequence[float], summaries: Sequence[Mapping[str, Any]], family: str, color: str
 ) -> None:
-    """Gates that closed on no row have no position."""
+    """Draws closing positions; gates that closed on no row have none."""
     points = [
         (threshold, *(summary[f"{name}_closing_position"] for name in ("first_quartile", "median", "third_quartile")))
         for threshold, summary in zip(x, summaries, strict=True)
@@ -100,7 +100,7 @@ def _draw_closings(
 
 
 def _families(gates: Mapping[str, Mapping[str, Any]]) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
-    """Gates that differ in one number only, by what they have in common."""
+    """Groups gates that differ in only one number by their common part."""
     families: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}
     for text, summary in gates.items():
         gate = parse_gate(text)

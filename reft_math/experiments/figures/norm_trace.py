@@ -1,4 +1,4 @@
-"""Bias norm against optimiser steps."""
+"""Draws the bias norm against optimiser steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reft_math.training.tracking import tracking
 
 
 def bias_norm(run: Run) -> dict[str, Any]:
-    """What a run says of its bias norm, ``trace`` among it (as many numbers by step under each name), and `tracking`.
+    """Reads a run's results on its bias norm, with ``trace`` (one number per step under each name), and `tracking`.
 
     Raises:
         UserError: It held none.
@@ -28,7 +28,7 @@ def bias_norm(run: Run) -> dict[str, Any]:
 
 
 def trace_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each run and optimiser step, with the columns that all runs have."""
+    """Returns a row for each run and optimiser step, with the columns that all runs have."""
     traces = {name: bias_norm(run)["trace"] for name, run in _named(runs)}
     names = [name for name in next(iter(traces.values())) if all(name in trace for trace in traces.values())]
     return [
@@ -43,7 +43,7 @@ def _named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
 
 
 def _course(norm: Mapping[str, Any]) -> str:
-    """How the target was kept, for the legend; nothing where the norm did not come to stay there."""
+    """Describes for the legend how the target was held; empty if the norm never settled."""
     if norm["settling_step"] is None:
         return ""
     overshoot, error = max(norm["overshoot"], 0.0), norm["steady_state_error"]
@@ -51,7 +51,7 @@ def _course(norm: Mapping[str, Any]) -> str:
 
 
 def norm_trace(runs: Sequence[Run]) -> Figure:
-    """One panel for the norm, one for the distance of RED's scales from 1; one line a run, the target dashed."""
+    """Draws the norm, and the distance of RED's scales from 1; one line per run, the target dashed."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     with mpl.rc_context(OPEN_AXES):
         norm_axes, scale_axes = figure.subplots(1, 2)

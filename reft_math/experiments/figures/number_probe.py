@@ -1,4 +1,4 @@
-"""How well numbers are read, where sums break when pushed along the probes, and what adapters change along them."""
+"""Draws probes' errors, wrong sums under pushes along the probes, and adapters' changes along them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DASHED = {"color": "k", "linestyle": "--", "linewidth": 1}
 
 
 def probes_figure(readings: Sequence[TableRow]) -> Figure:
-    """R² and mean error by layer for each kind of probe; below, R² by layer and place.
+    """Draws R² and mean error by layer for each kind of probe; below, R² by layer and place.
 
     Args:
         readings: The rows of ``probes.csv``.
@@ -66,7 +66,7 @@ def _draw_layers(axes: Axes, rows: Sequence[TableRow], measure: str) -> None:
 
 
 def _draw_places(axes: Axes, readings: Sequence[TableRow]) -> None:
-    """Numbers are read where they end by the probe of all numbers, upcoming results by their own."""
+    """Selects the probe of all numbers for numbers at their end, and the results' own for upcoming results."""
     kind = {"site": "block", "target": "identity"}
     rows = [row for row in readings if kind.items() <= row.items() and row["reads"] in ("number", "upcoming")]
     rows = [row for row in rows if row["place"] != "all" and row["numbers"] >= _FEW and row["r2"] is not None]
@@ -99,7 +99,7 @@ def _column_order(column: tuple[str, str, int]) -> tuple[bool, int, int]:
 
 
 def pushes_figure(pushes: Sequence[TableRow], thresholds: Sequence[TableRow]) -> Figure:
-    """Share of wrong sums against α, a panel for each set of layers, a line with its 95 % band for each direction.
+    """Draws the share of wrong sums against α: a panel for each set of layers, a line and 95 % band per direction.
 
     Args:
         pushes: The rows of ``pushes.csv``.
@@ -139,7 +139,7 @@ def changes_figure(
     positions: Sequence[TableRow],
     breaking: Mapping[str, float | None],
 ) -> Figure:
-    """A histogram of changes along the probes for each source, a line a layer; then their sum by position.
+    """Draws a histogram of changes along the probes for each source, a line per layer; then their sum by position.
 
     Args:
         histogram, shares, positions: The rows of ``changes.csv``, ``shares.csv`` and ``positions.csv``.
@@ -179,7 +179,7 @@ def changes_figure(
 
 
 def _draw_histogram(axes: Axes, rows: Sequence[TableRow], layers: Sequence[int]) -> None:
-    """Layers in colours of the palette while it lasts; more of them go from dark to light, and three are named."""
+    """Returns layers' colours: the palette's if it is large enough, else from dark to light with three labels."""
     has_colours = len(layers) <= len(PALETTE)
     named = layers if has_colours else (layers[0], layers[len(layers) // 2], layers[-1])
     for index, layer in enumerate(layers):
@@ -201,7 +201,7 @@ def _share_text(share: TableRow) -> str:
 def _draw_line(
     axes: Axes, rows: Sequence[TableRow], x: str, y: str, band: tuple[str, str], *, fmt: str, label: str, color: str
 ) -> None:
-    """Columns of a table as a line with a band."""
+    """Draws columns of a table as a line with a band."""
     columns = {name: [row[name] for row in rows] for name in (x, y, *band)}
     axes.plot(columns[x], columns[y], fmt, color=color, markersize=3.5, linewidth=1.3, label=label)
     low, high = band

@@ -1,4 +1,4 @@
-"""Completions token by token, coloured by the divergence of the two models, as one self-contained HTML page."""
+"""Draws completions token by token, coloured by the divergence of the two models, on a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import accumulate
 from interventions.gates import Direction
 from reft_math.experiments.figures.pages import render_page
 
-FULL_COLOUR = 4.0  # nats: the token is 50 times as likely to one model as to the other; more is drawn alike
+FULL_COLOUR = 4.0  # nats: a token is 50 times as likely under one model as under the other; larger values look the same
 _TICKS = (0, 0.1, 0.5, 1, 2, 4)  # nats; the last at `FULL_COLOUR`
 
 
@@ -19,9 +19,9 @@ class Token:
     """One drawn token.
 
     Attributes:
-        token_id, name: Its number and entry in the vocabulary.
-        text: What it adds to the completion; "" for end tokens and for the first bytes of a character.
-        kl: ``D_t`` in nats; None where only one model read on.
+        token_id, name: Number and entry in the vocabulary.
+        text: Text added to the completion; "" for end tokens and for the first bytes of a character.
+        kl: ``D_t`` in nats; None where only one model ran.
     """
 
     token_id: int
@@ -35,12 +35,12 @@ class Answer:
     """A completion by one decoder.
 
     Attributes:
-        decoder: What drew it, as the page names it.
-        tokens: All that were drawn, numbered from 0.
-        is_correct, is_finished: Its score, and false where it was cut off.
-        closing_position: The first token that the base drew; None where the gate did not close.
+        decoder: Name of the decoder on the page.
+        tokens: All drawn tokens, numbered from 0.
+        is_correct, is_finished: Its score, and whether it ended by itself.
+        closing_position: The first token that the base drew; None if the gate did not close.
         threshold: ``τ`` in nats, of a gate that measures divergence.
-        dead_band: Nats a token that it does not count.
+        dead_band: Nats per token that the gate does not count.
     """
 
     decoder: str
@@ -52,17 +52,17 @@ class Answer:
     dead_band: float = 0.0
 
     def cumulative_kl(self) -> list[float]:
-        """``C_t = Σ_{s≤t} max(0, D_s − δ)`` of every token; constant where nothing was measured."""
+        """``C_t = Σ_{s≤t} max(0, D_s − δ)`` of every token; constant where it was not measured."""
         return list(accumulate(max((token.kl or 0.0) - self.dead_band, 0.0) for token in self.tokens))
 
     def why_closed(self) -> str:
-        """The figures that closed the gate."""
+        """Returns the numbers that closed the gate."""
         position = self.closing_position
         assert position is not None
         cumulative = self.cumulative_kl()[position]
-        if self.tokens[position].kl is None:  # a gate that counts closes before both models read on
+        if self.tokens[position].kl is None:  # a gate that counts closes before both models run
             return f"gate closed at token {position} by count, C = {cumulative:.3g} nats"
-        # As many digits as show that it is more.
+        # Enough digits to show that it is more.
         digits = next(n for n in range(3, 18) if n == 17 or float(f"{cumulative:.{n}g}") > self.threshold)
         threshold = repr(self.threshold).removesuffix(".0")
         return f"gate closed at token {position}, C = {cumulative:.{digits}g} nats > {threshold}"
@@ -79,7 +79,7 @@ class AnsweredProblem:
 
 
 def token_texts(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """What each token adds to the text: ``"".join(token_texts(ids, decode)) == decode(ids)``.
+    """Returns the text that each token adds: ``"".join(token_texts(ids, decode)) == decode(ids)``.
 
     A character whose bytes are spread over several tokens comes with the last of them.
     """
@@ -96,7 +96,7 @@ def token_texts(token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]
 
 
 def colour_level(kl: float) -> float:
-    """``min(1, √(D / 4 nats))``: how far along the colour scale a divergence lies, 0 to 1."""
+    """Returns ``min(1, √(D / 4 nats))``, the place of a divergence on the colour scale, 0 to 1."""
     return min(1.0, math.sqrt(kl / FULL_COLOUR))
 
 
@@ -106,13 +106,13 @@ def token_view(
     provenance: Mapping[str, str],
     direction: Direction = "mod||base",
 ) -> str:
-    """The page: settings and legend, a section a problem with its answers side by side, provenance.
+    """Makes the page: settings and legend, a section per problem with its answers side by side, provenance.
 
     Args:
         problems: At least one.
         settings: Names and values for the head.
         provenance: Names and values for the foot.
-        direction: Of the divergence, for the legend.
+        direction: Direction of the divergence, for the legend.
 
     Returns:
         HTML. Text from problems and models is never markup.

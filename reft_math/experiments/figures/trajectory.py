@@ -1,4 +1,4 @@
-"""Likelihood of texts by position, and where greedy paths part."""
+"""Draws the likelihood of texts by position, and where greedy paths diverge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FATE_COLORS = (PALETTE[2], PALETTE[0], PALETTE[4], "0.6")
 
 
 def trajectory_figure(positions: Sequence[Mapping[str, Any]], partings: Sequence[Mapping[str, Any]]) -> Figure:
-    """Above, mean log-likelihood by position: a panel for each kind of text, a line for each scorer. Below, the
+    """Draws, above, mean log-likelihood by position: a panel for each kind of text, a line for each scorer. Below, the
     positions at which two decoders' answers part: a panel for each pair, bars divided by what became of both.
 
     Args:
@@ -36,7 +36,7 @@ def _likelihoods(figure: SubFigure, positions: Sequence[Mapping[str, Any]]) -> N
         for index, scorer in enumerate(SCORERS):
             rows = [row for row in positions if (row["text"], row["scorer"]) == (text, scorer)]
             num_texts = rows[0]["rows"]
-            # Where few texts are left the lines would be noise.
+            # With few texts left the lines would be noise.
             rows = [row for row in rows if row["rows"] >= max(2, 0.1 * num_texts)]
             x, style = [row["position"] for row in rows], {"color": PALETTE[index], "linestyle": ("-", "-", ":")[index]}
             axes.plot(x, [row["mean"] for row in rows], linewidth=1.3, label=scorer, **style)
@@ -46,7 +46,7 @@ def _likelihoods(figure: SubFigure, positions: Sequence[Mapping[str, Any]]) -> N
         axes.set_title(f"{title} (n = {num_texts})", fontsize=10)
         axes.set_xlabel("position of the token")
     panels[0].set_yscale("symlog", linthresh=0.01)
-    panels[0].set_ylim(top=1e-3)  # a line at 0 is seen whole
+    panels[0].set_ylim(top=1e-3)  # shows a line at 0 whole
     panels[0].set_ylabel("log-likelihood, nats a token\n(mean, 95 % interval)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8, title="likelihood under")

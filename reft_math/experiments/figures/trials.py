@@ -1,4 +1,4 @@
-"""Accuracy and number-direction share against the bias norm; accuracy of the eight combinations of three choices."""
+"""Draws accuracy and number-direction share against the bias norm, and accuracy of the eight combinations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEGEND = {"fontsize": 8, "frameon": False}
 def norm_sweep_figure(
     trials: Sequence[TableRow], norms: Sequence[TableRow], shares: Sequence[TableRow], base: TableRow
 ) -> Figure:
-    """A panel for each decoder, then one for the shares.
+    """Draws a panel for each decoder, then one for the shares.
 
     Args:
         trials, norms, shares: The rows of ``trials.csv``, ``norms.csv`` and ``shares.csv``.
@@ -97,7 +97,7 @@ def _draw_shares(axes: Axes, shares: Sequence[TableRow]) -> None:
 
 
 def ablation_figure(cells: Sequence[TableRow], base: TableRow) -> Figure:
-    """Accuracy with its 95 % interval, a line for each combination; what is on is named.
+    """Draws accuracy with its 95 % interval for each combination, labelled by the factors that are on.
 
     Args:
         cells: The rows of ``cells.csv``.
