@@ -86,17 +86,15 @@ _PASSING_TEXT = re.compile(
 
 @dataclass(frozen=True)
 class FaultOptions:
-    only: list[str] = field(
-        default_factory=list, metadata={"help": f"Commands to test, of {', '.join(COMMANDS)} (all)."}
-    )
-    kills: int = field(default=5, metadata={"help": "Kills per command and number of processes."})
-    processes: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Numbers of processes per run."})
+    only: list[str] = field(default_factory=list, metadata={"help": f"Among {', '.join(COMMANDS)} (all)."})
+    kills: int = field(default=5, metadata={"help": "Kills per command and process count."})
+    processes: list[int] = field(default_factory=lambda: [1, 2], metadata={"help": "Process counts of the runs."})
     seed: int = field(default=0, metadata={"help": "Seed of the moments."})
     data_dir: str = field(default="../shared/data", metadata={"help": "Folder of gsm8k's and math500's files."})
     output_dir: str = field(default="results/faults", metadata={"help": "Runs and their logs go here."})
     json: str | None = field(default=None, metadata={"help": "File for the results."})
     resume: bool = field(default=False, metadata={"help": "Not supported by this command."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete the runs in the output folder and start over."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete the output folder's runs and start over."})
 
     def __post_init__(self) -> None:
         require(self, "only", lambda value: not set(value) - set(COMMANDS), f"among {', '.join(COMMANDS)}")

@@ -40,14 +40,10 @@ KINDS = ("read", "refused", "found")
 
 @dataclass(frozen=True)
 class FuzzOptions:
-    seconds: float = field(default=600.0, metadata={"help": "Seconds to run, after sound files have been made."})
+    seconds: float = field(default=600.0, metadata={"help": "Duration, without making sound files."})
     seed: int = field(default=0, metadata={"help": "Seed of the damage."})
-    only: list[str] = field(
-        default_factory=list, metadata={"help": "Readers to test, by their names in the table (all)."}
-    )
-    finds: str = field(
-        default="results/fuzz", metadata={"help": "Folder for files that were neither read nor refused."}
-    )
+    only: list[str] = field(default_factory=list, metadata={"help": "Readers, by the names in the table (all)."})
+    finds: str = field(default="results/fuzz", metadata={"help": "Folder for files neither read nor refused."})
     json: str | None = field(default=None, metadata={"help": "File for the results."})
 
     def __post_init__(self) -> None:
@@ -63,7 +59,7 @@ def _stop(*_: object) -> None:
 
 
 def outcome(read: Callable[[Path], object], path: Path) -> BaseException | None:
-    """What a reader raised."""
+    """The error that a reader raised."""
     signal.alarm(HANG)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

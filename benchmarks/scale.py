@@ -73,7 +73,7 @@ class ScaleOptions:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a step's cost depends on."""
+    """The quantities that determine a step's cost."""
 
     sizes: Mapping[str, Any]
     dtype: Dtype

@@ -154,7 +154,7 @@ def _run_readers() -> dict[str, Reader]:
 
 
 def _result_readers() -> dict[str, Reader]:
-    """What runs have left, on one page. Commands that compare runs take results as other commands wrote them."""
+    """Readers of run folders for one page. Commands that compare runs take results as other commands wrote them."""
     from reft_math.experiments.report import report_page
     from reft_math.experiments.result_folders import find_result_folders
 
