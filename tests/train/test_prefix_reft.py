@@ -14,6 +14,7 @@ from typing import Any
 import pyreft
 import pytest
 import torch
+from ranks import ROOT, World, accelerates
 
 from interventions import PrefixReftModel
 from interventions.norms import mean_norm
@@ -303,37 +304,31 @@ def test_a_real_data_set_from_a_folder(
     assert list(results["evaluation"]) == ["base", "prefix", "always_on"]
 
 
-def launch(config: str, model: str, folder: Path, port: int) -> str:
-    """The command in two processes, by ``accelerate launch``; its standard output."""
-    line = f"train/prefix_reft.py --model {model} {SMALL} --batch-size 4 --output-dir {folder}"
-    root = Path(__file__).resolve().parents[2]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml"]
-    done = subprocess.run(
-        [*launcher, "--num_processes", "2", "--main_process_port", str(port), *line.split()],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str, free_port: int) -> None:
+def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str, world: Callable[..., World]) -> None:
     """Half the steps each would need alone; both evaluate their share, one writes the results."""
-    launch("ddp", tiny_base, tmp_path / "run", free_port)
+    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --batch-size 4 --output-dir {tmp_path}/run"
+    run = world(2, line, **accelerates("configs/ddp.yaml"))
+    assert run.wait() == 0, run.errors()
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert results["evaluation"]["prefix"]["total"] == 8
     assert not list((tmp_path / "run").rglob("*.shard-*"))
 
 
-def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(
-    tmp_path: Path, tiny_base: str, free_port: int
-) -> None:
-    output = launch("fsdp2", tiny_base, tmp_path / "run", free_port)
-    assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --device-map auto" in output
+def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(tmp_path: Path, tiny_base: str) -> None:
+    """As a user starts it: by ``accelerate launch``."""
+    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --batch-size 4 --output-dir {tmp_path}/run"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/fsdp2.yaml"]
+    done = subprocess.run(
+        [*launcher, "--num_processes", "2", "--main_process_port", "0", *line.split()],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --dataset arithmetic --save" in done.stdout
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert (results["evaluation"], results["calibration"]) == (None, None)
@@ -404,7 +399,7 @@ MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--model no/such/model", "model 'no/such/model' must be 'arithmetic', a folder"),
+        ("--model no/such/model", "--model names a path, and nothing is there: no/such/model"),
         ("--dataset nosuch", 'unknown data set "nosuch": expected one of arithmetic, gsm8k'),
         ("--dataset gsm8k --data-dir {folder}", 'train.jsonl, line 2: field "answer" is missing'),
         ("--dataset svamp --data-dir {folder}", '"svamp" has no train split'),

@@ -261,7 +261,7 @@ def test_a_finished_run_that_is_resumed_does_nothing_again(
         ("--grid-texts Tom,Ben", "every number needs a text; got 2 texts for 10 numbers"),
         ("--loss head:raft-all --grid 0:9:0.5", "head raft-all weighs single tokens"),
         ("--template letter", "template must be auto or one of"),
-        ("--model no/such/model", "model 'no/such/model' must be 'arithmetic', a folder"),
+        ("--model no/such/model", "--model names a path, and nothing is there: no/such/model"),
         ("--patience 0", "--patience must be at least 1; got 0"),
         ("--temperature 0", "--temperature must be at least 1e-6 and finite (without it decoding is greedy); got 0.0"),
         ("--resume --overwrite", "exclude each other"),
