@@ -42,6 +42,11 @@ def load_module(name: str, path: Path) -> ModuleType:
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, so that none is left to one process when the other has nothing more to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def hostile_answers() -> Callable[..., list[Any]]:
     """Hostile completions by seed, none of them right for its gold."""

@@ -64,6 +64,7 @@ def wait_for_rows(folder: Path, rows: int, is_running: Callable[[], bool]) -> No
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_whichever_process_dies_no_row_is_lost_or_counted_twice(
     call: Callable[[str], None], world: Callable[..., World], tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_whichever_process_dies_no_row_is_lost_or_counted_twice(
     assert alone["samples"] == 2
 
 
+@pytest.mark.slow
 def test_lm_eval_goes_on_where_one_process_has_all_its_answers(
     call: Callable[[str], None], world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
