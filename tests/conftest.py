@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
+import fault_injection
+import hostile_answers as hostile
 import pytest
 import torch
 import transformers
+from fake_engine import FakeEngine
+from fake_hub import FakeHub
+from ranks import World
 from transformers import PreTrainedModel
 
 import reft_math.commands.run
@@ -35,19 +39,18 @@ def load_module(name: str, path: Path) -> ModuleType:
     return module
 
 
-FakeHub = load_module("fake_hub", Path(__file__).with_name("fake_hub.py")).FakeHub
-FakeEngine = load_module("fake_engine", Path(__file__).with_name("fake_engine.py")).FakeEngine
-load_module("byte_tokenizer", Path(__file__).with_name("byte_tokenizer.py"))
-load_module("gated_batches", Path(__file__).with_name("gated_batches.py"))
-fault_injection = load_module("fault_injection", Path(__file__).with_name("fault_injection.py"))
-make_hostile_answers = load_module("hostile_answers", Path(__file__).with_name("hostile_answers.py")).hostile_answers
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "GPTNeoX")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, so that none is left to one process when the other has nothing more to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture
 def hostile_answers() -> Callable[..., list[Any]]:
     """Hostile completions by seed, none of them right for its gold."""
-    return make_hostile_answers
+    return hostile.hostile_answers
 
 
 @pytest.fixture
@@ -159,12 +162,18 @@ def lost_without_power() -> Callable[[Callable[[], object], Path], list[str]]:
 
 
 @pytest.fixture
-def free_port() -> int:
-    """One that nothing listens on, for processes that are to find each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., World]]:
+    """``world(processes, "train/prefix_reft.py --k 10 …", **environment)``: started as by ``torchrun``, and over with
+    the test."""
+    worlds = []
+
+    def start(processes: int, line: str, **environment: str) -> World:
+        worlds.append(World(processes, line, tmp_path_factory.mktemp("world"), environment))
+        return worlds[-1]
+
+    yield start
+    for each in worlds:
+        each.kill()
 
 
 @pytest.fixture

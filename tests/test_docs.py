@@ -178,6 +178,7 @@ def test_every_script_is_run_by_a_test_beside_its_kind(script: str) -> None:
     assert any(re.search(rf'"{re.escape(script)}[ "]', path.read_text(encoding="utf-8")) for path in tests)
 
 
+@pytest.mark.slow
 def test_pages_run_as_they_stand(
     call: Callable[[str], None], command: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
         ("--regressor {folder}", "holds no regressor_config.json"),
         ("--regressor {regressor} --grid 1:5:1", "--grid is for a base on its own; the regressor has one"),
         ("--regressor {regressor} --model arithmetic", "--model is for a base on its own; the regressor has one"),
-        ("--model no/such/model", "model 'no/such/model' must be 'arithmetic', a folder"),
+        ("--model no/such/model", "--model names a path, and nothing is there: no/such/model"),
         ("--data nosuch", 'unknown data set "nosuch": expected one of stsb, stsb:paper'),
         ("--data {folder}/own.csv", "rows of one's own need a grid that reaches their targets; pass --grid"),
         ("--grid 1:5:0.3", "in whole steps of a positive resolution; got 1 to 5 by 0.3"),

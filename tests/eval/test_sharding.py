@@ -1,4 +1,4 @@
-"""An evaluation over two processes, either of which may die."""
+"""An evaluation over two processes, either of which may die, or the launcher."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import lm_eval.tasks
 import psutil
 import pytest
+from ranks import ROOT, World
 
 from reft_math.data.arithmetic.problems import arithmetic_problems
 from reft_math.files.records import RecordFile
 
-ROOT = Path(__file__).resolve().parents[2]
 LINE = "eval/arithmetic.py --limit 30 --batch-size 2 --samples 2 --temperature 0.8 --seed 5"
 
 
@@ -43,7 +43,7 @@ metric_list: [{{metric: {metric}}}]
 """
 
 
-def start(line: str) -> subprocess.Popen[bytes]:
+def torchrun(line: str) -> subprocess.Popen[bytes]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.Popen(
         [*launcher, *line.split()],
@@ -58,35 +58,39 @@ def recorded(folder: Path) -> int:
     return sum(path.read_bytes().count(b"\n") for path in (folder / "records").glob("*.jsonl"))
 
 
-def workers_at(run: subprocess.Popen[bytes], folder: Path, rows: int) -> list[psutil.Process]:
-    """The processes by rank, once so many rows are on disk."""
+def wait_for_rows(folder: Path, rows: int, is_running: Callable[[], bool]) -> None:
     while recorded(folder) < rows:
-        assert run.poll() is None
+        assert is_running()
         time.sleep(0.01)
-    workers: list[psutil.Process] = psutil.Process(run.pid).children()
-    return sorted(workers, key=lambda worker: worker.environ()["RANK"])
 
 
-def test_whichever_process_dies_no_row_is_lost_or_counted_twice(call: Callable[[str], None], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_whichever_process_dies_no_row_is_lost_or_counted_twice(
+    call: Callable[[str], None], world: Callable[..., World], tmp_path: Path
+) -> None:
     """Killed twice and resumed, the samples are those of a run in peace by one process, and each is there once.
 
-    One worker is killed, and the launcher takes the other down; then the launcher, and both end by themselves.
+    ``torchrun`` is killed, and its workers end by themselves; then one worker, and the other is taken down with it.
     """
     folder = tmp_path / "killed"
     line = f"{LINE} --output-dir {folder}"
-    run = start(line)
-    workers_at(run, folder, 10)[1].kill()
-    assert run.wait(timeout=120) != 0
-    before = recorded(folder)
-    assert 10 <= before < 50
-    assert list((folder / "records").glob("*.shard-*")), "the rows of the stopped run are in its shards"
-    run = start(f"{line} --resume")
-    workers = workers_at(run, folder, before + 10)
+    run = torchrun(line)
+    wait_for_rows(folder, 10, lambda: run.poll() is None)
+    workers = psutil.Process(run.pid).children()
+    assert len(workers) == 2
     run.kill()
     run.wait()
     assert not psutil.wait_procs(workers, timeout=10)[1]
+    before = recorded(folder)
+    assert 10 <= before < 50
+    assert list((folder / "records").glob("*.shard-*")), "the rows of the stopped run are in its shards"
+    second = world(2, f"{line} --resume")
+    wait_for_rows(folder, before + 10, second.is_running)
+    second.ranks[1].kill()
+    assert second.wait() != 0
     assert recorded(folder) < 60
-    assert start(f"{line} --resume").wait(timeout=300) == 0
+    last = world(2, f"{line} --resume")
+    assert last.wait() == 0, last.errors()
 
     call(f"{LINE} --output-dir {tmp_path}/alone")
     alone, killed = (RecordFile(tmp_path / run / "records" / "base.jsonl").done for run in ("alone", "killed"))
@@ -101,16 +105,9 @@ def test_whichever_process_dies_no_row_is_lost_or_counted_twice(call: Callable[[
     assert alone["samples"] == 2
 
 
-def finish(run: subprocess.Popen[bytes]) -> int:
-    """The exit code of a run that may hang."""
-    try:
-        return run.wait(timeout=120)
-    finally:
-        run.terminate()
-
-
+@pytest.mark.slow
 def test_lm_eval_goes_on_where_one_process_has_all_its_answers(
-    call: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    call: Callable[[str], None], world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Whole texts are scored in windows, as many as a text takes: no process may wait for another's."""
     problems = tmp_path / "problems.jsonl"
@@ -130,9 +127,9 @@ def test_lm_eval_goes_on_where_one_process_has_all_its_answers(
     line = f"eval/harness.py --tasks sums,texts --include_path {tmp_path} --limit 5 --batch_size 2"
     line += f" --output_path {tmp_path}/WHERE/results.json --use_cache {tmp_path}/WHERE/answers"
     two_processes = f"{tmp_path}/quick.py {line.replace('WHERE', 'two')}"
-    assert finish(start(two_processes)) == 0
+    assert world(2, two_processes).wait() == 0
     (tmp_path / "two" / "answers_rank1.db").unlink()
-    assert finish(start(two_processes)) == 0
+    assert world(2, two_processes).wait() == 0
     call(line.replace("WHERE", "one"))
     two, one = (json.loads(max((tmp_path / run).glob("results_*.json")).read_text()) for run in ("two", "one"))
     assert two["n-samples"] == one["n-samples"] == {name: {"original": 5, "effective": 5} for name in ("sums", "texts")}

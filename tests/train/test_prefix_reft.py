@@ -14,6 +14,7 @@ from typing import Any
 import pyreft
 import pytest
 import torch
+from ranks import ROOT, World, accelerates
 
 from interventions import PrefixReftModel
 from interventions.norms import mean_norm
@@ -138,11 +139,21 @@ def test_a_gate_that_is_given_is_not_calibrated_and_without_problems_nothing_is_
     assert not (tmp_path / "run" / "records").exists()
 
 
+@pytest.fixture
+def in_peace(call: Callable[[str], None], tiny_base: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A command line without its output folder, and what it leaves where nothing stops it, made once."""
+    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --eval-batch-size 4 --seed 3"
+    folder = tmp_path_factory.getbasetemp() / "in-peace"
+    if not folder.exists():
+        call(f"{line} --output-dir {folder}")
+    return line, folder
+
+
 def test_a_run_stopped_in_evaluation_goes_on_without_training_again(
-    call: Callable[[str], None], tmp_path: Path, tiny_base: str, monkeypatch: pytest.MonkeyPatch
+    call: Callable[[str], None], tmp_path: Path, in_peace: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --eval-batch-size 4 --output-dir {tmp_path}"
-    call(f"{line}/whole")
+    line, whole_folder = in_peace
+    line += f" --output-dir {tmp_path}/stopped"
     evaluate, calls = job.evaluate, []
 
     def stop_at_the_second(*args: Any, **kwargs: Any) -> Any:
@@ -153,28 +164,28 @@ def test_a_run_stopped_in_evaluation_goes_on_without_training_again(
 
     monkeypatch.setattr(job, "evaluate", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        call(f"{line}/stopped")
+        call(line)
     weights = (tmp_path / "stopped" / "adapter" / "reft_model.safetensors").read_bytes()
     monkeypatch.setattr(job, "evaluate", evaluate)
     monkeypatch.setattr(job.PrefixTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
-    call(f"{line}/stopped --resume")
+    call(f"{line} --resume")
 
-    whole, resumed = read(tmp_path / "whole" / "results.json"), read(tmp_path / "stopped" / "results.json")
+    whole, resumed = read(whole_folder / "results.json"), read(tmp_path / "stopped" / "results.json")
     assert resumed["bias_norm"] == whole["bias_norm"]
     for summary in (*whole["evaluation"].values(), *resumed["evaluation"].values()):
         summary.pop("seconds_per_answer")
     assert resumed["evaluation"] == whole["evaluation"]
-    assert weights == (tmp_path / "whole" / "adapter" / "reft_model.safetensors").read_bytes()
-    for path in (tmp_path / "whole" / "records").iterdir():
+    assert weights == (whole_folder / "adapter" / "reft_model.safetensors").read_bytes()
+    for path in (whole_folder / "records").iterdir():
         assert path.read_text() == (tmp_path / "stopped" / "records" / path.name).read_text()
 
 
 def test_a_run_stopped_in_training_goes_on_from_its_last_checkpoint(
-    call: Callable[[str], None], tmp_path: Path, tiny_base: str, monkeypatch: pytest.MonkeyPatch
+    call: Callable[[str], None], tmp_path: Path, in_peace: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped between two checkpoints, the newest of which the stop has left half written."""
-    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --seed 3 --output-dir {tmp_path}"
-    call(f"{line}/whole")
+    line, whole_folder = in_peace
+    line += f" --output-dir {tmp_path}/stopped"
 
     def stop(trainer: Any, *args: Any, **kwargs: Any) -> Any:
         if trainer.state.global_step == 7:
@@ -184,7 +195,7 @@ def test_a_run_stopped_in_training_goes_on_from_its_last_checkpoint(
     compute = job.PrefixTrainer.compute_loss
     monkeypatch.setattr(job.PrefixTrainer, "compute_loss", stop)
     with pytest.raises(KeyboardInterrupt):
-        call(f"{line}/stopped")
+        call(line)
     monkeypatch.setattr(job.PrefixTrainer, "compute_loss", compute)
     checkpoints = tmp_path / "stopped" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-6"]
@@ -196,9 +207,9 @@ def test_a_run_stopped_in_training_goes_on_from_its_last_checkpoint(
     monkeypatch.setattr(
         job.PrefixTrainer, "training_step", lambda self, *args, **kw: (steps.append(1), step(self, *args, **kw))[1]
     )
-    call(f"{line}/stopped --resume")
+    call(f"{line} --resume")
     assert len(steps) == 8 - 3
-    whole, resumed = (tmp_path / name / "adapter" / "reft_model.safetensors" for name in ("whole", "stopped"))
+    whole, resumed = (folder / "adapter" / "reft_model.safetensors" for folder in (whole_folder, tmp_path / "stopped"))
     assert whole.read_bytes() == resumed.read_bytes()
 
 
@@ -303,37 +314,33 @@ def test_a_real_data_set_from_a_folder(
     assert list(results["evaluation"]) == ["base", "prefix", "always_on"]
 
 
-def launch(config: str, model: str, folder: Path, port: int) -> str:
-    """The command in two processes, by ``accelerate launch``; its standard output."""
-    line = f"train/prefix_reft.py --model {model} {SMALL} --batch-size 4 --output-dir {folder}"
-    root = Path(__file__).resolve().parents[2]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/{config}.yaml"]
-    done = subprocess.run(
-        [*launcher, "--num_processes", "2", "--main_process_port", str(port), *line.split()],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str, free_port: int) -> None:
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str, world: Callable[..., World]) -> None:
     """Half the steps each would need alone; both evaluate their share, one writes the results."""
-    launch("ddp", tiny_base, tmp_path / "run", free_port)
+    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --batch-size 4 --output-dir {tmp_path}/run"
+    run = world(2, line, **accelerates("configs/ddp.yaml"))
+    assert run.wait() == 0, run.errors()
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert results["evaluation"]["prefix"]["total"] == 8
     assert not list((tmp_path / "run").rglob("*.shard-*"))
 
 
-def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(
-    tmp_path: Path, tiny_base: str, free_port: int
-) -> None:
-    output = launch("fsdp2", tiny_base, tmp_path / "run", free_port)
-    assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --device-map auto" in output
+@pytest.mark.slow
+def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(tmp_path: Path, tiny_base: str) -> None:
+    """As a user starts it: by ``accelerate launch``."""
+    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --batch-size 4 --output-dir {tmp_path}/run"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/fsdp2.yaml"]
+    done = subprocess.run(
+        [*launcher, "--num_processes", "2", "--main_process_port", "0", *line.split()],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --dataset arithmetic --save" in done.stdout
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert (results["evaluation"], results["calibration"]) == (None, None)

@@ -21,15 +21,15 @@ TOKENS = torch.arange(3, 11)[None]
 LOAD_WITH_STOCK_CLASSES = """
 import sys, torch, pyreft, pyvene, interventions
 from transformers import AutoModelForCausalLM
-folder = sys.argv[1]
 tokens = torch.arange(3, 11)[None]
-for load in (pyvene.IntervenableModel.load, pyreft.ReftModel.load):
-    stock = load(folder + "/adapter", AutoModelForCausalLM.from_pretrained(folder + "/base").eval())
-    assert type(stock) in (pyvene.IntervenableModel, pyreft.ReftModel)
-    with torch.no_grad():
-        _, output = stock({"input_ids": tokens}, unit_locations={"base": list(range(8))})
-    assert torch.equal(output.logits, torch.load(folder + "/logits.pt")), load
-print("equal")
+for folder in sys.argv[1:]:
+    for load in (pyvene.IntervenableModel.load, pyreft.ReftModel.load):
+        stock = load(folder + "/adapter", AutoModelForCausalLM.from_pretrained(folder + "/base").eval())
+        assert type(stock) in (pyvene.IntervenableModel, pyreft.ReftModel)
+        with torch.no_grad():
+            _, output = stock({"input_ids": tokens}, unit_locations={"base": list(range(8))})
+        assert torch.equal(output.logits, torch.load(folder + "/logits.pt")), (folder, load)
+        print("equal")
 """
 
 
@@ -42,28 +42,28 @@ def randomised(model: PreTrainedModel, **config: object) -> PrefixReftModel:
     return reft_model
 
 
-@pytest.mark.parametrize(
-    ("family", "config"),
-    [
-        ("Llama", {"site": "ffn_up"}),
-        ("Qwen3", {"intervention": "loreft", "site": "attn_q", "rank": 3, "layers": "0,2"}),
-        ("Gemma3", {"intervention": "loreft", "site": "block"}),
-    ],
-)
 @pytest.mark.slow
-def test_a_fresh_process_loads_the_folder_with_plain_pyvene_and_pyreft_to_the_last_bit(
-    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, family: str, config: dict[str, object]
+def test_a_fresh_process_loads_folders_with_plain_pyvene_and_pyreft_to_the_last_bit(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:
-    reft_model = randomised(tiny_model(family), **config)
-    with torch.no_grad():
-        torch.save(reft_model(TOKENS).logits, tmp_path / "logits.pt")
-    reft_model.save_pretrained(tmp_path / "adapter")
-    reft_model.unload().save_pretrained(tmp_path / "base")
+    configs: dict[str, dict[str, object]] = {
+        "Llama": {"site": "ffn_up"},
+        "Qwen3": {"intervention": "loreft", "site": "attn_q", "rank": 3, "layers": "0,2"},
+        "Gemma3": {"intervention": "loreft", "site": "block"},
+    }
+    for family, config in configs.items():
+        reft_model = randomised(tiny_model(family), **config)
+        (tmp_path / family).mkdir()
+        with torch.no_grad():
+            torch.save(reft_model(TOKENS).logits, tmp_path / family / "logits.pt")
+        reft_model.save_pretrained(tmp_path / family / "adapter")
+        reft_model.unload().save_pretrained(tmp_path / family / "base")
+    folders = [str(tmp_path / family) for family in configs]
     done = subprocess.run(
-        [sys.executable, "-c", LOAD_WITH_STOCK_CLASSES, str(tmp_path)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", LOAD_WITH_STOCK_CLASSES, *folders], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "equal"
+    assert done.stdout.splitlines() == ["equal"] * 6
 
 
 @pytest.mark.parametrize(

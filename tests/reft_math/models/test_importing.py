@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from warnings import catch_warnings, simplefilter
 import pyreft
 import pytest
 import torch
+from ranks import World
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -35,7 +35,6 @@ for load in (pyvene.IntervenableModel.load, pyreft.ReftModel.load):
     with torch.no_grad():
         _, output = stock({"input_ids": tokens}, unit_locations={"base": list(range(8))})
     assert torch.equal(output.logits, torch.load(folder + "/logits.pt")), load
-print("equal")
 """
 
 
@@ -108,7 +107,7 @@ def test_pyrefts_interventions_act_by_their_formulas(
 
 @pytest.mark.slow
 def test_what_was_imported_is_saved_whole_and_loads_with_stock_classes_too(
-    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, world: Callable[..., World]
 ) -> None:
     model = tiny_model()
     save_with_pyreft(tmp_path / "theirs", model, pyreft.DireftIntervention, BLOCKS, act_fn="relu", dropout=0.1)
@@ -122,11 +121,9 @@ def test_what_was_imported_is_saved_whole_and_loads_with_stock_classes_too(
     assert loaded.prefix_config == reft_model.prefix_config
     assert torch.equal(loaded(TOKENS).logits, logits)
     assert not torch.equal(loaded.train()(TOKENS).logits, logits), "dropout acts in training"
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD_WITH_STOCK_CLASSES, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "equal"
+    (tmp_path / "stock.py").write_text(LOAD_WITH_STOCK_CLASSES)
+    run = world(1, f"{tmp_path}/stock.py {tmp_path}")
+    assert run.wait() == 0, run.errors()
 
 
 @pytest.mark.parametrize(

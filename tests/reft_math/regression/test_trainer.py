@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ranks import World
 from safetensors.torch import load_file
 from transformers import Adafactor, TrainerCallback, TrainingArguments
 
@@ -383,8 +382,8 @@ def test_a_best_checkpoint_that_is_gone_is_missed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
-    """``torchrun`` with gloo, two rows each, against one process with four; 7 validation rows are not 8.
+def test_two_processes_give_the_single_process_result(tmp_path: Path, world: Callable[..., World]) -> None:
+    """With gloo, two rows each, against one process with four; 7 validation rows are not 8.
 
     Activations are as large as they were trained: where they are small, Adam's steps make more of rounding.
     """
@@ -392,14 +391,8 @@ def test_two_processes_give_the_single_process_result(tmp_path: Path) -> None:
     script.write_text(
         TWO_PROCESSES.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "two"), result=str(result))
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run = world(2, str(script))
+    assert run.wait() == 0, run.errors()
     alone = regressor_of("red", scale=64)
     trace = fitted(alone, tmp_path / "one").trace()
     together, their_trace = torch.load(result)

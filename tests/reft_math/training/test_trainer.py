@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ranks import World, accelerates
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from interventions import PrefixReftConfig, PrefixReftModel, get_prefix_reft_model
@@ -407,24 +405,15 @@ leave_process_group()
 
 @pytest.mark.slow
 def test_two_processes_give_the_single_process_result(
-    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, free_port: int
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, world: Callable[..., World]
 ) -> None:
-    """``accelerate launch`` with gloo, two sequences each, against one process with four: FSDP2 first, then DDP."""
+    """Under accelerate with gloo, two sequences each, against one process with four: FSDP2 first, then DDP."""
     base = str(tmp_path / "base")
     tiny_model(tie_word_embeddings=True).save_pretrained(base)
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), base=base, folder=str(tmp_path)))
-    root = Path(__file__).resolve().parents[3]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/fsdp2.yaml"]
-    done = subprocess.run(
-        [*launcher, "--num_processes", "2", "--main_process_port", str(free_port), str(script)],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run = world(2, str(script), **accelerates("configs/fsdp2.yaml"))
+    assert run.wait() == 0, run.errors()
     expected = finish(base, tmp_path / "alone", 4)
     processes = [torch.load(tmp_path / f"{process}.pt") for process in range(2)]
     stops = [found.pop("stops") for found in processes]
