@@ -340,7 +340,7 @@ def test_a_sharded_base_is_trained_with_and_left_to_other_commands_to_evaluate(t
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --dataset arithmetic --save" in done.stdout
+    assert f"eval/calibrate_gate.py --adapter {tmp_path}/run/adapter --device-map auto" in done.stdout
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert (results["evaluation"], results["calibration"]) == (None, None)
