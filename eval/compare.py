@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from reft_math.commands.run import run
-from reft_math.errors import require, require_different, require_one_process, require_there
+from reft_math.errors import require, require_different, require_one_process
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,6 @@ class CompareOptions:
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder or file")
         require_different(self.runs)
-        require_there(self, "runs")
         require_one_process("a comparison")
 
 

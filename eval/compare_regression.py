@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reft_math.commands.run import run
-from reft_math.errors import require, require_one_process, require_there
+from reft_math.errors import require, require_one_process
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class CompareRegressionOptions:
 
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder")
-        require_there(self, "runs")
         require_one_process("a comparison")
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reft_math.commands.run import run
-from reft_math.errors import require, require_different, require_one_process, require_there
+from reft_math.errors import require, require_different, require_one_process
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class ErrorAnalysisOptions:
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder or file")
         require_different(self.runs)
-        require_there(self, "runs")
         require_one_process("an analysis of errors")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reft_math.commands.run import run
-from reft_math.errors import require, require_different, require_one_process, require_there
+from reft_math.errors import require, require_different, require_one_process
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class NormTraceOptions:
     def __post_init__(self) -> None:
         require(self, "runs", lambda value: len(value) >= 1, "at least one output folder")
         require_different(self.runs)
-        require_there(self, "runs")
         require_one_process("a figure")
 
 

@@ -45,7 +45,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def undated(path: Path) -> bytes:
     if path.name == "results.json":
-        results = {**json.loads(path.read_text()), "date": None}
+        results = {**json.loads(path.read_text()), "date": None, "score_tables": None}  # which tell the time
         for summary in results.get("evaluation", {}).values():
             summary["seconds_per_answer"] = None
         return json.dumps(results).encode()

@@ -11,9 +11,12 @@ from typing import Any, NoReturn
 from reft_math.commands.interrupt import end_with_parent, ends_on_interrupt
 from reft_math.commands.output_folder import check_output_dir
 from reft_math.commands.parser import parse
-from reft_math.errors import UserError
+from reft_math.errors import UserError, require_there
 from reft_math.files.atomic import storage_fault
 from reft_math.files.lock import release
+
+# Options whose values may be paths: one that leads nowhere is told before a library is imported.
+_PATHS = ("model", "adapter", "reft", "regressor", "dataset", "eval_dataset", "data_dir", "runs")
 
 
 def run(main: Callable[[Any], object], config_class: type, description: str | None) -> None:
@@ -31,6 +34,7 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
     with ends_on_interrupt(last_words):
         try:
             config = parse(config_class, description, sys.argv[1:])
+            require_there(config, *_PATHS)
             is_claimed = hasattr(config, "output_dir") and not getattr(config, "dry_run", False)
             if is_claimed and not _rank():
                 check_output_dir(config)  # also checked on claiming; here to fail before a model loads

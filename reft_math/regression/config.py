@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reft_math.data.regression_rows import SCALES
 from reft_math.data.rows import Prompt
 from reft_math.data.templates import PromptTemplate
 from reft_math.errors import UserError
@@ -149,3 +150,16 @@ class RegressorConfig:
             raise UserError(
                 f"{path} is not a readable regressor config ({error}); was it saved by this package?"
             ) from None
+
+
+def default_grid(data: str, is_fine: bool = False) -> str:
+    """Returns the default grid of a data set.
+
+    Raises:
+        UserError: The data are the user's own.
+    """
+    if data not in SCALES:
+        raise UserError(
+            f"rows of one's own need a grid that reaches their targets; pass --grid for {data}, such as 1:9:1"
+        )
+    return SCALES[data].fine_grid if is_fine else SCALES[data].grid

@@ -25,8 +25,7 @@ from reft_math.files.tables import print_table
 from reft_math.models.base import end_token_ids
 from reft_math.regression.batches import RegressionCollator, encode_rows
 from reft_math.regression.build import load_base, load_regressor
-from reft_math.regression.config import RegressorConfig
-from reft_math.regression.job import default_grid
+from reft_math.regression.config import RegressorConfig, default_grid
 from reft_math.regression.metrics import regression_metrics
 from reft_math.regression.regressor import Regressor
 from reft_math.regression.sampling import write_numbers

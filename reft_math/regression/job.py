@@ -25,7 +25,7 @@ from reft_math.models.adapter import PrefixReftModel
 from reft_math.models.base import absolute_name
 from reft_math.models.card import parameters_sha256
 from reft_math.regression.batches import encode_rows
-from reft_math.regression.config import RegressorConfig
+from reft_math.regression.config import RegressorConfig, default_grid
 from reft_math.regression.evaluation import EVALUATION_COLUMNS, table_rows
 from reft_math.regression.metrics import rmse
 from reft_math.regression.regressor import Regressor
@@ -87,19 +87,6 @@ def resolve(options: RegressionOptions) -> RegressionOptions:
         bounds=bounds,
         scale_targets=scales_targets,
     )
-
-
-def default_grid(data: str, is_fine: bool = False) -> str:
-    """Returns the default grid of a data set.
-
-    Raises:
-        UserError: The data are the user's own.
-    """
-    if data not in SCALES:
-        raise UserError(
-            f"rows of one's own need a grid that reaches their targets; pass --grid for {data}, such as 1:9:1"
-        )
-    return SCALES[data].fine_grid if is_fine else SCALES[data].grid
 
 
 def regressor_config(options: RegressionOptions) -> RegressorConfig:

@@ -301,7 +301,7 @@ def test_further_turns_are_counted_and_cut_where_asked_for(
     [
         ("", "--runs must be at least one output folder or file"),
         ("--runs {folder}/one {folder}/one/", "--runs must be different runs"),
-        ("--runs {folder}/nothing", "a run is an output folder with a readable results.json"),
+        ("--runs {folder}/nothing", "--runs names a path, and nothing is there"),
         ("--runs {folder}/gates", "a comparison needs an evaluation;"),
         ("--runs {folder}/lost", "records/base.jsonl holds none: is it there"),
         (

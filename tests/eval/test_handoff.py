@@ -170,7 +170,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
     ("arguments", "message"),
     [
         ("", "--adapter names whose first tokens to hand over; pass a folder or hub id"),
-        ("--adapter {adapter} --reft {folder}/nothing", "there is no folder"),
+        ("--adapter {adapter} --reft {folder}/nothing", "--reft names a path, and nothing is there"),
         ("--adapter {adapter} --reft {other}", "--reft is put beside --adapter, so it needs the same base and"),
         ("--adapter {adapter} --limit 0", "--limit must be at least 1; got 0"),
     ],

@@ -161,7 +161,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--regressor {folder}/nothing", "there is no folder"),
+        ("--regressor {folder}/nothing", "--regressor names a path, and nothing is there"),
         ("--regressor {folder}", "holds no regressor_config.json"),
         ("--regressor {regressor} --grid 1:5:1", "--grid is for a base on its own; the regressor has one"),
         ("--regressor {regressor} --model arithmetic", "--model is for a base on its own; the regressor has one"),

@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reft_math.errors import UserError, require_one_process, require_there
+from reft_math.errors import UserError, require_one_process
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["8bit", "4bit"]
@@ -36,7 +36,6 @@ class LoadingOptions:
     )
 
     def __post_init__(self) -> None:
-        require_there(self, "model", "adapter", "reft", "regressor", "dataset", "eval_dataset", "data_dir")
         if self.gguf_file is not None:
             self._name_file(self.gguf_file)
         if self.device_map is not None:

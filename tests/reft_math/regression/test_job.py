@@ -13,8 +13,9 @@ from reft_math.data.regression_rows import RegressionRow, RegressionSplits
 from reft_math.errors import UserError
 from reft_math.models import load_model, load_tokenizer
 from reft_math.regression.build import make_regressor
+from reft_math.regression.config import default_grid
 from reft_math.regression.grid import parse_numbers
-from reft_math.regression.job import check_reach, cut, default_grid, regressor_config, resolve
+from reft_math.regression.job import check_reach, cut, regressor_config, resolve
 
 
 @pytest.mark.parametrize(
