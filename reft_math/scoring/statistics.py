@@ -67,20 +67,21 @@ def bootstrap_interval(
 
     Source: Efron, Bootstrap methods: another look at the jackknife, Annals of Statistics 7 (1979).
     """
-    if rows == 1:
-        drawn = statistic(np.zeros((1, 1), dtype=np.intp))
-    else:
-        drawn = bootstrap(
-            (np.arange(rows),),
-            lambda indices, axis: statistic(indices),
-            n_resamples=RESAMPLES,
-            batch=max(1, _BATCH // rows),
-            vectorized=True,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
-    # An order statistic: interpolation between infinities would fail.
-    low, high = np.nanquantile(drawn, (0.025, 0.975), axis=-1, method="inverted_cdf")
+    with np.errstate(invalid="ignore"):  # values may be infinite, and scipy takes their spread
+        if rows == 1:
+            drawn = statistic(np.zeros((1, 1), dtype=np.intp))
+        else:
+            drawn = bootstrap(
+                (np.arange(rows),),
+                lambda indices, axis: statistic(indices),
+                n_resamples=RESAMPLES,
+                batch=max(1, _BATCH // rows),
+                vectorized=True,
+                method="percentile",
+                rng=np.random.default_rng(seed),
+            ).bootstrap_distribution
+        # An order statistic: interpolation between infinities would fail.
+        low, high = np.nanquantile(drawn, (0.025, 0.975), axis=-1, method="inverted_cdf")
     return low, high
 
 

@@ -63,7 +63,7 @@ def test_a_fresh_process_loads_folders_with_plain_pyvene_and_pyreft_to_the_last_
         [sys.executable, "-c", LOAD_WITH_STOCK_CLASSES, *folders], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["equal"] * 6
+    assert done.stdout.splitlines()[-6:] == ["equal"] * 6  # pyvene itself prints a line
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def test_generate_stops_where_an_evaluation_does(
     assert output.shape[1] == prompt.shape[1] + 15
 
 
+@pytest.mark.filterwarnings("ignore:1 of 1 prompts are not framed")
 @pytest.mark.parametrize("gate", [None, "off", "tokens:2"])
 @pytest.mark.parametrize("template", WRITTEN)
 def test_lm_eval_stops_where_an_evaluation_does(

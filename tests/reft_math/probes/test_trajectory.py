@@ -48,7 +48,7 @@ def with_red(model: PreTrainedModel, strength: float, positions: Positions = "al
 def alone(model: Any, text: ForcedText, **kwargs: Any) -> list[float]:
     """The likelihood of one text, no padding, in the model's float64."""
     token_ids = torch.tensor([[*text.prompt.tolist(), *text.token_ids]])
-    logits = model(input_ids=token_ids, **kwargs).logits[0, len(text.prompt) - 1 : -1]
+    logits = model(input_ids=token_ids, **kwargs).logits[0, len(text.prompt) - 1 : -1].detach()
     return [float(row.log_softmax(0)[token]) for row, token in zip(logits, text.token_ids, strict=True)]
 
 

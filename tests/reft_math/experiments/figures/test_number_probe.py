@@ -86,6 +86,7 @@ def test_the_share_is_said_if_it_is_known(scale: float, negative: float, positiv
     assert text in draw(changes_of(4, scale), negative, positive).axes[0].get_title()
 
 
+@pytest.mark.filterwarnings("ignore:Data has no positive values")
 def test_a_gate_that_never_opened_is_an_empty_panel() -> None:
     empty = Changes([np.empty((0, 4))] * 2, [np.empty((0, 4))] * 2, [3, 3])
     assert "the gate never opened" in draw(empty, 0.1, 0.1).axes[0].get_title()
