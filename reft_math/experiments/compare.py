@@ -29,7 +29,6 @@ from reft_math.scoring.pairing import check_templates, paired, reference_of, sco
 
 def run_compare(options: Any) -> None:
     """Compares runs in a table and a figure, with outcomes by problem, with the options of ``eval/compare.py``."""
-
     entries = read_entries(options.runs)
     against = reference_of(entries, options.against).name
     check_templates({entry.name: entry.template for entry in entries}, options.any_template)

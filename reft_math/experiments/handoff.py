@@ -22,7 +22,6 @@ from reft_math.scoring.evaluate import Scorer, is_numeric, print_evaluation, sco
 
 def run_handoff(options: Any) -> None:
     """Lets the base continue the first k tokens of other decoders, with the options of ``eval/handoff.py``."""
-
     problems = problems_to_report_on(options.dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, options.dataset)
     reft = None if options.reft is None else load_beside(setting, options.reft)

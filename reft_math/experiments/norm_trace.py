@@ -14,7 +14,6 @@ from reft_math.scoring.comparison import Run
 
 def run_norm_trace(options: Any) -> None:
     """Plots how runs held their norm, with the options of ``eval/norm_trace.py``."""
-
     runs = [Run.read(folder) for folder in options.runs]
     rows, figure = trace_rows(runs), norm_trace(runs)
     folder = claim_output_dir(options)

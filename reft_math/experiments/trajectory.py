@@ -36,7 +36,6 @@ from reft_math.scoring.evaluate import Scorer, is_numeric, score_tables, summari
 
 def run_trajectory(options: Any) -> None:
     """Scores texts token by token, and finds where answers diverge, with the options of ``eval/trajectory.py``."""
-
     problems = problems_to_report_on(options.dataset, options.data_dir)[: options.limit]
     setting = load_setting(options, options.dataset)
     gate = parse_gate(str(setting.options.gate))

@@ -221,7 +221,6 @@ def _predictions(run: Run) -> Predictions:
 
 def run_compare_regression(options: Any) -> None:
     """Compares regression runs in tables and figures, with the options of ``eval/compare_regression.py``."""
-
     runs = [Run.read(folder) for folder in options.runs]
     rows = comparison_rows(runs, options.any_template)
     settings = over_seeds(runs)

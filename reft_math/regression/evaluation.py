@@ -208,7 +208,6 @@ def _cells(estimate: Mapping[str, Any]) -> list[str]:
 
 def run_regression_evaluation(options: Any) -> None:
     """Evaluates a base or a regressor over its grid, with the options of ``eval/regression.py``."""
-
     if options.data is not None:
         check_split(options.data, "train")
     if options.regressor is None:
