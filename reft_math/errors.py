@@ -54,17 +54,15 @@ def require(options: object, name: str, holds: Callable[[Any], bool], rule: str)
 def require_there(options: object, *names: str) -> None:
     """Raises `UserError` where an option's value reads as a path and no file or folder is there.
 
-    Hub ids have one slash at most, but for ``org/repo/file.gguf``; a name whose first part is a folder here is a path.
+    Hub ids have one slash at most, but for ``org/repo/file.gguf``; what may be one is left to the loader.
     """
     for name in names:
         values = getattr(options, name, None)
         for value in [values] if isinstance(values, str) else values or ():
-            first, _, rest = value.partition("/")
             is_path = (
                 value.startswith((".", "/", "~"))
                 or value.endswith((".json", ".jsonl"))
-                or ("/" in rest and not value.endswith(".gguf"))
-                or (rest != "" and Path(first).is_dir())
+                or (value.count("/") > 1 and not value.endswith(".gguf"))
             )
             if is_path and not Path(value).exists():
                 raise UserError(

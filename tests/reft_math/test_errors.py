@@ -28,8 +28,7 @@ def test_a_long_message_keeps_the_rule_and_the_way_out() -> None:
         ("gpt2", False),
         ("org/model", False),
         ("org/model/q4.gguf", False),
-        ("here/model", True),
-        ("here", False),
+        ("here/model", False),
         ("results/run/adapter", True),
         ("./model", True),
         ("own.jsonl", True),
@@ -40,7 +39,7 @@ def test_a_long_message_keeps_the_rule_and_the_way_out() -> None:
 def test_a_path_that_leads_nowhere_is_told_from_a_hub_id(
     value: object, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "here").mkdir()
+    (tmp_path / "here").mkdir()  # a folder of that name makes no path of a hub id
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--data-set names a path") if is_refused else nullcontext():
         require_there(SimpleNamespace(data_set=value), "data_set", "not_an_option")
