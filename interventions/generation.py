@@ -1,4 +1,14 @@
-"""Generation under a gate: both models in one batch while it is open, stock generation after."""
+"""Generation under a gate: both models in one batch while it is open, stock generation after.
+
+While any gate is open, one forward pass per step runs a batch of B *survivors* and one *companion* for each open row,
+on one KV cache. Survivors are the rows that go on after the gate has closed: the base's with ``handoff="base"``, the
+intervened ones with ``"keep"``. A companion is the other half of the pair and leaves when its row's gate closes. Once
+all have left, stock sampling goes on from the survivors' cache.
+
+``D_t`` is measured on raw logits; logits processors act on those of the model that draws the token. A gate that counts
+tokens closes before a step's forward pass, one that measures divergence after it. In the second case the base draws
+that step's token with either ``handoff``, and ``keep`` runs without interventions from the next step.
+"""
 
 from __future__ import annotations
 
@@ -58,8 +68,8 @@ def generate_with_gate(
     Raises:
         UserError: An option does not work with a gate, or logits are NaN or infinite.
     """
-    _check_handoff(handoff)
-    if until_closed and (gate == TokenGate(0) or isinstance(gate, AlwaysOn | PromptOnly)):
+    _check_choices(gate, handoff, until_closed)
+    if until_closed and gate == TokenGate(0):
         raise UserError(f"until_closed needs a gate that closes while tokens are drawn; got {gate}")
     kwargs["logits_processor"] = _guarded(kwargs.get("logits_processor"))
     if gate == TokenGate(0):
@@ -119,15 +129,6 @@ def gated_generate(
 ) -> Any:
     """Decoding loop for ``model.generate(custom_generate=gated_generate, interventions=…, gate=…)``.
 
-    While any gate is open, one forward pass per step runs a batch of B *survivors* and one *companion* for each open
-    row, on one KV cache. Survivors are the rows that go on after the gate has closed: the base's with
-    ``handoff="base"``, the intervened ones with ``"keep"``. A companion is the other half of the pair and leaves when
-    its row's gate closes. Once all have left, stock sampling goes on from the survivors' cache.
-
-    ``D_t`` is measured on raw logits; logits processors act on those of the model that draws the token. A gate that
-    counts tokens closes before a step's forward pass, one that measures divergence after it. In the second case the
-    base draws that step's token with either ``handoff``, and ``keep`` runs without interventions from the next step.
-
     Args:
         model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs: As stock ``generate``
             hands them to its own loops.
@@ -149,35 +150,18 @@ def gated_generate(
         gate = parse_gate(interventions.gate if gate is None else gate)
     if getattr(interventions, "model", model) is not model:
         raise UserError("interventions act on the model they were put on; got another one's")
-    _check_handoff(handoff)
-    # A default of the base's configuration, not asked for in this call.
-    if not generation_config.use_cache and model.generation_config.use_cache is False:
-        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-        generation_config.use_cache = True
-        model_kwargs |= {"use_cache": True, "past_key_values": cache}
+    _check_choices(gate, handoff, until_closed)
+    model_kwargs |= _cache_if_off_by_default(model, generation_config)
     _check(generation_config, model_kwargs)
     logits_processor = _guarded(logits_processor)
     if streamer is not None:
         streamer.put(input_ids.cpu())
 
-    def go_on(input_ids: torch.Tensor, processor: Any, criteria: Any, **model_kwargs: Any) -> Any:
-        return model._sample(
-            input_ids,
-            logits_processor=processor,
-            stopping_criteria=criteria,
-            generation_config=generation_config,
-            streamer=streamer,
-            **model_kwargs,
-        )
-
+    sample = partial(model._sample, generation_config=generation_config, streamer=streamer)
     if isinstance(gate, AlwaysOn | PromptOnly):
-        if until_closed:
-            raise UserError(f"until_closed needs a gate that closes; got {gate}")
         with interventions.decoding(input_ids.shape[1], acting_positions(gate, interventions)):
-            return go_on(input_ids, logits_processor, stopping_criteria, **model_kwargs)
-    # As in stock sampling, ended rows are padded if there is an end token.
-    pads = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
-    pad_token = generation_config._pad_token_tensor if pads else None
+            return sample(input_ids, logits_processor, stopping_criteria, **model_kwargs)
+    pad_token = _pad_token(generation_config, stopping_criteria)
     pairs = TwoModelBatch(model, interventions, gate, handoff, input_ids, generation_config, pad_token, model_kwargs)
     pairs.run(logits_processor, stopping_criteria, streamer)
     if pairs.ended.all() or until_closed:
@@ -186,10 +170,29 @@ def gated_generate(
         return pairs.output(None)
     processor = LogitsProcessorList([*logits_processor, _PadEnded(pairs.ended, pairs.pad_token)])
     criteria = StoppingCriteriaList([*stopping_criteria, _StayEnded(pairs.ended)])
+    _begin_at_cache(generation_config, pairs.input_ids)
+    return pairs.output(sample(pairs.input_ids, processor, criteria, **pairs.model_kwargs))
+
+
+def _cache_if_off_by_default(model: PreTrainedModel, generation_config: GenerationConfig) -> dict[str, Any]:
+    """Switches the cache on where it is off by the base's configuration and not by this call; returns arguments."""
+    if generation_config.use_cache or model.generation_config.use_cache is not False:
+        return {}
+    generation_config.use_cache = True
+    return {"use_cache": True, "past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True))}
+
+
+def _begin_at_cache(generation_config: GenerationConfig, input_ids: torch.Tensor) -> None:
+    """Tells stock sampling that the cache holds all tokens but the last."""
     # Without a mask stock generate reads from here that input_ids also hold the tokens in the cache.
-    generation_config._mask_length = pairs.input_ids.shape[1]
+    generation_config._mask_length = input_ids.shape[1]
     generation_config.prefill_chunk_size = None  # the prompt is in the cache; transformers 5.17 would process it again
-    return pairs.output(go_on(pairs.input_ids, processor, criteria, **pairs.model_kwargs))
+
+
+def _pad_token(generation_config: GenerationConfig, criteria: StoppingCriteriaList) -> torch.Tensor | None:
+    """As in stock sampling, ended rows are padded if there is an end token."""
+    pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+    return generation_config._pad_token_tensor if pads else None
 
 
 def acting_positions(gate: Gate, interventions: HookedReftModel) -> Positions:
@@ -201,7 +204,9 @@ def acting_positions(gate: Gate, interventions: HookedReftModel) -> Positions:
     return "prompt"
 
 
-def _check_handoff(handoff: str) -> None:
+def _check_choices(gate: Gate, handoff: str, until_closed: bool) -> None:
+    if until_closed and isinstance(gate, AlwaysOn | PromptOnly):
+        raise UserError(f"until_closed needs a gate that closes; got {gate}")
     if handoff not in get_args(Handoff):
         raise UserError(f"handoff is 'base' or 'keep'; got {handoff!r}")
 

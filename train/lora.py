@@ -19,6 +19,7 @@ from reft_math.errors import UserError, require
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ def main(options: LoraOptions) -> None:
     from dataclasses import replace
     from functools import partial
 
-    from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+    from peft import load_peft_weights, set_peft_model_state_dict
 
     from reft_math.commands.output_folder import check_claim
     from reft_math.commands.processes import claim, leave_process_group
     from reft_math.data.prefix import PrefixCollator, PrefixDataset
     from reft_math.files.atomic import write_folder
     from reft_math.models.adapter_files import count_parameters
-    from reft_math.models.base import absolute_name, check_no_adapter
+    from reft_math.models.base import check_no_adapter
     from reft_math.training import dry_run
     from reft_math.training import job as jobs
     from reft_math.training.matching import match_parameters
@@ -81,23 +82,7 @@ def main(options: LoraOptions) -> None:
         options = replace(options, match=None, rank=rank, target_modules=modules)
     rank, names = options.rank or 8, options.target_modules or "all-linear"
     options = replace(options, rank=rank, alpha=options.alpha or 2 * rank, target_modules=names)
-    if names != "all-linear":
-        paths = [f".{path}" for path, _ in job.model.named_modules()]
-        for name in names.split(","):  # peft fails only if it finds no module
-            if not any(path.endswith(f".{name}") for path in paths):
-                raise UserError(f"--target-modules must name linear modules of the model; got {name!r}")
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=options.alpha,
-        target_modules=names if names == "all-linear" else names.split(","),
-        revision=job.base_revision,
-    )
-    try:
-        model = get_peft_model(job.model, config)
-    except ValueError as error:
-        raise UserError(f"--target-modules must name linear modules of the model; got {names!r} ({error})") from None
-    model.peft_config["default"].base_model_name_or_path = absolute_name(options.model)
+    model = _put_on(job.model, options, job.base_revision)
     dataset = PrefixDataset(job.train_problems, job.tokenizer, job.template, options.k)
     if options.dry_run:
         kept = kept_by_linears(model, job.model.dtype)
@@ -128,6 +113,33 @@ def main(options: LoraOptions) -> None:
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     settings = {"matched": matched, "rank": rank, "target_modules": names}
     jobs.report(job, evaluation, {**settings, "trainable_parameters": trainable, "train_rows": len(dataset)})
+
+
+def _put_on(base: PreTrainedModel, options: LoraOptions, revision: str | None) -> PeftModel:
+    """Puts a fresh LoRA on the base."""
+    from peft import LoraConfig, get_peft_model
+
+    from reft_math.models.base import absolute_name
+
+    names = str(options.target_modules)
+    if names != "all-linear":
+        paths = [f".{path}" for path, _ in base.named_modules()]
+        for name in names.split(","):  # peft fails only if it finds no module
+            if not any(path.endswith(f".{name}") for path in paths):
+                raise UserError(f"--target-modules must name linear modules of the model; got {name!r}")
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.rank,
+        lora_alpha=options.alpha,
+        target_modules=names if names == "all-linear" else names.split(","),
+        revision=revision,
+    )
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:
+        raise UserError(f"--target-modules must name linear modules of the model; got {names!r} ({error})") from None
+    model.peft_config["default"].base_model_name_or_path = absolute_name(options.model)
+    return model
 
 
 def _save(model: PeftModel, folder: Path) -> None:

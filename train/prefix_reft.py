@@ -32,7 +32,6 @@ def main(options: PrefixReftOptions) -> None:
     from reft_math.models.card import CARD_NAME, parameters_sha256
     from reft_math.models.sharding import fsdp_requested
     from reft_math.scoring.gate_choice import GATE_COLUMNS, gate_rows, noise_line
-    from reft_math.scoring.rounding import acting_line
     from reft_math.training import job as jobs
     from reft_math.training import prefix_training
     from reft_math.training.card import notes_beside
@@ -61,27 +60,18 @@ def main(options: PrefixReftOptions) -> None:
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
     if noise is not None:
         print(noise_line(noise))
-    norm, controller = results["bias_norm"], options.norm_control
-    achieved, target = norm["achieved"], norm["target"]
-    held = "not held" if controller == "none" else f"held by {controller}"
     notes = [
-        f"bias norm {achieved:.4f}, target {target:.4g}, {held}",
-        acting_line(norm, job.model.dtype),
+        *prefix_training.norm_lines(results["bias_norm"], options.norm_control, job.model.dtype),
         size_line(str(options.site), results["relative_size"]["mean"]),
     ]
-    if controller != "none" and achieved < 0.98 * target:
-        notes.append(
-            "note: training ended before the norm reached its target;"
-            " a higher learning rate or more epochs would get there"
-        )
     if evaluation is not None and (p := evaluation[list(decoders)[1]]["mcnemar_vs_base"]["p_value"]) > 0.05:
         notes.append(
             f"note: the adapter under its gate is not told apart from the base (p = {p:.2g}); if training was short,"
             " more epochs or a higher learning rate may change that"
         )
     adapter = Path(options.output_dir) / "adapter"
-    found = {**results, "calibration": calibration, "noise_floor": noise, "parameters": parameters_sha256(adapter)}
-    jobs.report(job, evaluation, found, *notes)
+    results |= {"calibration": calibration, "noise_floor": noise, "parameters": parameters_sha256(adapter)}
+    jobs.report(job, evaluation, results, *notes)
     (adapter / CARD_NAME).unlink(missing_ok=True)  # written on saving, without results and gate
     write_adapter_card(adapter, notes_beside(adapter))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +69,16 @@ def run_faithfulness(options: RunOptions, dataset: str, statements: str, seed: i
             setting.model, source, setting.options.handoff, to_score, probes, path, name, batch_size
         )
     leave_process_group()
-
     tables = {"probes": probe_rows(scored[BASE]), "scores": score_rows(scored)}
+    others = {source.file: asdict(source.reft_model.prefix_config) for source in sources if source.file == "reft"}
+    counts = {"problems": len(problems), "left_out": len(problems) - len(usable), "pairs": len(pairs)}
+    _write(folder, tables, f"{dataset}, {statements}", counts, {**setting.provenance(), **about, **others})
+
+
+def _write(
+    folder: Path, tables: dict[str, Any], title: str, counts: dict[str, int], provenance: dict[str, Any]
+) -> None:
+    """Writes tables, figures and results, and prints what they say of the residual stream."""
     for name, table in tables.items():
         write_csv(folder / f"{name}.csv", table)
     figures = {"heads": heads_figure(**tables), "positions": positions_figure(tables["scores"])}
@@ -77,17 +87,13 @@ def run_faithfulness(options: RunOptions, dataset: str, statements: str, seed: i
     short = {name: [row for row in table if row["head"] == RESIDUAL] for name, table in tables.items()}
     short["scores"] = [row for row in short["scores"] if row["position"] == ALL]
     titled = {
-        f"{dataset}, {statements}: truth probes of the residual stream on held-out questions": lines(short["probes"]),
-        f"{dataset}, {statements}: score of true less false statements in log-odds, residual stream": lines(
-            short["scores"]
-        ),
+        f"{title}: truth probes of the residual stream on held-out questions": lines(short["probes"]),
+        f"{title}: score of true less false statements in log-odds, residual stream": lines(short["scores"]),
     }
-    others = {source.file: asdict(source.reft_model.prefix_config) for source in sources if source.file == "reft"}
-    counts = {"problems": len(problems), "left_out": len(problems) - len(usable), "pairs": len(pairs)}
-    write_json(folder / RESULTS_NAME, {**setting.provenance(), **about, **others, **counts, **short})
-    for title, (header, *body) in titled.items():
-        print_table(title, header, body)
-    print(f"{counts['left_out']} of {len(problems)} problems left out: they state no number that could be changed")
+    write_json(folder / RESULTS_NAME, {**provenance, **counts, **short})
+    for heading, (header, *body) in titled.items():
+        print_table(heading, header, body)
+    print(f"{counts['left_out']} of {counts['problems']} problems left out: they state no number that could be changed")
     if not any(row["reads"] for row in tables["probes"]):
         print("no probe tells true from false better than chance: what moves their scores says nothing of truth")
     print(f"tables, figures, probes and records: {folder}")

@@ -99,15 +99,8 @@ def load_model(
         model.config._commit_hash = base.adapter_commit  # belongs to the name under which the model was requested
         _learn_ends(model, name, revision)
         return model.eval()
-    loading = loading or LoadingOptions()
-    settings = _settings(loading)
-    if fsdp_requested() and not to_be_sharded:
-        raise UserError(
-            "only train/prefix_reft.py shards its base; this needs a whole model in every process: launch with"
-            " configs/ddp.yaml or torchrun instead of FSDP"
-        )
-    if to_be_sharded and "device_map" in settings:
-        raise UserError("FSDP spreads the base by itself, unquantised; leave --quantization and --device-map out")
+    settings = _settings(loading or LoadingOptions())
+    _check_sharding(settings, to_be_sharded)
     # transformers reads all weights in every process, whatever accelerate's settings (huggingface/transformers#43749).
     is_empty = to_be_sharded and not process_state().is_main_process
     placement = {"device_map": "meta"} if is_empty else {}
@@ -125,10 +118,7 @@ def load_model(
             raise UserError("random weights are drawn whole, on one device; leave --quantization and --device-map out")
         torch.manual_seed(random_seed)
         model = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
-    for module in model.modules():
-        # On a CPU bitsandbytes repacks weights at the first pass without gradients; afterwards there are no gradients.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    _keep_gradients(model)
     model = model.eval()
     if not (to_be_sharded or "device_map" in settings):  # otherwise accelerate has placed it
         model = model.to(process_state().device)
@@ -136,6 +126,24 @@ def load_model(
     _learn_ends(model, name, revision)
     _check_positions_of(model)
     return model
+
+
+def _check_sharding(settings: dict[str, Any], to_be_sharded: bool) -> None:
+    """Raises if the launcher asks for FSDP and a whole model is needed, or a device map beside it."""
+    if fsdp_requested() and not to_be_sharded:
+        raise UserError(
+            "only train/prefix_reft.py shards its base; this needs a whole model in every process: launch with"
+            " configs/ddp.yaml or torchrun instead of FSDP"
+        )
+    if to_be_sharded and "device_map" in settings:
+        raise UserError("FSDP spreads the base by itself, unquantised; leave --quantization and --device-map out")
+
+
+def _keep_gradients(model: PreTrainedModel) -> None:
+    """On a CPU bitsandbytes repacks weights at the first pass without gradients; afterwards there are no gradients."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_positions_of(model: PreTrainedModel) -> None:

@@ -48,20 +48,8 @@ def make_regressor(
     Raises:
         UserError: The grid or the tuning does not fit the model.
     """
-    if config.tune == "full" and model.dtype == torch.float16:
-        raise UserError(
-            "steps of the whole model underflow in float16; load it with --dtype float32, and --mixed-precision fp16"
-        )
-    if config.tune == "full" and model.dtype == torch.bfloat16:
-        warnings.warn(
-            "most steps of the whole model are lost to rounding in bfloat16; --dtype float32 with"
-            " --mixed-precision bf16 keeps them",
-            stacklevel=2,
-        )
-    if config.tune == "full" and getattr(model, "is_quantized", False):
-        raise UserError(
-            "quantised weights cannot be tuned; take --tune red, bias, loreft or lora, or leave --quantization out"
-        )
+    if config.tune == "full":
+        _check_trainable(model)
     template = make_template(config, tokenizer)
     check_vocabulary(model, tokenizer, template)
     config = replace(config, template=str(template))
@@ -83,22 +71,37 @@ def make_regressor(
         )
         adapter = get_prefix_reft_model(model, reft_config)
     elif config.tune == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        rank = rank or DEFAULT_LORA_RANK
-        lora = get_peft_model(
-            model,
-            LoraConfig(
-                task_type="CAUSAL_LM",
-                r=rank,
-                lora_alpha=2 * rank,
-                lora_dropout=dropout or 0.0,
-                target_modules="all-linear",
-            ),
-        )
-        lora.peft_config["default"].base_model_name_or_path = config.base_model
-        adapter = lora
+        adapter = _lora(model, rank or DEFAULT_LORA_RANK, dropout or 0.0, config.base_model)
     return Regressor(model, tokenizer, template, grid, config, adapter, _intervening(adapter))
+
+
+def _check_trainable(model: PreTrainedModel) -> None:
+    """Raises if steps of the base's own weights would come to nothing; warns where most of them would."""
+    if model.dtype == torch.float16:
+        raise UserError(
+            "steps of the whole model underflow in float16; load it with --dtype float32, and --mixed-precision fp16"
+        )
+    if model.dtype == torch.bfloat16:
+        warnings.warn(
+            "most steps of the whole model are lost to rounding in bfloat16; --dtype float32 with"
+            " --mixed-precision bf16 keeps them",
+            stacklevel=3,
+        )
+    if getattr(model, "is_quantized", False):
+        raise UserError(
+            "quantised weights cannot be tuned; take --tune red, bias, loreft or lora, or leave --quantization out"
+        )
+
+
+def _lora(model: PreTrainedModel, rank: int, dropout: float, base_model: str | None) -> PeftModel:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules="all-linear"
+    )
+    lora: PeftModel = get_peft_model(model, config)
+    lora.peft_config["default"].base_model_name_or_path = base_model
+    return lora
 
 
 def _set_dropout(model: PreTrainedModel, dropout: float) -> None:

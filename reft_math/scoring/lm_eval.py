@@ -114,7 +114,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             if enable_thinking is None and self.setting.decoding.template.is_chat:
                 enable_thinking = self.setting.decoding.template.is_thinking
                 think_end_token = think_end_token or (THOUGHT_END if enable_thinking else None)
-        with _quiet(logging.getLogger(HFLM.__module__)):  # it warns that the model is already loaded
+        with _quiet(logging.getLogger(HFLM.__module__)):  # warns: the model is loaded already
             super().__init__(
                 pretrained=self.setting.model,
                 tokenizer=self.setting.decoding.tokenizer,
@@ -127,8 +127,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 chat_template_args=chat_template_args,
             )
         self.stops = self._stops()
-        state = process_state()
-        if state.num_processes > 1:  # HFLM does not do this for a loaded model
+        if (state := process_state()).num_processes > 1:  # HFLM does not do this for a loaded model
             self.accelerator = Accelerator()
             self._rank, self._world_size = state.process_index, state.num_processes
 

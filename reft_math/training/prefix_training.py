@@ -28,7 +28,7 @@ from reft_math.models.base import absolute_name
 from reft_math.models.config import PrefixReftConfig
 from reft_math.models.sharding import is_sharded, shard
 from reft_math.scoring.gate_choice import best_gate
-from reft_math.scoring.rounding import NUM_PROBLEMS, acting_bias, noise_floor
+from reft_math.scoring.rounding import NUM_PROBLEMS, acting_bias, acting_line, noise_floor
 from reft_math.training import job as jobs
 from reft_math.training import prefix_training
 from reft_math.training.dry_run import interventions_of, show, solution_tokens
@@ -113,20 +113,7 @@ def prepare(
         raise UserError(
             f"{options.eval_dataset} is too small to choose a gate on; name one with --gate, such as {gate}"
         )
-    config = PrefixReftConfig(
-        intervention=options.intervention,
-        site=site,
-        layers=options.layers,
-        positions=options.positions,
-        rank=options.rank,
-        k=None if is_ordinary else options.k,
-        gate=str(gate),
-        base_model=absolute_name(options.model),
-        base_revision=job.base_revision,
-        template=str(job.template),
-        versions=versions(),
-    )
-    model = get_prefix_reft_model(job.model, config)
+    model = get_prefix_reft_model(job.model, _config(options, job, site, str(gate)))
     dataset = PrefixDataset(
         job.train_problems, job.tokenizer, job.template, options.k, options.full_fraction, options.seed
     )
@@ -145,6 +132,22 @@ def prepare(
         rows = [row["target_ids"] for row in dataset.rows]
         number_loss = make_number_loss(options.numeric_weight, options.numeric_objective, job.tokenizer, rows)
     return PrefixJob(options, job, model, dataset, control, number_loss)
+
+
+def _config(options: PrefixReftOptions, job: jobs.TrainingSetup, site: str, gate: str) -> PrefixReftConfig:
+    return PrefixReftConfig(
+        intervention=options.intervention,
+        site=site,
+        layers=options.layers,
+        positions=options.positions,
+        rank=options.rank,
+        k=None if options.full_fraction == 1 else options.k,
+        gate=gate,
+        base_model=absolute_name(options.model),
+        base_revision=job.base_revision,
+        template=str(job.template),
+        versions=versions(),
+    )
 
 
 def _norm_control(
@@ -224,6 +227,21 @@ def summary(prefix: PrefixJob) -> dict[str, Any]:
         },
         "relative_size": relative_size(prefix.model, texts),
     }
+
+
+def norm_lines(norm: dict[str, Any], controller: str, dtype: torch.dtype) -> list[str]:
+    """Says of the summary's ``bias_norm`` how it ended and, below float32, how much of it acts."""
+    achieved, target = norm["achieved"], norm["target"]
+    held = "not held" if controller == "none" else f"held by {controller}"
+    found = [f"bias norm {achieved:.4f}, target {target:.4g}, {held}"]
+    if dtype != torch.float32:
+        found.append(acting_line(norm, dtype))
+    if controller != "none" and achieved < 0.98 * target:
+        found.append(
+            "note: training ended before the norm reached its target;"
+            " a higher learning rate or more epochs would get there"
+        )
+    return found
 
 
 def _sample(dataset: PrefixDataset) -> list[list[int]]:
