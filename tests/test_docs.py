@@ -47,10 +47,13 @@ ABSENT = (
     *("their/", "delta_vector.pth", "own.csv", "elsewhere.jsonl", "own-solutions", "qwen"),
 )
 # … and what takes long and has tests of its own.
-LONG = ("eval/ablation.py", "eval/norm_sweep.py", "eval/number_probe.py", "eval/faithfulness.py", "--quick")
+LONG = (
+    *("eval/ablation.py", "eval/norm_sweep.py", "eval/number_probe.py", "eval/faithfulness.py", "eval/harness.py"),
+    "--quick",
+)
 SMALL = {
     **{"train_size": 16, "eval_size": 4, "calibration_size": 4, "validation_size": 8, "test_size": 8, "limit": 4},
-    **{"epochs": 1, "max_new_tokens": 20},
+    **{"epochs": 1, "max_new_tokens": 8},
 }
 
 
@@ -184,7 +187,7 @@ def test_pages_run_as_they_stand(
 ) -> None:
     """In order, in one folder, on the embedded model, with few problems: files, commands, Python.
 
-    Of commands with the same options, as in loops, the first.
+    Of commands with the same options, as in loops, the first; how many rows are in a batch makes no other command.
     """
     monkeypatch.chdir(tmp_path)
     done = set()
@@ -199,7 +202,8 @@ def test_pages_run_as_they_stand(
                     exec(code, names)
             for words in commands(block.text) if block.language == "bash" else []:
                 launcher, script, arguments = split(words)
-                shape = script, *(word for word in arguments if word.startswith("--"))
+                options = (word for word in arguments if word.startswith("--") and word != "--batch-size")
+                shape = script, *options
                 left_out = any(name in word for word in words for name in (*ABSENT, *LONG))
                 if script and launcher == ["uv", "run"] and not left_out and shape not in done:
                     done.add(shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ from reft_math.models.config import PrefixReftConfig
 from reft_math.models.hub import fetch
 from reft_math.regression.config import REGRESSOR_CONFIG, RegressorConfig
 from reft_math.regression.regressor import ADAPTER_FOLDER, MODEL_FOLDER, Intervening, Regressor, make_template
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 DEFAULT_SITES = {"red": "ffn_up", "bias": "ffn_up", "loreft": "block"}
 DEFAULT_LORA_RANK = 8

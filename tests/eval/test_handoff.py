@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,30 +14,61 @@ import torch
 from matplotlib.figure import Figure
 
 from interventions import PrefixReftConfig, get_prefix_reft_model
+from reft_math.experiments import handoff
 from reft_math.files.records import RecordFile
 from reft_math.models import load_model, load_tokenizer
 from reft_math.probes.handoff import LENGTHS
 from reft_math.scoring.statistics import wilson_interval
 
 SOURCES = ("base", "always_on", "prefix")
-SETTINGS = "--limit 14 --batch-size 6"
+SETTINGS = "--limit 8 --batch-size 3"
+
+
+def save_adapter(folder: Path, strength: float, **config: Any) -> Path:
+    """RED moved at random; with strength 0 it changes nothing."""
+    model = get_prefix_reft_model(
+        load_model("arithmetic"), PrefixReftConfig(**{"gate": "tokens:3", "template": "chat/1", **config})
+    )
+    torch.manual_seed(len(folder.name))
+    for values in (*model.biases().values(), *model.scales().values()):
+        values.data += strength * torch.randn_like(values)
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
 def make_adapter(tmp_path: Path) -> Callable[..., Path]:
-    """``make_adapter(name, strength)``: RED moved at random; untouched, it changes nothing."""
+    """``make_adapter(name, strength)``"""
+    return lambda name, strength, **config: save_adapter(tmp_path / name, strength, **config)
 
-    def make(name: str, strength: float, **config: Any) -> Path:
-        model = get_prefix_reft_model(
-            load_model("arithmetic"), PrefixReftConfig(**{"gate": "tokens:3", "template": "chat/1", **config})
-        )
-        torch.manual_seed(len(name))
-        for values in (*model.biases().values(), *model.scales().values()):
-            values.data += strength * torch.randn_like(values)
-        model.save_pretrained(tmp_path / name)
-        return tmp_path / name
 
-    return make
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("handoff")
+
+
+@pytest.fixture
+def adapter(place: Path) -> Path:
+    folder = place / "adapter"
+    return folder if folder.exists() else save_adapter(folder, 0.7)
+
+
+@pytest.fixture(scope="module")
+def figures() -> list[Figure]:
+    """What the finished run drew."""
+    return []
+
+
+@pytest.fixture
+def finished(
+    call: Callable[[str], None], place: Path, adapter: Path, figures: list[Figure], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A run, made once."""
+    if not (place / "run").exists():
+        draw = handoff.handoff_figure
+        monkeypatch.setattr(handoff, "handoff_figure", lambda *args: figures.append(draw(*args)) or figures[-1])
+        call(f"eval/handoff.py --adapter {adapter} {SETTINGS} --output-dir {place}/run")
+    return place / "run"
 
 
 def read(folder: Path, name: str) -> dict[str, dict[str, Any]]:
@@ -49,16 +81,10 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def test_tables_and_figure_are_what_the_records_say(
-    call: Callable[[str], None], tmp_path: Path, make_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    call: Callable[[str], None], tmp_path: Path, finished: Path, figures: list[Figure]
 ) -> None:
     """Everything recomputed from the records: the continuations by plain generation, the table, the figure's lines."""
-    import reft_math.experiments.handoff as module
-
-    figures: list[Figure] = []
-    draw = module.handoff_figure
-    monkeypatch.setattr(module, "handoff_figure", lambda *args: figures.append(draw(*args)) or figures[-1])
-    adapter, folder = make_adapter("adapter", 0.7), tmp_path / "run"
-    call(f"eval/handoff.py --adapter {adapter} {SETTINGS} --output-dir {folder}")
+    folder = finished
     call(f"eval/arithmetic.py {SETTINGS} --output-dir {tmp_path}/base")
     answers = {source: read(folder, source) for source in SOURCES}
     own = read(tmp_path / "base", "base")
@@ -83,7 +109,7 @@ def test_tables_and_figure_are_what_the_records_say(
                 start = torch.cat([prompt, torch.tensor([answer["token_ids"][:k]])], dim=1)
                 whole = model.generate(start, max_new_tokens=80 - k, eos_token_id=2, pad_token_id=0)[0]
                 assert tokenizer.decode(whole[prompt.shape[1] :], skip_special_tokens=True) == record["completion"]
-    assert continued > 14, "the adapter was too weak to test anything"
+    assert continued > 8, "the adapter was too weak to test anything"
 
     def wrong(source: str) -> set[str]:
         return {name for name, row in answers[source].items() if not row["correct"]}
@@ -114,7 +140,7 @@ def test_tables_and_figure_are_what_the_records_say(
             assert line.get_ydata().tolist() == [float(row["accuracy"]) for row in rows]
     results = json.loads((folder / "results.json").read_text())
     assert [[str(value) for value in row.values()] for row in results["handoff"]] == expected
-    assert results["evaluation"]["always_on"]["total"] == 14
+    assert results["evaluation"]["always_on"]["total"] == 8
     assert "commit" in results
     for ending in ("png", "svg"):
         assert (folder / f"handoff.{ending}").stat().st_size > 1000
@@ -134,34 +160,31 @@ def test_an_adapter_of_zeros_has_the_bases_curve(
 
 
 def test_always_on_may_be_another_adapter(
-    call: Callable[[str], None], tmp_path: Path, make_adapter: Callable[..., Path]
+    call: Callable[[str], None], tmp_path: Path, adapter: Path, finished: Path, make_adapter: Callable[..., Path]
 ) -> None:
-    adapter, reft = make_adapter("adapter", 0.7), make_adapter("reft", 0.7, gate="always")
-    line = f"eval/handoff.py --adapter {adapter} {SETTINGS} --output-dir {tmp_path}"
-    call(f"{line}/run --reft {reft}")
-    call(f"{line}/one")
+    reft = make_adapter("reft", 0.7, gate="always")
+    call(f"eval/handoff.py --adapter {adapter} {SETTINGS} --reft {reft} --output-dir {tmp_path}/run")
     call(f"eval/arithmetic.py --adapter {reft} {SETTINGS} --output-dir {tmp_path}/reft-alone")
     alone = read(tmp_path / "reft-alone", "adapter")
     found = read(tmp_path / "run", "always_on")
     assert {name: row["completion"] for name, row in found.items()} == {
         name: row["completion"] for name, row in alone.items()
     }
-    assert read(tmp_path / "run", "prefix") == read(tmp_path / "one", "prefix")
-    assert found != read(tmp_path / "one", "always_on")
+    assert read(tmp_path / "run", "prefix") == read(finished, "prefix")
+    assert found != read(finished, "always_on")
     assert json.loads((tmp_path / "run" / "results.json").read_text())["reft"]["gate"] == "always"
 
 
 def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
-    call: Callable[[str], None], tmp_path: Path, make_adapter: Callable[..., Path]
+    call: Callable[[str], None], tmp_path: Path, adapter: Path, finished: Path
 ) -> None:
     """Killed in the middle of a problem's lengths: what is there is kept, the rest is what it would have been."""
-    line = f"eval/handoff.py --adapter {make_adapter('adapter', 0.7)} {SETTINGS} --output-dir {tmp_path}/run"
-    call(line)
+    shutil.copytree(finished, tmp_path / "run")
     path = tmp_path / "run" / "records" / "always_on-handed-over.jsonl"
     whole, csv_before = path.read_bytes(), (tmp_path / "run" / "handoff.csv").read_bytes()
     lines = whole.splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:20]) + lines[20][:30])
-    call(f"{line} --resume")
+    call(f"eval/handoff.py --adapter {adapter} {SETTINGS} --output-dir {tmp_path}/run --resume")
     assert path.read_bytes() == whole
     assert (tmp_path / "run" / "handoff.csv").read_bytes() == csv_before
 

@@ -60,19 +60,21 @@ def generated(reft_model: PrefixReftModel, question: str, gate: str) -> tuple[An
     return output, output.sequences[0, prompt.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("gate", ["kl:0.02", "tokens:4", "kl:0.02,base||mod", "kl:1,max=0"])
+@pytest.mark.parametrize(
+    ("gate", "count"), [("kl:0.02", 13), ("tokens:4", 3), ("kl:0.02,base||mod", 3), ("kl:1,max=0", 3)]
+)
 def test_shows_what_the_model_generates_and_what_its_gate_saw(
-    call: Callable[[str], None], adapter: str, drawn: list[Any], tmp_path: Path, gate: str
+    call: Callable[[str], None], adapter: str, drawn: list[Any], tmp_path: Path, gate: str, count: int
 ) -> None:
     options = "" if gate == "kl:0.02" else f"--gate '{gate}'"  # the adapter's own is the default
-    options += f" --problems 13 --max-new-tokens 30 --output {tmp_path}/a/b.html"
+    options += f" --problems {count} --max-new-tokens 30 --output {tmp_path}/a/b.html"
     call(f"eval/token_view.py --adapter {adapter} {options}")
     assert (tmp_path / "a" / "b.html").read_text().startswith("<!DOCTYPE html>\n<html")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.html"]
     answered: Sequence[AnsweredProblem] = drawn[0]
-    problems = load_problems("arithmetic", "test")[:13]
+    problems = load_problems("arithmetic", "test")[:count]
     assert [(row.id, row.question, row.gold) for row in answered] == [(p.id, p.question, p.answer) for p in problems]
-    assert [row.answers[0].is_correct for row in answered] == [False] * 12 + [True]
+    assert [row.answers[0].is_correct for row in answered] == ([False] * 12 + [True])[:count]
     tokenizer = load_tokenizer("arithmetic")
     reft_model = PrefixReftModel.from_pretrained(adapter, load_model("arithmetic"))
     for problem in answered:

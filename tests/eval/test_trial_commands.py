@@ -21,7 +21,7 @@ from reft_math.files.records import RecordFile
 from reft_math.models import load_model
 from reft_math.training import prefix_training
 
-SMALL = "--train-size 32 --batch-size 8 --epochs 1 --eval-size 6 --calibration-size 3 --max-new-tokens 12"
+SMALL = "--train-size 32 --batch-size 8 --epochs 1 --eval-size 6 --calibration-size 3 --max-new-tokens 5"
 SWEEP = "eval/norm_sweep.py --target-norms 0.2 0.1 --seeds 2 --project-number-direction"
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from interventions import PrefixReftConfig, get_prefix_reft_model
 from reft_math.models import load_model
 
-SMALL = "--train-size 32 --eval-size 8 --epochs 1"
+SMALL = "--train-size 32 --eval-size 8 --epochs 1 --max-new-tokens 20"
 
 
 def test_trains_evaluates_and_counts_its_parameters(call: Callable[[str], None], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from reft_math.scoring import gate_choice
 from reft_math.training import job
 from reft_math.training.checkpoints import newest_whole
 
-SMALL = "--train-size 64 --eval-size 8 --epochs 2 --save-steps 3 --calibration-size 4"
+SMALL = "--train-size 64 --eval-size 8 --epochs 2 --save-steps 3 --calibration-size 4 --max-new-tokens 12"
 
 
 def read(path: Path) -> Any:
