@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the trainer collects garbage in every run, half a second over a million objects."""
+    """What is imported by now stays: the trainer collects garbage in every run, half a second over all of it."""
     gc.freeze()
 
 
@@ -61,7 +61,7 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def unsynced() -> Iterator[None]:
     """What a test writes need not outlive a loss of power; tests of what must watch the calls of ``os.fsync``."""
-    with mock.patch("os.fsync", lambda descriptor: None):
+    with mock.patch("os.fsync", return_value=None):
         yield
 
 

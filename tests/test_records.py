@@ -21,7 +21,7 @@ def test_a_published_table_comes_from_its_records(
     published = (archive.parent / archive.name.replace(".tar.xz", ".csv")).read_text(encoding="utf-8")
     runs = dict.fromkeys(row["run"] for row in csv.DictReader(published.splitlines()))
     monkeypatch.chdir(tmp_path)
-    call(f"eval/compare.py --runs {' '.join(runs)} --any-template --output-dir table")
+    call(f"eval/compare.py --runs {' '.join(runs)} --any-template --shared-only --output-dir table")
     assert (tmp_path / "table" / "comparison.csv").read_text(encoding="utf-8") == published
 
 
