@@ -44,7 +44,7 @@ PATH=/nowhere
 # Running a page leaves out what is not at hand (its commands are parsed all the same) …
 ABSENT = (
     *(REST, "user/", "meta-llama/", "google/", "llama3", "gsm8k", "math500", "math10k"),
-    *("their/", "delta_vector.pth", "own.csv", "elsewhere.jsonl", "own-solutions", "qwen"),
+    *("MODEL", "their/", "delta_vector.pth", "own.csv", "elsewhere.jsonl", "own-solutions", "qwen"),
 )
 # … and what takes long and has tests of its own.
 LONG = (
