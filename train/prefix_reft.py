@@ -44,11 +44,11 @@ def main(options: PrefixReftOptions) -> None:
     if options.dry_run:
         show_prefix(prefix)
         return
-    options, job, model = prefix.options, prefix.job, prefix.model
-    claim(options, job.about["fingerprints"])
+    job, model = prefix.job, prefix.model
+    claim(prefix.options, job.about["fingerprints"])
     prefix_training.train(prefix)
     calibration = prefix_training.calibrate(prefix) if prefix.calibrates else None
-    decoders = {"base": job.model.generate, "reft" if prefix.is_ordinary else "prefix": model.generate}
+    decoders = {"base": job.model.generate, "reft" if options.is_ordinary else "prefix": model.generate}
     if not isinstance(parse_gate(model.gate), AlwaysOn):
         decoders["always_on"] = partial(model.generate, gate="always")
     evaluation = jobs.evaluate_all(job, decoders)
@@ -56,13 +56,13 @@ def main(options: PrefixReftOptions) -> None:
     leave_process_group()
     noise = prefix_training.noise(prefix) if prefix.calibrates else None
     if calibration is not None:
-        title = f"gates on {options.eval_dataset}'s validation split; * is the adapter's default"
+        title = f"gates on {prefix.options.eval_dataset}'s validation split; * is the adapter's default"
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
     if noise is not None:
         print(noise_line(noise))
     notes = [
         *prefix_training.norm_lines(results["bias_norm"], options.norm_control, job.model.dtype),
-        size_line(str(options.site), results["relative_size"]["mean"]),
+        size_line(str(prefix.options.site), results["relative_size"]["mean"]),
     ]
     if evaluation is not None and (p := evaluation[list(decoders)[1]]["mcnemar_vs_base"]["p_value"]) > 0.05:
         notes.append(

@@ -23,8 +23,8 @@ GROUPS = {
     ),
     "Training": (
         "k full_fraction target_norm relative_target_norm target_norms norm_control target_scale_norm"
-        " project_number_direction bias_alone numeric_weight numeric_objective epochs steps learning_rate"
-        " head_learning_rate optim schedule warmup_ratio eval_steps patience"
+        " project_number_direction bias_alone numeric_weight numeric_objective estimator token_cost kl_weight epochs"
+        " steps learning_rate head_learning_rate optim schedule warmup_ratio eval_steps patience"
     ),
     "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
     "Decoding": (

@@ -25,6 +25,28 @@ from reft_math.errors import UserError
 IGNORE_INDEX = -100
 
 
+class PromptDataset(Dataset[dict[str, Any]]):
+    """Rows ``{"id": …, "prompt_ids": [...], "gold": …}``: problems with their answers alone."""
+
+    def __init__(
+        self, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+    ) -> None:
+        self.rows: list[dict[str, Any]] = [
+            {
+                "id": problem.id,
+                "prompt_ids": encode_prompt(template, problem.question, tokenizer),
+                "gold": problem.answer,
+            }
+            for problem in problems
+        ]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+
 class PrefixDataset(Dataset[dict[str, Any]]):
     """Rows ``{"id": …, "prompt_ids": [...], "target_ids": [...]}``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -149,27 +149,79 @@ def complete_by_engine(
             rows[index] = {**decoding.read(drawn), **gates[index]}
         else:
             prefixes[index] = drawn[:closing]
-    prompts = [prompt.tolist() for prompt in decoding.prompts(questions)]
-
+    encoded = decoding.prompts(questions)
+    prompts = [encoded[index].tolist() for index in prefixes]
     stop: Unfinished | None = None
     try:
-        continuations = engine.complete(
-            [prompts[index] + prefix for index, prefix in prefixes.items()],
-            [decoding.max_new_tokens - len(prefix) for prefix in prefixes.values()],
-            decoding.end_token_ids,
-            decoding.sampling,
-            seed or 0,
-            decoding.stops,
-        )
-        written = dict(enumerate(continuations))
+        continued = continue_by_engine(prompts, list(prefixes.values()), seed or 0, decoding, engine)
+        written: Mapping[int, dict[str, Any]] = dict(enumerate(continued))
     except Unfinished as error:
-        stop, written = error, dict(error.done)
-    for place, (index, prefix) in enumerate(prefixes.items()):
+        stop, written = error, error.done
+    for place, index in enumerate(prefixes):
         if place in written:
-            rows[index] = {**_joined(prefix, written[place], decoding), **gates[index]}
+            rows[index] = {**written[place], **gates[index]}
     if stop is not None:
         raise Unfinished(str(stop), rows)
     return [rows[index] for index in range(len(rows))]
+
+
+def continue_by_engine(
+    prompts: Sequence[list[int]],
+    prefixes: Sequence[list[int]],
+    seed: int,
+    decoding: CompletionSettings,
+    engine: Engine,
+) -> list[dict[str, Any]]:
+    """Lets an engine continue prefixes of completions.
+
+    Args:
+        prompts, prefixes: Token ids by row.
+        seed, decoding, engine: As in `complete_by_engine`.
+
+    Returns:
+        ``completion``, ``num_tokens`` and ``finished`` as in `complete`, of prefix and continuation together.
+
+    Raises:
+        Unfinished: As in `complete_by_engine`, by index of the row.
+    """
+
+    def joined(continuations: Mapping[int, Continuation]) -> dict[int, dict[str, Any]]:
+        return {place: _joined(prefixes[place], written, decoding) for place, written in continuations.items()}
+
+    try:
+        continuations = engine.complete(
+            [[*prompt, *prefix] for prompt, prefix in zip(prompts, prefixes, strict=True)],
+            [decoding.max_new_tokens - len(prefix) for prefix in prefixes],
+            decoding.end_token_ids,
+            decoding.sampling,
+            seed,
+            decoding.stops,
+        )
+    except Unfinished as error:
+        raise Unfinished(str(error), joined(error.done)) from None
+    return list(joined(dict(enumerate(continuations))).values())
+
+
+@torch.no_grad()
+def continue_locally(
+    prompts: Sequence[list[int]],
+    prefixes: Sequence[list[int]],
+    generate: Generate,
+    decoding: CompletionSettings,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Lets a model continue prefixes of one length greedily; returns what `continue_by_engine` does."""
+    rows = [torch.tensor([*prompt, *prefix]) for prompt, prefix in zip(prompts, prefixes, strict=True)]
+    inputs = pad_left(rows, int(decoding.tokenizer.pad_token_id)).to(device)
+    settings = {**decoding.settings(), "max_new_tokens": decoding.max_new_tokens - len(prefixes[0])}
+    output = generate(
+        inputs,
+        attention_mask=pad_left([torch.ones_like(row) for row in rows], 0).to(device),
+        logits_processor=LogitsProcessorList([FiniteLogits()]),
+        **settings,
+    )
+    drawn = output.sequences[:, inputs.shape[1] :].tolist()
+    return [decoding.read([*prefix, *rest]) for prefix, rest in zip(prefixes, drawn, strict=True)]
 
 
 def _generate(

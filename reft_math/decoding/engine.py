@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from reft_math.commands.options.engine import EngineOptions
 from reft_math.errors import Unfinished, UserError
 
 TIMEOUT_S = 600.0
@@ -87,6 +88,13 @@ class Engine:
         )
         self._model = model or self._only_model()
         self._takes_ids = self._accepts_ids()
+
+    @classmethod
+    def from_options(cls, options: EngineOptions, tokenizer: PreTrainedTokenizerBase) -> Engine | None:
+        """Connects to the server that the options name; None if they name none."""
+        if options.engine is None:
+            return None
+        return cls(options.engine, tokenizer, options.engine_model, options.engine_concurrency, options.engine_timeout)
 
     def complete(
         self,

@@ -22,7 +22,7 @@ from reft_math.files.tables import lines, print_table
 from reft_math.scoring.evaluate import score_tables, summarise
 from reft_math.training import job as jobs
 from reft_math.training import prefix_training
-from reft_math.training.dry_run import interventions_of, show, solution_tokens
+from reft_math.training.dry_run import interventions_of, show
 
 # Curves, with their trials' names and settings.
 _FREE = {"b free": ("free", {"project_number_direction": False})}
@@ -151,6 +151,6 @@ def _write(
 def show_trials(options: PrefixOptions, count: int, **largest: Any) -> None:
     """Prints the dry run of ``count`` trials by their largest: the command's settings with these changes."""
     prefix = prefix_training.prepare(options_of(options, Path(options.output_dir), **largest))
-    tokens = solution_tokens(prefix.job, prefix.dataset)
+    tokens = prefix_training.row_tokens(prefix)
     show(jobs.resolve(options), interventions_of(prefix.model, decoded=2), tokens, prefix.job.rows, count)
     check_claim(options)

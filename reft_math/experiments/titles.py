@@ -14,6 +14,10 @@ _ABOUT = {
         "Ordinary ReFT",
         "Interventions trained on whole solutions, evaluated against the base.",
     ),
+    "PrefixRlOptions": (
+        "Prefixes trained by reward",
+        "Interventions trained on answers alone, by the base's answers after their first tokens.",
+    ),
     "LoraOptions": ("LoRA", "Low-rank adapters trained on the same data, evaluated against the base."),
     "PretrainingOptions": ("Pretraining", "The embedded model, pretrained from random weights."),
     "CompareOptions": (

@@ -14,10 +14,6 @@ from torch import nn
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 
 from reft_math.commands.options.regression import RegressionOptions
@@ -28,7 +24,7 @@ from reft_math.regression.batches import RegressionCollator, encode_rows
 from reft_math.regression.metrics import rmse
 from reft_math.regression.regressor import Regressor
 from reft_math.training.arguments import training_arguments
-from reft_math.training.checkpoints import Checksums, last_checkpoint
+from reft_math.training.checkpoints import BestCheckpoint, Checksums, last_checkpoint
 from reft_math.training.progress import show_progress
 from reft_math.training.row_trainer import RowTrainer
 
@@ -126,19 +122,6 @@ class RegressionTrainer(RowTrainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-class _BestCheckpoint(TrainerCallback):
-    """Points a resumed run to its best checkpoint in the present folder: the state holds the former path."""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.best_global_step:
-            best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
-            if not best.is_dir():
-                raise UserError(f"the run's best checkpoint is gone, {best}; start anew with --overwrite")
-            state.best_model_checkpoint = str(best)
-
-
 def fit(
     regressor: Regressor,
     train: Sequence[RegressionRow],
@@ -175,7 +158,7 @@ def fit(
         eval_dataset=encode_rows(validation, tokenizer, template),
         data_collator=RegressionCollator(int(tokenizer.pad_token_id)),
         head_learning_rate=options.head_learning_rate,
-        callbacks=[_BestCheckpoint(), Checksums(), *early],
+        callbacks=[BestCheckpoint(), Checksums(), *early],
     )
     # Not by trainer.evaluate: accelerate would consider the model prepared, and leave it out of DDP in training.
     start = regressor.predict([row.text for row in validation], options.eval_batch_size)

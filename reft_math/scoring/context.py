@@ -145,13 +145,11 @@ def batch_completer(setting: EvaluationContext, options: EvaluationOptions) -> C
     gate = str(setting.options.gate)
     decoding = replace(setting.decoding, sampling=options.sampling)
     common = {"decoding": decoding, "device": setting.model.device}
-    if options.engine is None:
-        return partial(complete, generate=setting.generate(gate), **common)
-    if isinstance(parse_gate(gate), AlwaysOn | PromptOnly):
+    if options.engine is not None and isinstance(parse_gate(gate), AlwaysOn | PromptOnly):
         raise UserError(f"--engine writes what the base does once a gate has closed; gate {gate} never hands over")
-    engine = Engine(
-        options.engine, decoding.tokenizer, options.engine_model, options.engine_concurrency, options.engine_timeout
-    )
+    engine = Engine.from_options(options, decoding.tokenizer)
+    if engine is None:
+        return partial(complete, generate=setting.generate(gate), **common)
     generate = setting.generate(gate) if gate != "off" else _draw_nothing
     return partial(complete_by_engine, generate=generate, engine=engine, **common)
 

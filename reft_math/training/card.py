@@ -39,17 +39,15 @@ def notes_beside(folder: Path) -> TrainingNotes:
 
 
 def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
-    """Returns notes from the results of `train/prefix_reft.py`."""
-    config, norm, evaluation = results["config"], results["bias_norm"], results["evaluation"]
-    first, share = f"the first {config['k']} tokens of each", config["full_fraction"]
+    """Returns notes from the results of `train/prefix_reft.py` or `train/prefix_rl.py`."""
+    norm, evaluation = results["bias_norm"], results["evaluation"]
     calibration, chosen = results["calibration"], None
     if calibration:
         problems = next(iter(calibration.values()))["total"]
         chosen = f"by accuracy on {problems} validation problems, of {', '.join(f'`{gate}`' for gate in calibration)}"
     size = (results.get("relative_size") or {}).get("mean")
     said = {
-        "data": f"{results['train_rows']} solutions of {Path(results['dataset']).name}",
-        "trained on": {0: first, 1: "the whole of each"}.get(share, f"{first}; of {share:.0%} of them the whole"),
+        **_rows(results),
         **_course(results),
         "norm control": None if norm["controller"] == "none" else norm["controller"],
         "size of the edit": size and f"{size['edit']:.3g} of the mean norm of what it edits, {size['activation']:.3g}",
@@ -66,6 +64,21 @@ def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
     table = markdown({title: tables["evaluation"], "Mean (95 % interval):": costs})
     text = f"{_HEADING}\n\n{facts(said)}\n{table}"
     return TrainingNotes(text, _metadata(results["dataset"], evaluation[own], gate))
+
+
+def _rows(results: Mapping[str, Any]) -> dict[str, str]:
+    config, source = results["config"], f"{results['train_rows']} {{}} of {Path(results['dataset']).name}"
+    if "estimator" in config:
+        best, steps = results["validation"]["best_step"], len(results["bias_norm"]["trace"]["step"])
+        return {
+            "data": source.format("answers"),
+            "trained on": f"{config['samples']} drawn prefixes of {config['k']} tokens for each, by the reward of the"
+            f" base's answer ({config['estimator']})",
+            "step": f"{best} of {steps}, the best on validation problems",
+        }
+    first, share = f"the first {config['k']} tokens of each", config["full_fraction"]
+    said = {0: first, 1: "the whole of each"}.get(share, f"{first}; of {share:.0%} of them the whole")
+    return {"data": source.format("solutions"), "trained on": said}
 
 
 def regressor_notes(results: Mapping[str, Any]) -> TrainingNotes:

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from reft_math.commands.processes import process_state
+from reft_math.errors import UserError
 from reft_math.files.atomic import SUFFIX, remove_folder, sync, write_json
 from reft_math.files.strict import read_object
 
@@ -32,6 +33,19 @@ class Checksums(TrainerCallback):
             folder = Path(str(args.output_dir))
             write_checksums(folder / f"checkpoint-{state.global_step}")
             delete_older(folder, state.best_global_step)
+
+
+class BestCheckpoint(TrainerCallback):
+    """Points a resumed run to its best checkpoint in the present folder: the state holds the former path."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.best_global_step:
+            best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+            if not best.is_dir():
+                raise UserError(f"the run's best checkpoint is gone, {best}; start anew with --overwrite")
+            state.best_model_checkpoint = str(best)
 
 
 def delete_older(folder: Path, best_step: int | None) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from interventions.sites import num_layers
 from reft_math.commands.options.training import FittingOptions, TrainingOptions
 from reft_math.commands.processes import process_state
-from reft_math.data.prefix import PrefixDataset
+from reft_math.data.prefix import PrefixDataset, PromptDataset
 from reft_math.files.atomic import is_used
 from reft_math.files.tables import print_table
 from reft_math.models.adapter import PrefixReftModel
@@ -84,6 +84,13 @@ def solution_tokens(job: TrainingSetup, dataset: PrefixDataset) -> Tokens:
     return Tokens(kinds, inputs, max(targets))
 
 
+def drawn_tokens(dataset: PromptDataset, k: int) -> Tokens:
+    """Returns lengths of rows whose first K tokens are drawn."""
+    prompts = [len(row["prompt_ids"]) for row in dataset.rows]
+    kinds = {"prompt": prompts, "drawn of the solution": [k] * len(prompts)}
+    return Tokens(kinds, [prompt + k - 1 for prompt in prompts], k)
+
+
 def optimiser_steps(rows: int, options: FittingOptions, processes: int) -> int:
     """Returns ``⌈epochs · ⌈⌈rows / (batch · processes)⌉ / accumulation⌉⌉``."""
     batches = math.ceil(rows / (options.batch_size * processes))
@@ -102,7 +109,7 @@ def show(options: FittingOptions, trained: Trained, tokens: Tokens, rows: Mappin
     """
     if not process_state().is_main_process:
         return
-    batch = Batch(options.batch_size, max(tokens.inputs), tokens.targets)
+    batch = Batch(options.rows_per_batch, max(tokens.inputs), tokens.targets)
     parts = memory_parts(options, trained, batch)
     parts["together"] = sum(parts.values())
     memory = [[name, size_text(part)] for name, part in parts.items()]

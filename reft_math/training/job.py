@@ -90,8 +90,8 @@ def resolve(options: Options) -> Options:
     eval_dataset = options.eval_dataset or options.dataset
     return replace(
         options,
-        learning_rate=options.learning_rate or (5e-3 if is_embedded else options.LEARNING_RATE),
-        noise=0.5 if is_embedded and options.noise is None else options.noise,
+        learning_rate=options.learning_rate or (options.ARITHMETIC_RATE if is_embedded else options.LEARNING_RATE),
+        noise=options.NOISE if is_embedded and options.noise is None else options.noise,
         eval_dataset=eval_dataset,
         eval_batch_size=options.eval_batch_size or default_batch_size(eval_dataset),
         max_new_tokens=options.max_new_tokens or default_max_new_tokens(eval_dataset),

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 
 from interventions.activations import Array
 from interventions.gates import parse_gate
-from reft_math.commands.options.prefix import PrefixReftOptions
+from interventions.norms import mean_norm
+from reft_math.commands.options.prefix import HeldNormOptions, PrefixReftOptions
 from reft_math.commands.options.training import ELEMENTWISE
 from reft_math.commands.output_folder import check_claim
 from reft_math.commands.processes import process_state
 from reft_math.commands.provenance import versions
-from reft_math.data.prefix import PrefixCollator, PrefixDataset
+from reft_math.data.prefix import PrefixCollator, PrefixDataset, PromptDataset
 from reft_math.errors import UserError
 from reft_math.files.atomic import write_folder
 from reft_math.models.adapter import PrefixReftModel, get_prefix_reft_model
@@ -30,8 +31,7 @@ from reft_math.models.sharding import is_sharded, shard
 from reft_math.scoring.gate_choice import best_gate
 from reft_math.scoring.rounding import NUM_PROBLEMS, acting_bias, acting_line, noise_floor
 from reft_math.training import job as jobs
-from reft_math.training import prefix_training
-from reft_math.training.dry_run import interventions_of, show, solution_tokens
+from reft_math.training.dry_run import Tokens, drawn_tokens, interventions_of, show, solution_tokens
 from reft_math.training.norm_control import make_controller
 from reft_math.training.number_loss import NumberLoss, make_number_loss
 from reft_math.training.packing import keeps_packed_rows_apart
@@ -56,17 +56,12 @@ class PrefixJob:
         number_loss: The loss on numbers, if there is one.
     """
 
-    options: PrefixReftOptions
+    options: HeldNormOptions
     job: jobs.TrainingSetup
     model: PrefixReftModel
-    dataset: PrefixDataset
+    dataset: PrefixDataset | PromptDataset
     control: NormControl
     number_loss: NumberLoss | None
-
-    @property
-    def is_ordinary(self) -> bool:
-        """Whether training is on whole solutions: ordinary ReFT."""
-        return self.options.full_fraction == 1
 
     @property
     def is_sharded(self) -> bool:
@@ -80,7 +75,7 @@ class PrefixJob:
 
 
 def prepare(
-    options: PrefixReftOptions,
+    options: HeldNormOptions,
     base: PreTrainedModel | None = None,
     directions: Directions | None = None,
     shards: bool = False,
@@ -101,8 +96,7 @@ def prepare(
     options = replace(jobs.resolve(options), site=site, site_path=None)
     if options.relative_target_norm is None:
         options = replace(options, target_norm=options.target_norm or LLAMA3_NORM)
-    is_ordinary = options.full_fraction == 1
-    gate = parse_gate(options.gate or ("always" if is_ordinary else f"tokens:{options.k}"))
+    gate = parse_gate(options.gate or ("always" if options.is_ordinary else f"tokens:{options.k}"))
     if shards and options.project_number_direction:
         raise UserError(
             "--project-number-direction reads the base's activations in one process, and a sharded base runs in all at"
@@ -114,9 +108,7 @@ def prepare(
             f"{options.eval_dataset} is too small to choose a gate on; name one with --gate, such as {gate}"
         )
     model = get_prefix_reft_model(job.model, _config(options, job, site, str(gate)))
-    dataset = PrefixDataset(
-        job.train_problems, job.tokenizer, job.template, options.k, options.full_fraction, options.seed
-    )
+    dataset = _dataset(options, job)
     kept_off = None
     if options.project_number_direction and not options.dry_run:
         if directions is None:
@@ -128,20 +120,29 @@ def prepare(
         model.interventions.to(job.model.device)
     control = _norm_control(options, model, dataset, kept_off)
     number_loss = None
-    if options.numeric_weight > 0:
+    if isinstance(options, PrefixReftOptions) and options.numeric_weight > 0:
         rows = [row["target_ids"] for row in dataset.rows]
         number_loss = make_number_loss(options.numeric_weight, options.numeric_objective, job.tokenizer, rows)
     return PrefixJob(options, job, model, dataset, control, number_loss)
 
 
-def _config(options: PrefixReftOptions, job: jobs.TrainingSetup, site: str, gate: str) -> PrefixReftConfig:
+def _dataset(options: HeldNormOptions, job: jobs.TrainingSetup) -> PrefixDataset | PromptDataset:
+    """Returns the training problems with the starts of their solutions, or for training by reward with answers."""
+    if not isinstance(options, PrefixReftOptions):
+        return PromptDataset(job.train_problems, job.tokenizer, job.template)
+    return PrefixDataset(
+        job.train_problems, job.tokenizer, job.template, options.k, options.full_fraction, options.seed
+    )
+
+
+def _config(options: HeldNormOptions, job: jobs.TrainingSetup, site: str, gate: str) -> PrefixReftConfig:
     return PrefixReftConfig(
         intervention=options.intervention,
         site=site,
         layers=options.layers,
         positions=options.positions,
         rank=options.rank,
-        k=None if options.full_fraction == 1 else options.k,
+        k=None if options.is_ordinary else options.k,
         gate=gate,
         base_model=absolute_name(options.model),
         base_revision=job.base_revision,
@@ -151,7 +152,10 @@ def _config(options: PrefixReftOptions, job: jobs.TrainingSetup, site: str, gate
 
 
 def _norm_control(
-    options: PrefixReftOptions, model: PrefixReftModel, dataset: PrefixDataset, kept_off: list[torch.Tensor] | None
+    options: HeldNormOptions,
+    model: PrefixReftModel,
+    dataset: PrefixDataset | PromptDataset,
+    kept_off: list[torch.Tensor] | None,
 ) -> NormControl:
     """Makes the callback that holds the norm at ``n* = X·u``; u is 1, for a relative X the activations' mean norm."""
     unit = 1.0
@@ -168,8 +172,8 @@ def _norm_control(
     return NormControl(model, controller, options.target_scale_norm, kept_off, unit)
 
 
-def _calibrates(options: PrefixReftOptions) -> bool:
-    return options.calibrate_gate and options.gate is None and options.full_fraction < 1
+def _calibrates(options: HeldNormOptions) -> bool:
+    return options.calibrate_gate and options.gate is None and not options.is_ordinary
 
 
 def train(prefix: PrefixJob) -> None:
@@ -184,6 +188,7 @@ def train(prefix: PrefixJob) -> None:
         )
         if prefix.number_loss is not None and process_state().is_main_process:
             print(prefix.number_loss, file=sys.stderr)
+        assert isinstance(prefix.dataset, PrefixDataset)
         trainer = jobs.train(prefix.job, prefix.model, prefix.dataset, collator, prefix.control, prefix.number_loss)
         if trainer.is_world_process_zero():
             write_folder(adapter, trainer.save_model)
@@ -219,7 +224,7 @@ def summary(prefix: PrefixJob) -> dict[str, Any]:
         "bias_norm": {
             "target": target,
             "target_per_coordinate": target / math.sqrt(prefix.model.prefix_config.width or math.nan),
-            "achieved": norms[-1],
+            "achieved": mean_norm(list(prefix.model.biases().values())).item(),
             **acting_bias(prefix.model, texts[:NUM_PROBLEMS]),
             **tracking(norms, target),
             "controller": prefix.control.controller.name,
@@ -244,15 +249,21 @@ def norm_lines(norm: dict[str, Any], controller: str, dtype: torch.dtype) -> lis
     return found
 
 
-def _sample(dataset: PrefixDataset) -> list[list[int]]:
+def _sample(dataset: PrefixDataset | PromptDataset) -> list[list[int]]:
     """Returns evenly spread prompts of the training rows, for measuring activations."""
     return [row["prompt_ids"] for row in dataset.rows[:: max(1, len(dataset) // TEXTS)][:TEXTS]]
 
 
-def show_prefix(prefix: prefix_training.PrefixJob) -> None:
-    """Of ``train/prefix_reft.py``."""
-    tokens = solution_tokens(prefix.job, prefix.dataset)
-    show(prefix.options, interventions_of(prefix.model, decoded=2), tokens, prefix.job.rows)
+def show_prefix(prefix: PrefixJob) -> None:
+    """Prints the dry run of prefix training, on solutions or by reward."""
+    show(prefix.options, interventions_of(prefix.model, decoded=2), row_tokens(prefix), prefix.job.rows)
     if prefix.number_loss is not None:
         print(prefix.number_loss)
     check_claim(prefix.options)
+
+
+def row_tokens(prefix: PrefixJob) -> Tokens:
+    """Returns lengths of the training rows."""
+    if isinstance(prefix.dataset, PrefixDataset):
+        return solution_tokens(prefix.job, prefix.dataset)
+    return drawn_tokens(prefix.dataset, prefix.options.k)

@@ -51,9 +51,14 @@ class RowTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = self.ready(batches)
         self._batches, self._losses = batches, []
         num_rows = torch.tensor(sum(len(batch["targets"]) for batch in batches), device=device)
         return batches, self.accelerator.gather(num_rows).sum()
+
+    def ready(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Makes an optimiser step's batches, as collated, into those that `compute_loss` takes."""
+        return batches
 
     def share(self, num_rows: torch.Tensor | int) -> torch.Tensor | float:
         """Returns a row's weight. Gradients are averaged over processes, each with its own share of the rows."""

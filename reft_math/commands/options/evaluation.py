@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
-from urllib.parse import urlsplit
 
+from reft_math.commands.options.engine import EngineOptions
 from reft_math.commands.options.loading import LoadingOptions
 from reft_math.errors import UserError, require, require_temperature
 
@@ -75,7 +74,7 @@ class RunOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
-class EvaluationOptions(RunOptions):
+class EvaluationOptions(EngineOptions, RunOptions):
     """Adds sampling and the engine to `RunOptions`."""
 
     samples: int = field(
@@ -88,19 +87,10 @@ class EvaluationOptions(RunOptions):
         default=None, metadata={"help": "Sample from tokens at least this share as likely as the likeliest (0)."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the samples' random draws."})
-    engine: str | None = field(
-        default=None,
-        metadata={"help": "Server with the base (http://host:port/v1) that continues once the gate has closed."},
-    )
-    engine_model: str | None = field(default=None, metadata={"help": "The base's name on the server (its only model)."})
-    engine_concurrency: int = field(default=32, metadata={"help": "Number of concurrent requests."})
-    engine_timeout: float = field(
-        default=600.0, metadata={"help": "Seconds to wait for the server before asking again."}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("samples", "engine_concurrency", "top_k"):
+        for name in ("samples", "top_k"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
         require_temperature(self)
         require(self, "top_p", lambda value: value is None or 0 < value <= 1, "in (0, 1]")
@@ -109,11 +99,6 @@ class EvaluationOptions(RunOptions):
         needs += ["samples"] if self.samples > 1 else []
         if needs and self.temperature is None:
             raise UserError(f"--{needs[0].replace('_', '-')} is for sampling; pass --temperature too, such as 0.7")
-        if self.engine is None and self.engine_model is not None:
-            raise UserError("--engine-model names the base on an engine; pass --engine too, or leave it out")
-        require(self, "engine_timeout", lambda value: 0 < value < math.inf, "positive and finite")
-        if self.engine is not None:
-            _check_address(self.engine)
         if self.engine is not None and self.handoff != "base":
             raise UserError("--engine goes on as the base would; leave --handoff keep out, or --engine")
 
@@ -134,16 +119,3 @@ class EvaluationOptions(RunOptions):
             "top_k": self.top_k or 0,
             **({} if self.min_p is None else {"min_p": self.min_p}),
         }
-
-
-def _check_address(engine: str) -> None:
-    """Refuses an address that holds a secret, since it is recorded with the results. The message does not repeat it."""
-    if any(mark in engine for mark in "@?#"):
-        raise UserError("--engine is recorded with the results; put the key in OPENAI_API_KEY, not in the address")
-    try:
-        parts = urlsplit(engine)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not is_address:
-        raise UserError("--engine must be the address of a server, such as http://localhost:8000/v1; it is none")

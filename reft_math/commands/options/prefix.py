@@ -11,27 +11,16 @@ from reft_math.errors import UserError, require
 
 
 @dataclass(frozen=True)
-class PrefixOptions(TrainingOptions):
-    """Options of prefix training except the norm, added to those of every training command."""
+class InterventionOptions(TrainingOptions):
+    """Options of interventions that start a solution, added to those of every training command."""
 
     k: int = field(default=10, metadata={"help": "Solution tokens to train on."})
-    full_fraction: float = field(
-        default=0.0, metadata={"help": "Share of the rows that keep the whole solution; 1 is ordinary ReFT."}
-    )
     norm_control: Literal["pid", "note", "projection", "penalty", "step-size", "none", "loss-weight"] = field(
         default="pid",
         metadata={"help": "Controller of the norm: pid acts on the biases; note (loss-weight) is the authors' PID."},
     )
     target_scale_norm: float | None = field(
         default=None, metadata={"help": "Hold the mean over layers of ‖s − 1‖₂ at or under this (RED)."}
-    )
-    numeric_weight: float = field(
-        default=0.0,
-        metadata={"help": "λ of L = w·(CE + λ·N); N is a loss on numbers: near misses cost less than far ones."},
-    )
-    numeric_objective: Literal["ntl", "raft"] = field(
-        default="ntl",
-        metadata={"help": "N: squared error of the expected value of each number token, or of each whole number."},
     )
     intervention: Literal["red", "bias", "loreft", "direft"] = field(
         default="red", metadata={"help": "Kind of intervention."}
@@ -71,16 +60,44 @@ class PrefixOptions(TrainingOptions):
         check_site_path(self.site, self.site_path)
         require(self, "k", lambda value: value >= 1, "at least 1")
         require(self, "calibration_size", lambda value: value >= 1, "at least 1")
-        require(self, "full_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
-        require(self, "numeric_weight", lambda value: 0 <= value < math.inf, "0 or more")
         require(self, "target_scale_norm", lambda value: value is None or 0 < value < math.inf, "positive")
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether training is on whole solutions: ordinary ReFT."""
+        return False
 
 
 @dataclass(frozen=True)
-class PrefixReftOptions(PrefixOptions):
-    """Options of one training run."""
+class PrefixOptions(InterventionOptions):
+    """Options of training on given solutions except the norm."""
 
-    output_dir: str = field(default="results/prefix-reft", metadata={"help": "Adapter, records and results go here."})
+    full_fraction: float = field(
+        default=0.0, metadata={"help": "Share of the rows that keep the whole solution; 1 is ordinary ReFT."}
+    )
+    numeric_weight: float = field(
+        default=0.0,
+        metadata={"help": "λ of L = w·(CE + λ·N); N is a loss on numbers: near misses cost less than far ones."},
+    )
+    numeric_objective: Literal["ntl", "raft"] = field(
+        default="ntl",
+        metadata={"help": "N: squared error of the expected value of each number token, or of each whole number."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self, "full_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
+        require(self, "numeric_weight", lambda value: 0 <= value < math.inf, "0 or more")
+
+    @property
+    def is_ordinary(self) -> bool:
+        return self.full_fraction == 1
+
+
+@dataclass(frozen=True)
+class HeldNormOptions(InterventionOptions):
+    """Adds the norm of one run to `InterventionOptions`."""
+
     target_norm: float | None = field(
         default=None, metadata={"help": "Set point of the bias norm, mean over layers of ‖b‖₂ (0.54, Llama-3's)."}
     )
@@ -108,7 +125,14 @@ class PrefixReftOptions(PrefixOptions):
         check_number_direction(self, self.project_number_direction)
 
 
-def check_number_direction(options: PrefixOptions, project: bool) -> None:
+@dataclass(frozen=True)
+class PrefixReftOptions(HeldNormOptions, PrefixOptions):
+    """Options of one run on given solutions."""
+
+    output_dir: str = field(default="results/prefix-reft", metadata={"help": "Adapter, records and results go here."})
+
+
+def check_number_direction(options: InterventionOptions, project: bool) -> None:
     """Refuses LoReFT and DiReFT: their b lies in a learnt subspace of R, so no direction of the layer applies to it."""
     if project and options.intervention not in ELEMENTWISE:
         raise UserError(

@@ -34,6 +34,7 @@ class FittingOptions(LoadingOptions):
     """
 
     LEARNING_RATE: ClassVar[float] = 2e-4
+    ARITHMETIC_RATE: ClassVar[float] = 5e-3
 
     model: str = field(
         default="arithmetic", metadata={"help": "Base: hub id, folder, .gguf file, or the embedded 'arithmetic'."}
@@ -79,6 +80,11 @@ class FittingOptions(LoadingOptions):
         default=False, metadata={"help": "Print what the run would do and needs; run and write nothing."}
     )
 
+    @property
+    def rows_per_batch(self) -> int:
+        """Number of rows that a batch holds in memory."""
+        return self.batch_size
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("train_size", "batch_size", "accumulation"):
@@ -99,6 +105,7 @@ class TrainingOptions(FittingOptions):
     """Adds problems and their evaluation to `FittingOptions`."""
 
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset({"eval_batch_size"})
+    NOISE: ClassVar[float] = 0.5  # default of `noise` on arithmetic
 
     dataset: str = field(
         default="arithmetic",

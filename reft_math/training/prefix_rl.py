@@ -1,0 +1,109 @@
+"""Trains prefixes by reward: makes the trainer of a prepared run and reads what it found."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from reft_math.commands.options.prefix_rl import PrefixRlOptions
+from reft_math.data.prefix import PromptDataset
+from reft_math.decoding.engine import Engine
+from reft_math.errors import UserError
+from reft_math.files.atomic import write_folder
+from reft_math.files.strict import read_object
+from reft_math.scoring.evaluate import Scorer, is_numeric
+from reft_math.training import job as jobs
+from reft_math.training.arguments import training_arguments
+from reft_math.training.checkpoints import BestCheckpoint, Checksums, last_checkpoint
+from reft_math.training.prefix_training import PrefixJob
+from reft_math.training.progress import show_progress
+from reft_math.training.rl_trainer import TRACE_NAME, PrefixRlTrainer, RewardSettings
+from reft_math.training.rollouts import Rollouts
+
+
+def check(prefix: PrefixJob) -> None:
+    """Raises `UserError` if there is nothing to choose the step by, or no room after a prefix."""
+    options = prefix.options
+    if not prefix.job.validation_problems:
+        raise UserError(f"{options.eval_dataset} has no validation problems to choose the step by; take a larger one")
+    assert options.max_new_tokens is not None  # resolved
+    if options.max_new_tokens <= options.k:
+        raise UserError(f"--max-new-tokens must be more than --k, {options.k}; got {options.max_new_tokens}")
+
+
+def train(prefix: PrefixJob) -> dict[str, Any]:
+    """Trains into ``adapter/`` of the output folder, unless that is done, and restores the best step.
+
+    Returns:
+        `PrefixRlTrainer.validation`.
+    """
+    adapter = Path(prefix.options.output_dir) / "adapter"
+    if adapter.is_dir():
+        prefix.model.load_weights(adapter)
+        prefix.control.load(adapter)
+    else:
+        with ExitStack() as stack:
+            trainer = _trainer(prefix, stack)
+            checkpoints = Path(str(trainer.args.output_dir))
+            trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if prefix.options.resume else None)
+            write_folder(adapter, trainer.save_adapter)
+    prefix.model.eval()
+    return read_object(adapter / TRACE_NAME)
+
+
+def _trainer(prefix: PrefixJob, stack: ExitStack) -> PrefixRlTrainer:
+    options, job = prefix.options, prefix.job
+    assert isinstance(options, PrefixRlOptions)
+    assert options.eval_batch_size is not None  # resolved
+    settings = jobs.completion_settings(job)
+    score = stack.enter_context(Scorer(is_numeric(options.dataset, [*job.train_problems, *job.validation_problems])))
+    rollouts = Rollouts(
+        job.model.generate,
+        settings,
+        score,
+        Path(options.output_dir) / "records" / "rollouts.jsonl",
+        options.eval_batch_size,
+        job.model.device,
+        Engine.from_options(options, job.tokenizer),
+    )
+    how = RewardSettings(
+        k=options.k,
+        samples=options.samples,
+        temperature=options.temperature,
+        end_token_ids=settings.end_token_ids,
+        pad_token_id=int(job.tokenizer.pad_token_id),
+        estimator=options.estimator,
+        token_cost=options.token_cost,
+        kl_weight=options.kl_weight,
+    )
+    arguments = training_arguments(
+        options,
+        Path(options.output_dir) / "checkpoints",
+        eval_strategy="steps",
+        eval_steps=options.eval_steps,
+        eval_on_start=True,
+        save_steps=options.eval_steps,
+        per_device_eval_batch_size=options.eval_batch_size,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_accuracy",
+        greater_is_better=True,
+    )
+    validation = PromptDataset(job.validation_problems[: options.validation_size], job.tokenizer, job.template)
+    trainer = PrefixRlTrainer(
+        model=prefix.model,
+        args=arguments,
+        train_dataset=prefix.dataset,
+        eval_dataset=validation,
+        data_collator=_collate,
+        norm_control=prefix.control,
+        how=how,
+        rollouts=rollouts,
+        callbacks=[BestCheckpoint(), Checksums()],
+    )
+    show_progress(trainer, prefix.control)
+    return trainer
+
+
+def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"rows": rows}

@@ -1,0 +1,178 @@
+"""A `transformers.Trainer` that trains prefixes by the reward of the base's completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from interventions.gates import kl_divergence
+from reft_math.data.prefix import IGNORE_INDEX
+from reft_math.files.atomic import write_json
+from reft_math.training.policy_gradient import Estimator, advantages, policy_losses, token_log_probs
+from reft_math.training.prefix_policy import Prompts, draw_prefixes, prefix_logits
+from reft_math.training.rollouts import Prefix, Record, Rollouts
+from reft_math.training.trainer import PrefixTrainer
+
+TRACE_NAME = "training.json"
+THRESHOLD = 2.0  # nats at which the trace's gate closes
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """How prefixes are drawn and rewarded.
+
+    Attributes:
+        k, samples, temperature: Tokens of a prefix, prefixes of a problem, temperature of the draw.
+        end_token_ids, pad_token_id: Tokens that end a completion; the token that pads prompts.
+        estimator, token_cost, kl_weight: See `policy_gradient` and the command's options.
+    """
+
+    k: int
+    samples: int
+    temperature: float
+    end_token_ids: list[int]
+    pad_token_id: int
+    estimator: Estimator
+    token_cost: float
+    kl_weight: float
+
+
+class PrefixRlTrainer(PrefixTrainer):
+    """Ascends ``J = E[1(right) − c·tokens − β·Σ_t D_t]`` over prefixes ``y ~ π``; the base writes what follows.
+
+    A step draws G prefixes of each problem from the model with interventions, has the base complete them, and follows
+    `policy_gradient`. With ``rloo`` the gradient is unbiased, β's part included: ``∇E[Σ D]`` is
+    ``E[Σ D · ∇log π(y)] + E[Σ ∇D]``, and both terms are there.
+
+    Args:
+        how: How prefixes are drawn and rewarded.
+        rollouts: Completes and scores prefixes.
+        **kwargs: `PrefixTrainer`'s. Rows have ``id``, ``prompt_ids`` and ``gold``; ``eval_accuracy`` is that of the
+            likeliest prefix of each row of ``eval_dataset``, completed by the base: decoding under ``tokens:K``.
+    """
+
+    control: Any
+
+    def __init__(self, *args: Any, how: RewardSettings, rollouts: Rollouts, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.how, self.rollouts = how, rollouts
+
+    # --- a step -------------------------------------------------------------------------------------------------
+
+    def ready(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Draws the step's prefixes and rewards them, all batches at once, so that an engine is kept busy."""
+        found = [self._drawn(batch["rows"], self.how.samples, self.how.temperature) for batch in batches]
+        records = iter(self.rollouts([prefix for _, _, prefixes in found for prefix in prefixes]))
+        rewarded = []
+        for batch, (prompts, tokens, prefixes) in zip(batches, found, strict=True):
+            rows = [next(records) for _ in prefixes]
+            right = torch.tensor([float(row["correct"]) for row in rows], device=tokens.device)
+            lengths = torch.tensor([float(row["num_tokens"]) for row in rows], device=tokens.device)
+            self._note("right", right.mean() / len(batches))
+            self._note("tokens", lengths.mean() / len(batches))
+            rewarded.append(
+                {
+                    "ids": batch["ids"],
+                    "prompts": prompts,
+                    "targets": tokens,
+                    "rewards": right - self.how.token_cost * lengths,
+                }
+            )
+        return rewarded
+
+    def _drawn(
+        self, rows: Sequence[dict[str, Any]], samples: int, temperature: float | None
+    ) -> tuple[Prompts, torch.Tensor, list[Prefix]]:
+        """Draws prefixes of a batch of problems: prompts, tokens ``(problem·G, K)``, and the same as rollouts."""
+        model = self._policy()
+        prompts = Prompts.of([row["prompt_ids"] for row in rows], self.how.pad_token_id, model.device)
+        tokens = draw_prefixes(model, prompts, samples, self.how.k, self.how.end_token_ids, temperature)
+        drawn = [[token for token in row if token != IGNORE_INDEX] for row in tokens.tolist()]
+        owners = [row for row in rows for _ in range(samples)]
+        prefixes = [
+            Prefix(row["id"], row["gold"], row["prompt_ids"], ids) for row, ids in zip(owners, drawn, strict=True)
+        ]
+        return prompts, tokens, prefixes
+
+    def _policy(self) -> Any:
+        """Returns the model, without dropout: prefixes are drawn from the policy that is differentiated."""
+        return self.accelerator.unwrap_model(self.model).eval()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        policy, tokens = self._policy(), inputs["targets"]
+        is_drawn = tokens != IGNORE_INDEX
+        logits = prefix_logits(policy, inputs["prompts"], tokens)
+        with torch.no_grad():
+            base_logits = prefix_logits(policy, inputs["prompts"], tokens, acting=False)
+        kl = kl_divergence(logits.flatten(0, 1), base_logits.flatten(0, 1)).view_as(tokens).where(is_drawn, 0.0)
+        log_probs = token_log_probs(logits / self.how.temperature, tokens, IGNORE_INDEX)
+        rewards = inputs["rewards"].to(kl) - self.how.kl_weight * kl.detach().sum(dim=1)
+        gains = advantages(rewards.view(-1, self.how.samples), self.how.estimator).flatten()
+        assert num_items_in_batch is not None  # get_batch_samples
+        share = self.share(num_items_in_batch)
+        losses = policy_losses(log_probs, is_drawn, gains, self.how.estimator)
+        if self.how.kl_weight:
+            losses = losses + self.how.kl_weight * kl.sum(dim=1)
+        self._note("reward", (rewards * share).sum())
+        self._note("kl", (kl.sum(dim=1) * share).sum())
+        self._note("closing_position", ((kl.cumsum(dim=1) <= THRESHOLD) & is_drawn).sum() * share)
+        self._note("surprise", -(log_probs.sum(dim=1) * share).sum())
+        loss = (losses * share).sum()
+        return self._controlled(loss)
+
+    def _note(self, name: str, value: torch.Tensor) -> None:
+        assert self.norm_control is not None
+        self.norm_control.note(name, value)
+
+    # --- validation ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        rows: list[dict[str, Any]] = list(self.eval_dataset)
+        size = self.args.per_device_eval_batch_size
+        prefixes = [
+            prefix
+            for start in range(0, len(rows), size)
+            for prefix in self._drawn(rows[start : start + size], samples=1, temperature=None)[2]
+        ]
+        records: list[Record] = self.rollouts(prefixes)
+        metrics = {
+            "eval_accuracy": sum(record["correct"] for record in records) / len(records),
+            "eval_tokens": sum(record["num_tokens"] for record in records) / len(records),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def validation(self) -> dict[str, Any]:
+        """Returns ``steps``, ``accuracy`` and ``tokens`` of the evaluations, and the kept ``best_step``."""
+        # By step: a resumed run may reach a step twice.
+        entries = {entry["step"]: entry for entry in self.state.log_history if "eval_accuracy" in entry}
+        return {
+            "steps": list(entries),
+            "accuracy": [entry["eval_accuracy"] for entry in entries.values()],
+            "tokens": [entry["eval_tokens"] for entry in entries.values()],
+            "best_step": self.state.best_global_step,
+        }
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the adapter, and the trace of training beside it."""
+        self.save_model(str(folder))
+        write_json(folder / TRACE_NAME, self.validation())
+
+    def _load_best_model(self) -> None:
+        """Restores the best step's weights; the trace stays whole."""
+        assert self.norm_control is not None
+        assert self.state.best_model_checkpoint is not None
+        self.norm_control.model.load_weights(self.state.best_model_checkpoint)
