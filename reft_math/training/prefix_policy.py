@@ -97,11 +97,13 @@ def draw_prefixes(
     k: int,
     end_token_ids: Sequence[int],
     temperature: float | None,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Draws G = ``samples`` prefixes of each prompt: ``(P·G, K)`` int64, `IGNORE_INDEX` after an end token.
 
     Args:
         temperature: Divides the logits; None takes the likeliest token.
+        generator: Draws the tokens; torch's own by default.
     """
     ends = torch.tensor(list(end_token_ids), device=prompts.input_ids.device)
     drawn: list[torch.Tensor] = []
@@ -114,7 +116,8 @@ def draw_prefixes(
             if temperature is None:
                 token = logits.argmax(dim=-1)
             else:
-                token = torch.multinomial((logits.float() / temperature).softmax(dim=-1), num_samples=1).squeeze(1)
+                shares = (logits.float() / temperature).softmax(dim=-1)
+                token = torch.multinomial(shares, num_samples=1, generator=generator).squeeze(1)
             drawn.append(token.where(~ended, IGNORE_INDEX))
             ended = ended | torch.isin(token, ends)
             if step + 1 < k:

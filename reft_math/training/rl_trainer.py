@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,10 @@ class PrefixRlTrainer(PrefixTrainer):
 
     def ready(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Draws the step's prefixes and rewards them, all batches at once, so that an engine is kept busy."""
-        found = [self._drawn(batch["rows"], self.how.samples, self.how.temperature) for batch in batches]
+        # A step's own seed: a resumed run restores torch's random state only after it has loaded the step's batches.
+        generator = torch.Generator(self.args.device)
+        generator.manual_seed(zlib.crc32(f"{self.args.seed}/{self.state.global_step}".encode()))
+        found = [self._drawn(batch["rows"], self.how.samples, self.how.temperature, generator) for batch in batches]
         records = iter(self.rollouts([prefix for _, _, prefixes in found for prefix in prefixes]))
         rewarded = []
         for batch, (prompts, tokens, prefixes) in zip(batches, found, strict=True):
@@ -86,12 +90,16 @@ class PrefixRlTrainer(PrefixTrainer):
         return rewarded
 
     def _drawn(
-        self, rows: Sequence[dict[str, Any]], samples: int, temperature: float | None
+        self,
+        rows: Sequence[dict[str, Any]],
+        samples: int,
+        temperature: float | None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Prompts, torch.Tensor, list[Prefix]]:
         """Draws prefixes of a batch of problems: prompts, tokens ``(problem·G, K)``, and the same as rollouts."""
         model = self._policy()
         prompts = Prompts.of([row["prompt_ids"] for row in rows], self.how.pad_token_id, model.device)
-        tokens = draw_prefixes(model, prompts, samples, self.how.k, self.how.end_token_ids, temperature)
+        tokens = draw_prefixes(model, prompts, samples, self.how.k, self.how.end_token_ids, temperature, generator)
         drawn = [[token for token in row if token != IGNORE_INDEX] for row in tokens.tolist()]
         owners = [row for row in rows for _ in range(samples)]
         prefixes = [
