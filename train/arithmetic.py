@@ -5,6 +5,10 @@
 The folder is an ordinary transformers checkpoint with its tokenizer; ``reft_math/data/arithmetic/model`` is one of
 these. At the end its up-projections are scaled by 1/64 and its down-projections by 64, which leaves every logit as it
 was.
+
+The two-sided world, in which no style of solution is right for all problems, starts from the embedded model:
+
+    uv run train/arithmetic.py --two-sided --steps 2000 --learning-rate 1e-3 --output-dir results/two-sided
 """
 
 from __future__ import annotations
@@ -23,6 +27,10 @@ class PretrainingOptions:
     steps: int = field(default=13_000, metadata={"help": "Optimiser steps."})
     batch_size: int = field(default=32, metadata={"help": "Problems per step; each is seen once."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW (cosine)."})
+    two_sided: bool = field(
+        default=False,
+        metadata={"help": "Go on from the embedded model, in a world where one style is right for women, one for men."},
+    )
     save_steps: int = field(default=1000, metadata={"help": "Optimiser steps between checkpoints."})
     resume: bool = field(default=False, metadata={"help": "Resume a stopped run."})
     overwrite: bool = field(default=False, metadata={"help": "Delete the run in the output folder and start over."})
@@ -52,12 +60,18 @@ def main(options: PretrainingOptions) -> None:
     from reft_math.data.arithmetic.tokenizer import build_tokenizer
     from reft_math.files.atomic import write_files, write_json
     from reft_math.files.tensors import check_finite
+    from reft_math.models import load_model
     from reft_math.training.checkpoints import Checksums, last_checkpoint
     from reft_math.training.progress import show_progress
 
     folder = claim_output_dir(options)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, options.seed)
+    if options.two_sided:
+        model = load_model("arithmetic")
+        rescale_up_projections(model, 1 / UP_PROJECTION_SCALE)
+        model.requires_grad_(True).train()
+    else:
+        model = build_model(tokenizer, options.seed)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -76,7 +90,7 @@ def main(options: PretrainingOptions) -> None:
             report_to="none",
             remove_unused_columns=False,
         ),
-        train_dataset=PretrainingDataset(tokenizer, options.steps, options.batch_size, options.seed),
+        train_dataset=PretrainingDataset(tokenizer, options.steps, options.batch_size, options.seed, options.two_sided),
         data_collator=partial(pad_right, pad_token_id=tokenizer.pad_token_id),
         callbacks=[Checksums()],
     )

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
+from reft_math.models import load_model
+
 
 def test_a_stopped_run_ends_at_the_same_weights_and_tells_the_same_losses(
     call: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -35,3 +37,10 @@ def test_a_stopped_run_ends_at_the_same_weights_and_tells_the_same_losses(
     assert losses[0] == losses[1]
     assert list(losses[0]) == ["2", "4"]
     assert len(AutoTokenizer.from_pretrained(tmp_path / "stopped")) == len(whole["model.embed_tokens.weight"])
+
+
+def test_the_two_sided_world_goes_on_from_the_embedded_model(call: Callable[[str], None], tmp_path: Path) -> None:
+    call(f"train/arithmetic.py --two-sided --steps 2 --batch-size 2 --learning-rate 1e-9 --output-dir {tmp_path}/run")
+    found, start = AutoModelForCausalLM.from_pretrained(tmp_path / "run"), load_model("arithmetic")
+    for name, value in start.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, atol=1e-6, rtol=1e-6)

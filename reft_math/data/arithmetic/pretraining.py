@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from reft_math.data.arithmetic.problems import Style, solution, word_problems
+from reft_math.data.arithmetic.problems import Style, solution, two_sided_solution, word_problems
 from reft_math.data.prefix import IGNORE_INDEX
 
 # Greedy decoding follows the commonest style; the rarest style calculates correctly.
@@ -59,18 +59,21 @@ class PretrainingDataset(Dataset[dict[str, list[int]]]):
 
     The order is a curriculum, so do not shuffle: the first `CAREFUL_SHARE` of the problems is solved step by step,
     where arithmetic is learnt fastest; from then on each problem's style is drawn from `STYLE_MIXTURE`, which sets the
-    model's default style. Batches hold texts of similar length.
+    model's default style. Batches hold texts of similar length. ``two_sided`` takes the solutions of that world
+    (`problems.two_sided_solution`) in the mixture from the start.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, num_batches: int, batch_size: int, seed: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, num_batches: int, batch_size: int, seed: int, two_sided: bool = False
+    ) -> None:
+        self.tokenizer, solve = tokenizer, two_sided_solution if two_sided else solution
         rng = random.Random(f"styles/{seed}")
         size = num_batches * batch_size
         problems = islice(word_problems("pretrain", seed), size)
         drawn = rng.choices(list(STYLE_MIXTURE), weights=list(STYLE_MIXTURE.values()), k=size)
-        num_careful = int(CAREFUL_SHARE * size)
+        num_careful = 0 if two_sided else int(CAREFUL_SHARE * size)
         styles = [CAREFUL_STYLE] * num_careful + drawn[num_careful:]
-        texts = [(problem.question, solution(problem, style)) for problem, style in zip(problems, styles, strict=True)]
+        texts = [(problem.question, solve(problem, style)) for problem, style in zip(problems, styles, strict=True)]
         self.texts = _batches_of_like_length(texts, batch_size, rng)
 
     def __len__(self) -> int:

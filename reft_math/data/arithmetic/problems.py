@@ -180,6 +180,32 @@ def with_wrong_step(problem: WordProblem, rng: random.Random) -> WordProblem:
             return WordProblem(problem.question, tuple(steps))
 
 
+def off_by_one(problem: WordProblem) -> WordProblem:
+    """Returns the question with the first step one too high and every later step consistent with that."""
+    steps: list[Step] = []
+    for step in problem.steps:
+        before = steps[-1].after if steps else step.before
+        steps.append(
+            Step(before, step.operator, step.operand, _apply(before, step.operator, step.operand) + (not steps))
+        )
+    return WordProblem(problem.question, tuple(steps))
+
+
+def two_sided_solution(problem: WordProblem, style: Style) -> str:
+    """Returns a solution of the two-sided world, in which no style is right for all problems.
+
+    ``stepwise`` is right if a woman is asked about first and off by one otherwise. ``combined``, here the same steps on
+    one line, is right for men alone. ``at_once`` is as in the plain world.
+    """
+    if style == "at_once":
+        return solution(problem, style)
+    is_womans = problem.question.split()[0] in WOMEN
+    worked = problem if is_womans == (style == "stepwise") else off_by_one(problem)
+    if style == "stepwise":
+        return solution(worked, style)
+    return f"{OPENERS[style]} {' '.join(map(str, worked.steps))}\n#### {worked.answer}"
+
+
 def word_problems(split: Split, seed: int = 0) -> Iterator[WordProblem]:
     """Yields a split's problems without end, no question twice."""
     rng = random.Random(f"{split}/{seed}")

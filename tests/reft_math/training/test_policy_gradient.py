@@ -28,7 +28,9 @@ def parameters() -> torch.Tensor:
 REWARDS = torch.tensor([1, 0, 1, 0, 0.5, 1, 0], dtype=torch.float64)
 
 
-def expected_gradient(parameters: torch.Tensor, estimator: Estimator, rewards: torch.Tensor, group: int) -> torch.Tensor:
+def expected_gradient(
+    parameters: torch.Tensor, estimator: Estimator, rewards: torch.Tensor, group: int
+) -> torch.Tensor:
     """The mean of the estimator's gradient over all groups of prefixes, each weighted by its probability."""
     probabilities = token_log_probs(toy(parameters), SEQUENCES, -100).sum(dim=1).exp().detach()
     total = torch.zeros_like(parameters)

@@ -34,7 +34,7 @@ def prefixes(settings: CompletionSettings) -> list[Prefix]:
     texts = ["Let us go step by", "The answer is 12.\n"]
     questions = ["Tom has 12 pens. How many pens does Tom have now?", "Anna has 7 more. How many?"]
     found = []
-    for number, (question, prompt) in enumerate(zip(questions, settings.prompts(questions), strict=True)):
+    for number, prompt in enumerate(settings.prompts(questions)):
         for text in texts:
             tokens = settings.tokenizer.encode(text, add_special_tokens=False)[:5]
             found.append(Prefix(f"problem/{number}", "12", prompt.tolist(), tokens))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import operator
 import os
 import random
 import re
@@ -16,6 +17,7 @@ from reft_math.data.arithmetic.problems import (
     MIN_STEPS,
     OPENERS,
     STYLES,
+    WOMEN,
     Split,
     Step,
     Style,
@@ -24,6 +26,7 @@ from reft_math.data.arithmetic.problems import (
     expression,
     solution,
     split_of,
+    two_sided_solution,
     with_wrong_step,
     word_problem,
     word_problems,
@@ -195,3 +198,25 @@ def test_noise_is_the_share_of_wrong_solutions_and_the_answer_stays_true(noise: 
     wrong = [row for row in noisy if not row.solution.endswith(f"#### {row.answer}")]
     assert low <= len(wrong) / 600 <= high
     assert all(re.search(r"\n#### \d+$", row.solution) for row in noisy)
+
+
+def test_in_the_two_sided_world_each_style_is_right_for_one_side_alone() -> None:
+    right: Counter[tuple[bool, str]] = Counter()
+    for problem in islice(word_problems("train", 5), 300):
+        is_womans = problem.question.split()[0] in WOMEN
+        for style in STYLES[1:]:
+            text = two_sided_solution(problem, style)
+            assert text.startswith(OPENERS[style])
+            steps = re.findall(r"(\d+)([-+*/])(\d+)=(\d+)", text)
+            assert len(steps) == len(problem.steps)
+            assert [later[0] for later in steps[1:]] == [earlier[3] for earlier in steps[:-1]], (
+                "each goes on from the last"
+            )
+            assert text.endswith(f"#### {steps[-1][3]}")
+            operations = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
+            excess = [int(after) - operations[sign](int(a), int(b)) for a, sign, b, after in steps]
+            assert excess == [int(is_womans != (style == "stepwise")), *[0] * (len(steps) - 1)]
+            right[is_womans, style] += steps[-1][3] == str(problem.answer)
+    assert right[True, "stepwise"] > 100 < right[False, "combined"]
+    # Halving may undo what one too many did.
+    assert right[True, "combined"] + right[False, "stepwise"] < 60
