@@ -1,7 +1,7 @@
 """MATH10K: LLM-Adapters' training problems with solutions (Hu et al. 2023, arXiv:2304.01933), and one's own files.
 
-A file given as ``--dataset FILE`` has MATH10K's fields (instruction, input, output, answer) or question, solution and
-answer.
+A file given as ``--dataset FILE`` has MATH10K's fields (instruction, input, output, answer) or question, answer and,
+but for training by reward, solution.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def own_problems(path: Path) -> list[Problem]:
 def _own_problem(row: Row, problem_id: str) -> Problem:
     if "instruction" in row.fields:
         return parse(row, problem_id)
-    return Problem(problem_id, row.text("question"), row.answer("answer"), row.text("solution"))
+    solution = row.text("solution") if "solution" in row.fields else ""
+    return Problem(problem_id, row.text("question"), row.answer("answer"), solution)
 
 
 SOURCE = HubSource(

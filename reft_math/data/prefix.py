@@ -80,7 +80,8 @@ class PrefixDataset(Dataset[dict[str, Any]]):
         for problem, full in zip(problems, is_full, strict=True):
             if not problem.solution:
                 raise UserError(
-                    f"training needs worked solutions; {problem.id} has none: choose a data set that has them"
+                    f"training needs worked solutions; {problem.id} has none: choose a data set that has them, or let"
+                    " train/solutions.py write them; train/prefix_rl.py needs answers alone"
                 )
             target_ids = encode_target(template, problem.question, problem.solution, tokenizer)
             self.rows.append(

@@ -129,7 +129,7 @@ def prepare(
     elif model is None:
         model = load_model(options.model, options.revision, options, to_be_sharded=to_be_sharded)
     check_vocabulary(model, tokenizer, template)
-    check_thoughts(template, (problem.solution for problem in train))
+    check_thoughts(template, (problem.solution for problem in train if problem.solution))
     end_token_ids(model, tokenizer, template)  # raises if no token can end a solution
     return TrainingSetup(options, model, tokenizer, template, train, validation, test[: options.eval_size])
 

@@ -96,6 +96,19 @@ def test_answers_alone_teach_a_start_that_leads_to_them(call: Callable[[str], No
     assert results["bias_norm"]["achieved"] == pytest.approx(0.54, rel=0.02)
 
 
+def test_a_file_of_questions_and_answers_is_enough(
+    call: Callable[[str], None], tmp_path: Path, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.dumps({"question": f"Tom has {n} pens. How many?", "answer": n}) for n in range(10, 50)]
+    (tmp_path / "own.jsonl").write_text("\n".join(rows) + "\n")
+    call(f"{line} --dataset {tmp_path}/own.jsonl --train-size 8 --gate tokens:4 --output-dir {tmp_path}/run")
+    assert read(tmp_path / "run" / "results.json")["evaluation"]["prefix"]["total"] == 4
+    line = line.replace("prefix_rl", "prefix_reft").partition(" --k 4")[0]
+    with pytest.raises(SystemExit):
+        call(f"{line} --dataset {tmp_path}/own.jsonl --output-dir {tmp_path}/reft")
+    assert "train/prefix_rl.py needs answers alone" in capfd.readouterr().err
+
+
 def test_a_dry_run_writes_nothing(
     call: Callable[[str], None], tmp_path: Path, line: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

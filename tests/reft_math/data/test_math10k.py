@@ -34,10 +34,14 @@ def test_own_files_have_either_form(tmp_path: Path) -> None:
     assert second == Problem("my_data/train/1", "Why?", "7", "So 7.")
 
 
-def test_own_rows_need_a_solution(tmp_path: Path) -> None:
+def test_own_rows_may_have_answers_alone(tmp_path: Path) -> None:
     path = tmp_path / "my_data.json"
     path.write_text('[{"question": "Why?", "answer": "7"}]')
-    with pytest.raises(
-        UserError, match=r'my_data.json, row 0: field "solution" is missing; the row has question, answer'
-    ):
+    assert own_problems(path) == [Problem("my_data/train/0", "Why?", "7", "")]
+
+
+def test_a_solution_that_is_given_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "my_data.json"
+    path.write_text('[{"question": "Why?", "answer": "7", "solution": " "}]')
+    with pytest.raises(UserError, match=r'my_data.json, row 0: field "solution" must not be empty'):
         own_problems(path)
