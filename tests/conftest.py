@@ -65,6 +65,13 @@ def unsynced() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def unreported() -> Iterator[None]:
+    """TRL's trainers tell the hub that they are used."""
+    with mock.patch("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True):
+        yield
+
+
 @pytest.fixture
 def hostile_answers() -> Callable[..., list[Any]]:
     """Hostile completions by seed, none of them right for its gold."""

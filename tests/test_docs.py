@@ -34,7 +34,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(path.relative_to(ROOT)) for
 PACKAGES = ("interventions", "reft_math")
 FENCED = r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$'
 REST = "…"  # what the reader knows: an option's value, or the other arguments
-EXTRAS = ("bitsandbytes", "tensorboard", "wandb")  # packages of the project's extras that options ask for
+EXTRAS = ("bitsandbytes", "tensorboard", "trackio", "wandb")  # packages of the project's extras that options ask for
 OTHERS = ("uv sync", "uv run pytest", "uv run ruff", "uv run mypy", "uv run --group docs mkdocs", "hf ")
 RECORDED = r"""
 command_not_found_handle() { printf '%s\x1f' "$@"; printf '\n'; }

@@ -69,7 +69,7 @@ class FittingOptions(LoadingOptions):
         default=0,
         metadata={"help": "Seed of the data's order, arithmetic's problems and noise, and LoReFT's initial weights."},
     )
-    report_to: Literal["none", "tensorboard", "wandb"] = field(
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = field(
         default="none", metadata={"help": "Service that receives the training curves."}
     )
 

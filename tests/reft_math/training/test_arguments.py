@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -19,3 +21,13 @@ def test_float16_autocast_is_refused_where_accelerate_would_leave_it_out(monkeyp
         else:
             with pytest.raises(UserError, match="--mixed-precision fp16 needs a GPU, and there is none; take bf16"):
                 check_precision(FittingOptions(mixed_precision="fp16"))
+
+
+@pytest.mark.parametrize("service", ["tensorboard", "trackio", "wandb"])
+def test_a_service_whose_package_is_absent_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, service: str) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == service else find_spec(name, *rest)
+    )
+    with pytest.raises(UserError, match=rf"--report-to {service} needs the package .* uv sync --extra {service}$"):
+        FittingOptions(report_to=service)  # type: ignore[arg-type]

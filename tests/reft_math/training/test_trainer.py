@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +331,21 @@ def test_tensorboard_gets_the_curves(
     trainer, _ = make_trainer(tiny_model(), tmp_path, max_steps=2, save_strategy="no", report_to="tensorboard")
     trainer.train()
     assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
+
+
+def test_trackio_gets_the_curves(
+    tiny_model: Callable[..., PreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "logs"))
+    pytest.importorskip("trackio", reason="trackio is not installed (uv sync --extra trackio)")
+    trainer, _ = make_trainer(
+        tiny_model(), tmp_path, max_steps=2, logging_steps=1, save_strategy="no", report_to="trackio"
+    )
+    trainer.train()
+    with closing(sqlite3.connect(tmp_path / "logs" / "huggingface.db")) as database:
+        rows = [json.loads(row) for (row,) in database.execute("SELECT metrics FROM metrics ORDER BY step")]
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == logged
 
 
 def test_a_target_is_never_padding(tiny_model: Callable[..., PreTrainedModel]) -> None:
