@@ -116,7 +116,7 @@ def complete(
         ``finished`` (false if ``max_new_tokens`` cut it off); under a gate also ``kl`` (``D_t`` in nats while it was
         open), ``cumulative_kl``, ``dead_band`` if there is one, and ``closing_position`` (None if it never closed).
     """
-    output, width = _generate(questions, seed, generate, decoding, device)
+    output, width = generate_rows(questions, seed, generate, decoding, device)
     rows = [decoding.read(row) for row in output.sequences[:, width:].tolist()]
     return [{**row, **gate} for row, gate in zip(rows, _gate_records(output), strict=True)]
 
@@ -139,7 +139,7 @@ def complete_by_engine(
     Raises:
         Unfinished: The engine does not finish some rows; the error holds the others' dictionaries by index.
     """
-    output, width = _generate(questions, seed, generate, decoding, device, until_closed=True)
+    output, width = generate_rows(questions, seed, generate, decoding, device, until_closed=True)
     gates = _gate_records(output)
     rows: dict[int, dict[str, Any]] = {}
     prefixes: dict[int, list[int]] = {}
@@ -210,10 +210,10 @@ def continue_locally(
     decoding: CompletionSettings,
     device: torch.device,
 ) -> list[dict[str, Any]]:
-    """Lets a model continue prefixes of one length greedily; returns what `continue_by_engine` does."""
+    """Lets a model continue prefixes greedily; returns what `continue_by_engine` does, and ``tokens``, all of them."""
     rows = [torch.tensor([*prompt, *prefix]) for prompt, prefix in zip(prompts, prefixes, strict=True)]
     inputs = pad_left(rows, int(decoding.tokenizer.pad_token_id)).to(device)
-    settings = {**decoding.settings(), "max_new_tokens": decoding.max_new_tokens - len(prefixes[0])}
+    settings = {**decoding.settings(), "max_new_tokens": decoding.max_new_tokens - min(map(len, prefixes))}
     output = generate(
         inputs,
         attention_mask=pad_left([torch.ones_like(row) for row in rows], 0).to(device),
@@ -221,10 +221,11 @@ def continue_locally(
         **settings,
     )
     drawn = output.sequences[:, inputs.shape[1] :].tolist()
-    return [decoding.read([*prefix, *rest]) for prefix, rest in zip(prefixes, drawn, strict=True)]
+    whole = [[*prefix, *rest][: decoding.max_new_tokens] for prefix, rest in zip(prefixes, drawn, strict=True)]
+    return [{**decoding.read(tokens), "tokens": tokens} for tokens in whole]
 
 
-def _generate(
+def generate_rows(
     questions: Sequence[str],
     seed: int | None,
     generate: Generate,
@@ -267,21 +268,20 @@ def _gate_records(output: Any) -> list[dict[str, Any]]:
     """Returns a `GatedOutput`'s measurements for each row; empty without a gate."""
     if not isinstance(output, GatedOutput) or output.closing_positions is None:
         return [{}] * len(output.sequences)
-    closings = output.closing_positions.tolist()
-    dead_band = output.dead_band or 0.0
-    if output.kl is None:
-        divergences: list[list[float]] = [[] for _ in closings]
-    else:
-        divergences = [row[~row.isnan()].tolist() for row in output.kl]
-    return [
-        {
-            "kl": [_rounded(value) for value in values],
-            "cumulative_kl": _rounded(sum(max(value - dead_band, 0.0) for value in values)),
-            **({"dead_band": dead_band} if dead_band else {}),
-            "closing_position": None if closing < 0 else closing,
-        }
-        for values, closing in zip(divergences, closings, strict=True)
-    ]
+    closings = [None if closing < 0 else closing for closing in output.closing_positions.tolist()]
+    divergences = [[]] * len(closings) if output.kl is None else [row[~row.isnan()].tolist() for row in output.kl]
+    band = output.dead_band or 0.0
+    return [gate_record(values, band, closing) for values, closing in zip(divergences, closings, strict=True)]
+
+
+def gate_record(divergences: Sequence[float], dead_band: float, closing: int | None) -> dict[str, Any]:
+    """Returns a gate's measurements on one row, as in `complete`."""
+    return {
+        "kl": [_rounded(value) for value in divergences],
+        "cumulative_kl": _rounded(sum(max(value - dead_band, 0.0) for value in divergences)),
+        **({"dead_band": dead_band} if dead_band else {}),
+        "closing_position": closing,
+    }
 
 
 def _rounded(nats: float) -> float:

@@ -49,7 +49,9 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     about = about_problems(dataset, validation=problems)
     folder = setting.claim(about)
     with Scorer(is_numeric(dataset, problems)) as score:
-        found = evaluate_gates(gates, problems, setting.completer, score, folder / "records", options.batch_size)
+        found = evaluate_gates(
+            gates, problems, setting.completers(gates), score, folder / "records", options.batch_size
+        )
     leave_process_group()
     best = best_gate(found)
     assert setting.reft_model is not None

@@ -77,7 +77,8 @@ def run_kl_profile(options: RunOptions, dataset: str, gates: Sequence[str]) -> N
     records = folder / "records"
     with Scorer(is_numeric(dataset, problems)) as score:
         every_gate = ["off", *gates, "kl:inf"]
-        found = evaluate_gates(every_gate, problems, setting.completer, score, records, options.batch_size)
+        completer = setting.completers(every_gate)
+        found = evaluate_gates(every_gate, problems, completer, score, records, options.batch_size)
     leave_process_group()
     always_on = RecordFile(gate_records(records, "kl:inf")).done
     # In the problems' order: the file's order depends on timing, and the last digits of a mean on the order.

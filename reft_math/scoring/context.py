@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from reft_math.data.arithmetic import EMBEDDED_MODEL
 from reft_math.data.templates import PromptTemplate, get_template
 from reft_math.decoding.completions import Complete, CompletionSettings, Generate, complete, complete_by_engine
 from reft_math.decoding.engine import Engine
+from reft_math.decoding.gate_sweep import GateSweep
 from reft_math.errors import UserError
 from reft_math.models import load_model, load_tokenizer
 from reft_math.models.adapter import PrefixReftModel
@@ -62,6 +63,13 @@ class EvaluationContext:
     def completer(self, gate: str) -> Complete:
         """Returns a function that completes questions under a gate."""
         return partial(complete, generate=self.generate(gate), decoding=self.decoding, device=self.model.device)
+
+    def completers(self, gates: Sequence[str]) -> Callable[[str], Complete]:
+        """Returns `completer` for each of these gates, which draws what they have in common once."""
+        if self.reft_model is None or self.options.handoff != "base":
+            return self.completer
+        model = self.reft_model
+        return GateSweep(model.generate, self.model.generate, self.decoding, self.model.device, gates).completer
 
     def claim(self, about: Mapping[str, Any], reft: str | None = None) -> Path:
         """Claims the output folder for a run on these rows and these adapters' parameters.

@@ -21,7 +21,8 @@ from reft_math.data.prefix import PrefixCollator, PrefixDataset
 from reft_math.data.problem import Problem
 from reft_math.data.registry import VALIDATION_SIZE, held_out_problems, load_problems
 from reft_math.data.templates import PromptTemplate, check_thoughts, get_template
-from reft_math.decoding.completions import Complete, CompletionSettings, Generate, complete
+from reft_math.decoding.completions import CompletionSettings, Generate, complete
+from reft_math.decoding.gate_sweep import GateSweep
 from reft_math.files.atomic import write_json
 from reft_math.models import load_model, load_tokenizer
 from reft_math.models.base import check_vocabulary, end_token_ids, load_skeleton
@@ -218,14 +219,10 @@ def evaluate_kl_gates(job: TrainingSetup, generate: Generate, size: int) -> dict
     assert options.eval_batch_size is not None  # resolved
     assert options.eval_dataset is not None
     problems, plain = job.validation_problems[:size], completion_settings(job)
-    device = job.model.device
-
-    def completer(gate: str) -> Complete:
-        return partial(complete, generate=partial(generate, gate=gate), decoding=plain, device=device)
-
+    sweep = GateSweep(generate, job.model.generate, plain, job.model.device, KL_GATES)
     with Scorer(is_numeric(options.eval_dataset, problems)) as score:
         folder = Path(options.output_dir) / "calibration"
-        return evaluate_gates(KL_GATES, problems, completer, score, folder, options.eval_batch_size)
+        return evaluate_gates(KL_GATES, problems, sweep.completer, score, folder, options.eval_batch_size)
 
 
 def report(job: TrainingSetup, evaluation: Mapping[str, Any] | None, results: Mapping[str, Any], *notes: str) -> None:

@@ -88,6 +88,7 @@ class Rollouts:
         by_id = {row.id: row for row in batch}
         if self.engine is None:
             found = continue_locally(prompts, tokens, self.generate, self.settings, self.device)
+            found = [{name: value for name, value in row.items() if name != "tokens"} for row in found]
             self._record(by_id, dict(zip(by_id, found, strict=True)))
             return
         try:

@@ -36,9 +36,7 @@ class TrlModel(PeftModel):  # type: ignore[misc]
 
     def __init__(self, reft_model: PrefixReftModel) -> None:
         nn.Module.__init__(self)
-        self.base_model = (
-            reft_model  # in peft's words: the base with the adapter in it, whose `model` is the base alone
-        )
+        self.base_model = reft_model  # in peft's words: the base with the adapter in it; its `model` is the base alone
         self.active_adapter = "default"
         self._is_off = False
 
