@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from reft_math.commands.options.training import ELEMENTWISE, TrainingOptions, check_site_path
 from reft_math.errors import UserError, require
@@ -13,6 +13,8 @@ from reft_math.errors import UserError, require
 @dataclass(frozen=True)
 class PrefixOptions(TrainingOptions):
     """Options of prefix training except the norm, added to those of every training command."""
+
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingOptions.FREE_ON_RESUME | {"prompt_cache"}
 
     k: int = field(default=10, metadata={"help": "Solution tokens to train on."})
     full_fraction: float = field(
@@ -50,6 +52,13 @@ class PrefixOptions(TrainingOptions):
     positions: Literal["all", "generated", "prompt"] = field(
         default="all", metadata={"help": "Tokens to act on: prompt and generated ones, or one of the two."}
     )
+    prompt_cache: float = field(
+        default=4.0,
+        metadata={
+            "help": "GiB of memory, in each process, for keys and values of prompts, which are read once with"
+            " --positions generated; 0 reads prompts in every step."
+        },
+    )
     rank: int | None = field(default=None, metadata={"help": "LoReFT's and DiReFT's rank (4)."})
     gate: str | None = field(
         default=None,
@@ -70,6 +79,7 @@ class PrefixOptions(TrainingOptions):
         super().__post_init__()
         check_site_path(self.site, self.site_path)
         require(self, "k", lambda value: value >= 1, "at least 1")
+        require(self, "prompt_cache", lambda value: 0 <= value < math.inf, "0 or more")
         require(self, "calibration_size", lambda value: value >= 1, "at least 1")
         require(self, "full_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
         require(self, "numeric_weight", lambda value: 0 <= value < math.inf, "0 or more")
