@@ -19,6 +19,8 @@ from reft_math.commands.run import run
 from reft_math.errors import require
 from reft_math.files.atomic import write_json
 
+K = 10
+
 
 @dataclass(frozen=True)
 class PromptCacheOptions:
@@ -27,16 +29,14 @@ class PromptCacheOptions:
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
-    k: int = field(default=10, metadata={"help": "Solution tokens to train on."})
     rows: int = field(default=16, metadata={"help": "Problems."})
     batch_size: int = field(default=8, metadata={"help": "Problems per batch."})
     epochs: int = field(default=3, metadata={"help": "Passes over the problems."})
-    prompt_cache: float = field(default=4.0, metadata={"help": "GiB of keys and values that may be kept."})
     rounds: int = field(default=3, metadata={"help": "Timed rounds."})
     json: str | None = field(default=None, metadata={"help": "File for the results."})
 
     def __post_init__(self) -> None:
-        for name in ("k", "rows", "batch_size", "rounds"):
+        for name in ("rows", "batch_size", "rounds"):
             require(self, name, lambda value: value >= 1, "at least 1")
         require(self, "epochs", lambda value: value >= 2, "at least 2")
 
@@ -60,7 +60,7 @@ def epoch_seconds(options: PromptCacheOptions, model: Any, dataset: Any, is_cach
         on_epoch_end = on_epoch_begin
 
     prompts = [row["prompt_ids"] for row in dataset.rows]
-    cache = make_prompt_cache(model, prompts, options.prompt_cache, checkpointing=False) if is_cached else None
+    cache = make_prompt_cache(model, prompts, 4.0, checkpointing=False) if is_cached else None
     trainer = PrefixTrainer(
         model=get_prefix_reft_model(model, PrefixReftConfig(site="ffn_up", positions="generated")),
         args=training_arguments(options.epochs * -(-options.rows // options.batch_size), options.batch_size),
@@ -85,7 +85,7 @@ def main(options: PromptCacheOptions) -> None:
 
     model, tokenizer = load_model(options.model), load_tokenizer(options.model)
     problems = load_problems(options.dataset, "train", limit=options.rows, data_dir=options.data_dir)
-    dataset = PrefixDataset(problems, tokenizer, get_template("auto", tokenizer), options.k)
+    dataset = PrefixDataset(problems, tokenizer, get_template("auto", tokenizer), K)
     rounds = [
         [epoch_seconds(options, model, dataset, is_cached) for is_cached in (False, True)]
         for _ in progress(range(options.rounds), name="measuring", unit="round")
@@ -99,9 +99,7 @@ def main(options: PromptCacheOptions) -> None:
         [name, *(f"{ratio[which]:.2f}" for which in ("median", "lower_quartile", "upper_quartile"))]
         for name, ratio in saved.items()
     ]
-    title = (
-        f"{options.model}: {options.rows} prompts of {tokens:.0f} tokens, K = {options.k}, batch {options.batch_size}"
-    )
+    title = f"{options.model}: {options.rows} prompts of {tokens:.0f} tokens, K = {K}, batch {options.batch_size}"
     print_table(title, ("saved", "median", "lower quartile", "upper quartile"), rows)
     if options.json is not None:
         path = Path(options.json)
