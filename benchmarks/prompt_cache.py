@@ -29,14 +29,14 @@ class PromptCacheOptions:
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
-    rows: int = field(default=16, metadata={"help": "Problems."})
+    train_size: int = field(default=16, metadata={"help": "Training problems."})
     batch_size: int = field(default=8, metadata={"help": "Problems per batch."})
     epochs: int = field(default=3, metadata={"help": "Passes over the problems."})
     rounds: int = field(default=3, metadata={"help": "Timed rounds."})
     json: str | None = field(default=None, metadata={"help": "File for the results."})
 
     def __post_init__(self) -> None:
-        for name in ("rows", "batch_size", "rounds"):
+        for name in ("train_size", "batch_size", "rounds"):
             require(self, name, lambda value: value >= 1, "at least 1")
         require(self, "epochs", lambda value: value >= 2, "at least 2")
 
@@ -63,7 +63,7 @@ def epoch_seconds(options: PromptCacheOptions, model: Any, dataset: Any, is_cach
     cache = make_prompt_cache(model, prompts, 4.0, checkpointing=False) if is_cached else None
     trainer = PrefixTrainer(
         model=get_prefix_reft_model(model, PrefixReftConfig(site="ffn_up", positions="generated")),
-        args=training_arguments(options.epochs * -(-options.rows // options.batch_size), options.batch_size),
+        args=training_arguments(options.epochs * -(-options.train_size // options.batch_size), options.batch_size),
         train_dataset=dataset,
         data_collator=PrefixCollator(0, "generated") if cache is None else BehindPrompts(0),
         prompt_cache=cache,
@@ -84,7 +84,7 @@ def main(options: PromptCacheOptions) -> None:
     from reft_math.models import load_model, load_tokenizer
 
     model, tokenizer = load_model(options.model), load_tokenizer(options.model)
-    problems = load_problems(options.dataset, "train", limit=options.rows, data_dir=options.data_dir)
+    problems = load_problems(options.dataset, "train", limit=options.train_size, data_dir=options.data_dir)
     dataset = PrefixDataset(problems, tokenizer, get_template("auto", tokenizer), K)
     rounds = [
         [epoch_seconds(options, model, dataset, is_cached) for is_cached in (False, True)]
@@ -94,12 +94,12 @@ def main(options: PromptCacheOptions) -> None:
     saved = {
         name: spread([sum(every[part]) / sum(once[part]) for every, once in rounds]) for name, part in parts.items()
     }
-    tokens = sum(len(row["prompt_ids"]) for row in dataset.rows) / options.rows
+    tokens = sum(len(row["prompt_ids"]) for row in dataset.rows) / options.train_size
     rows = [
         [name, *(f"{ratio[which]:.2f}" for which in ("median", "lower_quartile", "upper_quartile"))]
         for name, ratio in saved.items()
     ]
-    title = f"{options.model}: {options.rows} prompts of {tokens:.0f} tokens, K = {K}, batch {options.batch_size}"
+    title = f"{options.model}: {options.train_size} prompts of {tokens:.0f} tokens, K = {K}, batch {options.batch_size}"
     print_table(title, ("saved", "median", "lower quartile", "upper quartile"), rows)
     if options.json is not None:
         path = Path(options.json)

@@ -17,7 +17,7 @@ def test_a_small_run_divides_seconds_by_epochs(
     path = tmp_path / "found.json"
     benchmark.main(
         benchmark.PromptCacheOptions(
-            model=tiny_base, dataset="arithmetic", rows=6, batch_size=4, rounds=1, json=str(path)
+            model=tiny_base, dataset="arithmetic", train_size=6, batch_size=4, rounds=1, json=str(path)
         )
     )
     report = json.loads(path.read_text())
