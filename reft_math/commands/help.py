@@ -35,7 +35,7 @@ GROUPS = {
         "eval_size statements runs against shared_only any_template first_turn scoring digits sums alphas only ladders"
         " rounds seconds kills processes quick"
     ),
-    "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing",
+    "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing prompt_cache",
     "Hub": "repo_id private license commit_message create_pr",
     "Run": "seed seeds save_steps report_to results output json finds output_dir resume overwrite dry_run config help",
 }

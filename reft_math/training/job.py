@@ -42,6 +42,7 @@ from reft_math.training.arguments import check_precision, training_arguments
 from reft_math.training.checkpoints import Checksums, last_checkpoint
 from reft_math.training.number_loss import NumberLoss
 from reft_math.training.progress import show_progress
+from reft_math.training.prompt_cache import BehindPrompts, PromptCache
 from reft_math.training.trainer import NormControl, PrefixTrainer
 
 Options = TypeVar("Options", bound=TrainingOptions)
@@ -139,9 +140,10 @@ def train(
     job: TrainingSetup,
     model: nn.Module,
     dataset: PrefixDataset,
-    collator: PrefixCollator,
+    collator: PrefixCollator | BehindPrompts,
     control: NormControl | None,
     number_loss: NumberLoss | None = None,
+    prompt_cache: PromptCache | None = None,
 ) -> PrefixTrainer:
     """Trains ``model`` in the output folder; a resumed run starts from its last checkpoint."""
     checkpoints = Path(job.options.output_dir) / "checkpoints"
@@ -152,10 +154,11 @@ def train(
         data_collator=collator,
         norm_control=control,
         number_loss=number_loss,
+        prompt_cache=prompt_cache,
         callbacks=[Checksums()],
     )
     show_progress(trainer, control)
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and isinstance(collator, PrefixCollator):
         print(_LINES[collator.pack], file=sys.stderr)
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if job.options.resume else None)
     return trainer

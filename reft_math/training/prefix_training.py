@@ -35,6 +35,7 @@ from reft_math.training.dry_run import Tokens, drawn_tokens, interventions_of, s
 from reft_math.training.norm_control import make_controller
 from reft_math.training.number_loss import NumberLoss, make_number_loss
 from reft_math.training.packing import keeps_packed_rows_apart
+from reft_math.training.prompt_cache import BehindPrompts, PromptCache, make_prompt_cache, prompts_line
 from reft_math.training.relative_size import TEXTS, relative_size
 from reft_math.training.tracking import tracking
 from reft_math.training.trainer import NormControl
@@ -62,6 +63,11 @@ class PrefixJob:
     dataset: PrefixDataset | PromptDataset
     control: NormControl
     number_loss: NumberLoss | None
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Tokens of each training row's prompt."""
+        return [row["prompt_ids"] for row in self.dataset.rows]
 
     @property
     def is_sharded(self) -> bool:
@@ -183,16 +189,27 @@ def train(prefix: PrefixJob) -> None:
         prefix.model.load_weights(adapter)
         prefix.control.load(adapter)
     else:
-        collator = PrefixCollator(
-            int(prefix.job.tokenizer.pad_token_id), prefix.options.positions, keeps_packed_rows_apart(prefix.job.model)
-        )
+        cache, collator = _collated(prefix)
         if prefix.number_loss is not None and process_state().is_main_process:
             print(prefix.number_loss, file=sys.stderr)
         assert isinstance(prefix.dataset, PrefixDataset)
-        trainer = jobs.train(prefix.job, prefix.model, prefix.dataset, collator, prefix.control, prefix.number_loss)
+        trainer = jobs.train(
+            prefix.job, prefix.model, prefix.dataset, collator, prefix.control, prefix.number_loss, cache
+        )
         if trainer.is_world_process_zero():
             write_folder(adapter, trainer.save_model)
     prefix.model.eval()
+
+
+def _collated(prefix: PrefixJob) -> tuple[PromptCache | None, PrefixCollator | BehindPrompts]:
+    """Returns how batches are made, and the cache they need where prompts are read once."""
+    options, model, padding = prefix.options, prefix.job.model, int(prefix.job.tokenizer.pad_token_id)
+    assert isinstance(options, PrefixReftOptions)
+    if options.positions == "generated" and options.prompt_cache > 0:
+        cache = make_prompt_cache(model, prefix.prompts, options.prompt_cache, options.gradient_checkpointing)
+        if cache is not None:
+            return cache, BehindPrompts(padding)
+    return None, PrefixCollator(padding, options.positions, keeps_packed_rows_apart(model))
 
 
 def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
@@ -259,6 +276,9 @@ def show_prefix(prefix: PrefixJob) -> None:
     show(prefix.options, interventions_of(prefix.model, decoded=2), row_tokens(prefix), prefix.job.rows)
     if prefix.number_loss is not None:
         print(prefix.number_loss)
+    options = prefix.options
+    if isinstance(options, PrefixReftOptions) and options.positions == "generated" and options.prompt_cache > 0:
+        print(prompts_line(prefix.job.model, prefix.prompts, options.prompt_cache))
     check_claim(prefix.options)
 
 

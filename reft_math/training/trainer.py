@@ -22,6 +22,7 @@ from reft_math.training.row_trainer import RowTrainer
 
 if TYPE_CHECKING:
     from reft_math.models.adapter import PrefixReftModel
+    from reft_math.training.prompt_cache import PromptCache
 
 NORM_CONTROL_NAME = "norm_control.json"
 
@@ -133,7 +134,8 @@ def train_in_units(optimizer: torch.optim.Optimizer, biases: Sequence[torch.Tens
 class PrefixTrainer(RowTrainer):
     """Minimises ``L = w_t · (mean_i CE_i + λ · mean_i N_i) + penalty``, means over all sequences of an optimiser step.
 
-    Without ``norm_control`` it trains any causal language model on the same batches.
+    Without ``norm_control`` it trains any causal language model on the same batches; with ``prompt_cache`` on those of
+    `reft_math.training.prompt_cache.BehindPrompts`.
     """
 
     def __init__(
@@ -141,10 +143,11 @@ class PrefixTrainer(RowTrainer):
         *args: Any,
         norm_control: NormControl | None = None,
         number_loss: NumberLoss | None = None,
+        prompt_cache: PromptCache | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.norm_control, self.number_loss = norm_control, number_loss
+        self.norm_control, self.number_loss, self.prompt_cache = norm_control, number_loss, prompt_cache
         if norm_control is not None:
             self.add_callback(norm_control)
 
@@ -158,12 +161,15 @@ class PrefixTrainer(RowTrainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         inputs.pop("ids")
         targets = inputs.pop("targets")
+        if self.prompt_cache is not None:
+            with self.accelerator.autocast():  # as around the model itself
+                inputs |= self.prompt_cache.before(inputs.pop("prompts"), inputs["attention_mask"])
         with logits_at(self.accelerator.unwrap_model(model), inputs.pop("logits_at")):
             outputs = model(**inputs, use_cache=False)
         losses = sequence_cross_entropy(outputs.logits, targets)

@@ -315,10 +315,12 @@ def test_a_real_data_set_from_a_folder(
 
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate(tmp_path: Path, tiny_base: str, world: Callable[..., World]) -> None:
-    """Half the steps each would need alone; both evaluate their share, one writes the results."""
-    line = f"train/prefix_reft.py --model {tiny_base} {SMALL} --batch-size 4 --output-dir {tmp_path}/run"
+    """Half the steps each would need alone, prompts of its own; both evaluate their share, one writes the results."""
+    settings = f"{SMALL} --batch-size 4 --positions generated"
+    line = f"train/prefix_reft.py --model {tiny_base} {settings} --output-dir {tmp_path}/run"
     run = world(2, line, **accelerates("configs/ddp.yaml"))
     assert run.wait() == 0, run.errors()
+    assert sum("prompts are read once" in path.read_text() for path in run.folder.glob("err*")) == 1
     results = read(tmp_path / "run" / "results.json")
     assert len(results["bias_norm"]["trace"]["step"]) == 2 * 64 // (4 * 2)
     assert results["evaluation"]["prefix"]["total"] == 8

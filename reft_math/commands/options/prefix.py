@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from reft_math.commands.options.training import ELEMENTWISE, TrainingOptions, check_site_path
 from reft_math.errors import UserError, require
@@ -72,6 +72,8 @@ class InterventionOptions(TrainingOptions):
 class PrefixOptions(InterventionOptions):
     """Options of training on given solutions except the norm."""
 
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = InterventionOptions.FREE_ON_RESUME | {"prompt_cache"}
+
     full_fraction: float = field(
         default=0.0, metadata={"help": "Share of the rows that keep the whole solution; 1 is ordinary ReFT."}
     )
@@ -83,11 +85,19 @@ class PrefixOptions(InterventionOptions):
         default="ntl",
         metadata={"help": "N: squared error of the expected value of each number token, or of each whole number."},
     )
+    prompt_cache: float = field(
+        default=4.0,
+        metadata={
+            "help": "GiB of memory, in each process, for keys and values of prompts, which are read once with"
+            " --positions generated; 0 reads prompts in every step."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "full_fraction", lambda value: 0 <= value <= 1, "in [0, 1]")
-        require(self, "numeric_weight", lambda value: 0 <= value < math.inf, "0 or more")
+        for name in ("numeric_weight", "prompt_cache"):
+            require(self, name, lambda value: 0 <= value < math.inf, "0 or more")
 
     @property
     def is_ordinary(self) -> bool:
