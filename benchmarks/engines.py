@@ -43,7 +43,18 @@ ALWAYS_ON = 32  # completions always on
 PROMPTS = 8  # whose log-probabilities are compared
 SEED = 0
 SAME = ("completion", "num_tokens", "finished")
-COLUMNS = ("engine", "gate", "equal", "of", "largest gap", "Δ log p", "… of the edit", "tokens/s", "here")
+COLUMNS = (
+    "engine",
+    "gate",
+    "handed over",
+    "equal",
+    "of",
+    "largest gap",
+    "Δ log p",
+    "… of the edit",
+    "tokens/s",
+    "here",
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ class Here:
         from interventions.sites import num_layers
         from reft_math.commands.options.loading import LoadingOptions
         from reft_math.data.arithmetic import EMBEDDED_MODEL
+        from reft_math.data.arithmetic.problems import OPENERS
         from reft_math.data.registry import ARITHMETIC, problems_to_report_on
         from reft_math.data.templates import get_template
         from reft_math.decoding.completions import CompletionSettings
@@ -107,7 +119,11 @@ class Here:
         template = get_template("auto", tokenizer)
         self.base = load_model(str(self.file), loading=LoadingOptions(dtype="float32"))
         self.decoding = CompletionSettings(
-            tokenizer, template, end_token_ids(self.base, tokenizer, template), options.max_new_tokens
+            tokenizer,
+            template,
+            end_token_ids(self.base, tokenizer, template),
+            options.max_new_tokens,
+            opener="" if options.model else OPENERS["stepwise"],  # without it the embedded model answers in few tokens
         )
         self.questions = [problem.question for problem in problems_to_report_on(ARITHMETIC)[: options.limit]]
         self.red = drawn_adapter(self.base, 0.02, intervention="red", site="ffn_up")
@@ -171,7 +187,8 @@ class Here:
         """Returns the gap of the two top logits here at the first token that is not in an engine's text."""
         import torch
 
-        same = first_difference([self.decoding.text(drawn[:number]) for number in range(1, len(drawn) + 1)], theirs)
+        texts = [self.decoding.opener + self.decoding.text(drawn[:number]) for number in range(1, len(drawn) + 1)]
+        same = first_difference(texts, theirs)
         prompt = self.decoding.prompts(self.questions[index : index + 1])[0]
         top = self.logits(model, gate, torch.cat([prompt, torch.tensor(drawn[:same], dtype=torch.long)])).topk(2).values
         return float(top[0] - top[1])
@@ -255,9 +272,10 @@ class Comparison:
                 "engine": engine,
                 "gate": gate,
                 "completions": len(theirs),
+                "handed_over": sum(row["closing_position"] is not None for row in theirs),
                 "equal": len(theirs) - len(differ),
                 "different": dict(zip(differ, gaps, strict=True)),
-                "closing_positions": [row.get("closing_position") for row in theirs],
+                "closing_positions": [row["closing_position"] for row in theirs],
                 "log_prob_difference": apart,
                 "log_prob_difference_by_the_edit": edit if gate == "always" else None,
                 "tokens": tokens,
@@ -338,6 +356,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
         [
             row["engine"],
             row["gate"],
+            str(row["handed_over"]),
             str(row["equal"]),
             str(row["completions"]),
             f"{max(row['different'].values()):.2g}" if row["different"] else "-",

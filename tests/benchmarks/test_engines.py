@@ -118,13 +118,13 @@ def test_the_embedded_model_in_8_bits_reads_back_as_itself(tmp_path: Path) -> No
 def test_the_table_tells_the_largest_gap(command: Callable[[str], ModuleType]) -> None:
     row = {
         **{"engine": "vLLM", "gate": "tokens:8", "equal": 98, "completions": 100, "different": {3: 1e-5, 8: 2e-4}},
-        **{"log_prob_difference": 1e-5, "log_prob_difference_by_the_edit": None},
+        **{"handed_over": 90, "log_prob_difference": 1e-5, "log_prob_difference_by_the_edit": None},
         **{"tokens_a_second": 50.0, "tokens_a_second_here": 25.0},
     }
     benchmark = command("benchmarks/engines.py")
     rows = benchmark.table([row, {**row, "different": {}}])
     assert [len(line) for line in rows] == [len(benchmark.COLUMNS)] * 2
-    assert [line[4] for line in rows] == ["0.0002", "-"]
+    assert [line[5] for line in rows] == ["0.0002", "-"]
 
 
 @pytest.mark.parametrize("arguments", ["", "--llama a --model folder", "--llama a --max-new-tokens 8"])
