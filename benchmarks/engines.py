@@ -179,8 +179,14 @@ class Here:
         """Returns ``(vocabulary,)`` of the token after ``ids: (length,)``."""
         import torch
 
-        settings = {"attention_mask": torch.ones_like(ids)[None], "max_new_tokens": 1, "output_logits": True}
-        output = model.generate(ids[None], gate=gate, return_dict_in_generate=True, **settings)
+        output = model.generate(
+            ids[None],
+            gate=gate,
+            attention_mask=torch.ones_like(ids)[None],
+            max_new_tokens=1,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
         return output.logits[0][0].float()  # type: ignore[no-any-return]
 
     def gap(self, model: PrefixReftModel, gate: str, index: int, drawn: Sequence[int], theirs: str) -> float:

@@ -47,7 +47,9 @@ def embedded_gguf(target: Path) -> Path:
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
         kind = GGMLQuantizationType.Q8_0 if array.ndim == 2 else GGMLQuantizationType.F32
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), quantize(array, kind), raw_dtype=kind)
+        theirs = names.get_name(name, try_suffixes=(".weight",))
+        assert theirs is not None  # a Llama's
+        writer.add_tensor(theirs, quantize(array, kind), raw_dtype=kind)
     return _written(writer, target)
 
 
