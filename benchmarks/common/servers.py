@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -65,6 +66,7 @@ def serving(command: Sequence[str], log: Path) -> Iterator[str]:
             env=environment,
             start_new_session=True,  # with all that it starts
         )
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # to end the server first
     try:
         deadline = time.monotonic() + START_S
         while not _is_up(address):
@@ -75,6 +77,7 @@ def serving(command: Sequence[str], log: Path) -> Iterator[str]:
         yield address
     finally:
         _end(process)
+        signal.signal(signal.SIGTERM, before)
 
 
 def post(address: str, body: dict[str, Any]) -> Any:
