@@ -137,11 +137,46 @@ def test_a_gate_of_the_prompt_is_merged_on_request_and_another_base_is_named(
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+def test_a_control_vector_is_written_without_the_bases_weights(
+    call: Callable[[str], None],
+    tmp_path: Path,
+    tiny_base: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gguf = pytest.importorskip("gguf", reason="writes and reads the file")
+    config = PrefixReftConfig(intervention="bias", site="block", layers="1", gate="tokens:9", base_model=tiny_base)
+    reft_model = get_prefix_reft_model(load_model(tiny_base), config)
+    torch.nn.init.normal_(reft_model.interventions[next(iter(reft_model.interventions))].bias)
+    reft_model.save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr("reft_math.models.base.AutoModelForCausalLM.from_pretrained", None)
+    path = tmp_path / "new" / "vector.gguf"
+    call(f"train/export_control_vector.py --adapter {tmp_path}/adapter --output {path}")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["the adapter's own gate is tokens:9; llama.cpp has none", f"control vector: {path}"]
+    (tensor,) = gguf.GGUFReader(path).tensors
+    assert torch.equal(torch.from_numpy(tensor.data.copy()), next(reft_model.interventions.parameters()).detach())
+
+
+def test_an_adapter_that_no_control_vector_holds_is_refused_in_one_line(
+    call: Callable[[str], None], tmp_path: Path, tiny_base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = PrefixReftConfig(intervention="bias", site="block", base_model="nobody/nothing")
+    get_prefix_reft_model(load_model(tiny_base), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(SystemExit):
+        call(f"train/export_control_vector.py --adapter {tmp_path}/adapter --output {tmp_path}/vector.gguf")
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "begin at layer 1; the adapter acts on layer 0 too" in errors[0]
+    assert not (tmp_path / "vector.gguf").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "what"),
     [
         ("train/import_checkpoint.py --source none --model none --output-dir {folder}/run", "an import"),
         ("train/merge_adapter.py --adapter none --output-dir {folder}/run", "a merged model"),
+        ("train/export_control_vector.py --adapter none --output {folder}/run/vector.gguf", "a control vector"),
         ("train/push_to_hub.py --adapter {folder} --repo-id user/name", "an upload"),
         ("train/arithmetic.py --output-dir {folder}/run", "the embedded model"),
         ("eval/token_view.py --adapter none --output {folder}/run/page.html", "a page"),
