@@ -44,7 +44,7 @@ PATH=/nowhere
 # Running a page leaves out what is not at hand (its commands are parsed all the same) …
 ABSENT = (
     *(REST, "user/", "meta-llama/", "google/", "llama3", "gsm8k", "math500", "math10k"),
-    *("MODEL", "their/", "delta_vector.pth", "own.csv", "elsewhere.jsonl", "own-solutions", "qwen"),
+    *("MODEL", "their/", "delta_vector.pth", "own.csv", "elsewhere.jsonl", "own-solutions", "qwen", "two-sided"),
 )
 # … and what takes long and has tests of its own.
 LONG = (
@@ -53,7 +53,7 @@ LONG = (
 )
 SMALL = {
     **{"train_size": 16, "eval_size": 4, "calibration_size": 4, "validation_size": 8, "test_size": 8, "limit": 4},
-    **{"epochs": 1, "max_new_tokens": 8},
+    **{"epochs": 1, "max_new_tokens": 12},
 }
 
 
