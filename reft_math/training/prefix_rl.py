@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def train(prefix: PrefixJob) -> dict[str, Any]:
             write_folder(adapter, trainer.save_adapter)
     prefix.model.eval()
     return read_object(adapter / TRACE_NAME)
+
+
+def step_line(validation: Mapping[str, Any], steps: int) -> str:
+    """Says which step is kept and what it is right in."""
+    before, *after = validation["accuracy"]
+    return (
+        f"step {validation['best_step']} of {steps} is kept, the best on validation problems: {max(after):.1%},"
+        f" before training {before:.1%}"
+    )
 
 
 def _trainer(prefix: PrefixJob, stack: ExitStack) -> PrefixRlTrainer:
