@@ -31,6 +31,8 @@ class CalibrateBenchmarkOptions(ModelOptions):
         super().__post_init__()
         for name in ("limit", "rounds"):
             require(self, name, lambda value: value >= 1, "at least 1")
+        if self.handoff != "base":
+            raise UserError("a sweep goes on from the base's cache; leave --handoff out")
         if self.adapter is None:
             raise UserError("a gate is an adapter's; name one with --adapter")
 

@@ -4,11 +4,11 @@ Without further options it runs on the embedded arithmetic world, in about two m
 
     uv run train/prefix_rl.py --k 10 --target-norm 0.54
 
-On a real model and data set, with the base on a server that completes the prefixes (it never needs new weights):
+On a real model and data set, with the base on a server that completes the prefixes (the base never changes):
 
     uv run train/prefix_rl.py --k 10 --relative-target-norm 0.01 --model Qwen/Qwen2.5-0.5B-Instruct --dataset gsm8k --engine http://localhost:8000/v1
 
-Every --eval-steps steps the likeliest prefixes of validation problems are completed, too; the best step is kept. The
+Every --eval-steps steps validation problems are decoded greedily, too; the best step is kept. The
 output folder holds what `train/prefix_reft.py` writes, and ``records/rollouts.jsonl``: each different prefix, its
 completion and its score; ``training.png`` shows the course.
 """  # noqa: E501
@@ -30,12 +30,12 @@ def main(options: PrefixRlOptions) -> None:
     from reft_math.training.prefix_report import finish
 
     prefix = prefix_training.prepare(options, directions=number_directions)
-    prefix_rl.check(prefix)
+    engine = prefix_rl.check(prefix)
     if options.dry_run:
         prefix_training.show_prefix(prefix)
         return
     claim(prefix.options, prefix.job.about["fingerprints"])
-    validation = prefix_rl.train(prefix)
+    validation = prefix_rl.train(prefix, engine)
     control = prefix.control
     figure = reward_trace(control.trace, validation, control.controller.target)
     write_figure(Path(options.output_dir), "training", figure)

@@ -209,20 +209,29 @@ def continue_locally(
     generate: Generate,
     decoding: CompletionSettings,
     device: torch.device,
-) -> list[dict[str, Any]]:
-    """Lets a model continue prefixes greedily; returns what `continue_by_engine` does, and ``tokens``, all of them."""
+    names: Sequence[str],
+) -> list[list[int]]:
+    """Lets a model continue prefixes of completions greedily.
+
+    Args:
+        prompts, prefixes: Token ids by row.
+        generate, decoding, device: As in `complete`.
+        names: A name for each row, for errors.
+
+    Returns:
+        Tokens of each row's prefix and continuation, with padding after an end.
+    """
     rows = [torch.tensor([*prompt, *prefix]) for prompt, prefix in zip(prompts, prefixes, strict=True)]
     inputs = pad_left(rows, int(decoding.tokenizer.pad_token_id)).to(device)
     settings = {**decoding.settings(), "max_new_tokens": decoding.max_new_tokens - min(map(len, prefixes))}
-    output = generate(
-        inputs,
-        attention_mask=pad_left([torch.ones_like(row) for row in rows], 0).to(device),
-        logits_processor=LogitsProcessorList([FiniteLogits()]),
-        **settings,
-    )
+    attention_mask = pad_left([torch.ones_like(row) for row in rows], 0).to(device)
+    guard = LogitsProcessorList([FiniteLogits()])
+    try:
+        output = generate(inputs, attention_mask=attention_mask, logits_processor=guard, **settings)
+    except NotFiniteLogits as error:
+        raise NotFiniteLogits(error.row, names[error.row]) from None
     drawn = output.sequences[:, inputs.shape[1] :].tolist()
-    whole = [[*prefix, *rest][: decoding.max_new_tokens] for prefix, rest in zip(prefixes, drawn, strict=True)]
-    return [{**decoding.read(tokens), "tokens": tokens} for tokens in whole]
+    return [[*prefix, *rest][: decoding.max_new_tokens] for prefix, rest in zip(prefixes, drawn, strict=True)]
 
 
 def generate_rows(

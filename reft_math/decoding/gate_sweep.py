@@ -71,8 +71,10 @@ class GateSweep:
     def completer(self, text: str) -> Complete:
         """Returns a function that completes questions under a gate, with `complete`'s results."""
         gate, widest = parse_gate(text), self.widest
-        if isinstance(gate, KLGate) and widest and replace(gate, threshold=widest.threshold) == widest:
-            return partial(self._complete, gate)
+        if isinstance(gate, KLGate) and widest is not None:
+            has_band = gate.threshold > 0  # a threshold of 0 has none, unlike the others
+            if has_band and replace(gate, threshold=widest.threshold) == widest:
+                return partial(self._complete, gate)
         generate = partial(self.generate, gate=text)
         return partial(complete, generate=generate, decoding=self.decoding, device=self.device)
 
@@ -125,6 +127,6 @@ class GateSweep:
         if unknown:
             prompts = [prompt.tolist() for prompt in self.decoding.prompts(unknown)]
             prefixes = [self._rows[question].tokens[: cuts[question]] for question in unknown]
-            found = continue_locally(prompts, prefixes, self.base, self.decoding, self.device)
-            for question, completion in zip(unknown, found, strict=True):
-                self._rows[question].completions[cuts[question]] = completion["tokens"]
+            found = continue_locally(prompts, prefixes, self.base, self.decoding, self.device, unknown)
+            for question, tokens in zip(unknown, found, strict=True):
+                self._rows[question].completions[cuts[question]] = tokens

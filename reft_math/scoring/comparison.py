@@ -114,7 +114,7 @@ class Run:
         return {
             "data_num": results["train_rows"],
             "epochs": config["epochs"],
-            "prefix": _prefix(config["k"], config.get("full_fraction", 0.0)),
+            "prefix": _prefix(config["k"], config.get("full_fraction", 0.0)) + ", reward" * ("estimator" in config),
             "lr": config["learning_rate"],
             "parameters": results["trainable_parameters"],
             "norm": norm.get("achieved"),

@@ -13,7 +13,9 @@ with an advantage ``A_i`` and a weight ``w_i`` by estimator:
 | `grpo`    | ``(r_i − mean_j r_j) / std_j`` | ``1/n_i``        | biased: by spread and by length  |
 
 ``n_i`` is the length of prefix i, ``std`` that of the group (divided by G). A group whose rewards are all equal has
-advantages of exactly 0. Prefixes are drawn from the very policy that is differentiated, so there is no ratio to clip.
+advantages of exactly 0. A cost ``C_i`` into which the policy's parameters enter themselves, such as a divergence, is a
+part of the reward, ``r_i − C_i``, and of the loss, for ``∇E[C] = E[C · ∇log π(y)] + E[∇C]``. Prefixes are drawn from
+the very policy that is differentiated, so there is no ratio to clip.
 
 Sources: GRPO, arXiv 2402.03300; Dr. GRPO, arXiv 2503.20783; RLOO, arXiv 2402.14740.
 """
@@ -41,16 +43,18 @@ def advantages(rewards: torch.Tensor, estimator: Estimator) -> torch.Tensor:
     return centred / spread.where(differ, 1.0)
 
 
-def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, ignored: int) -> torch.Tensor:
+def token_log_probs(logits: torch.Tensor, tokens: torch.Tensor, ignored: int, temperature: float = 1.0) -> torch.Tensor:
     """Returns ``log π(y_t)``, ``(row, K)``, 0 where ``tokens`` is ``ignored``.
 
     Args:
         logits: ``(row, K, vocabulary)``; float64 is kept, others are computed in float32.
         tokens: ``(row, K)`` int64.
         ignored: The mark of places after a prefix's end.
+        temperature: Divides the logits.
     """
     is_drawn = tokens != ignored
-    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_probs = (wide / temperature).log_softmax(dim=-1)
     chosen = log_probs.gather(-1, tokens.where(is_drawn, 0)[..., None]).squeeze(-1)
     return chosen.where(is_drawn, 0.0)
 
@@ -72,3 +76,19 @@ def policy_losses(
     elif estimator == "grpo":
         summed = summed / is_drawn.sum(dim=1).clamp(min=1)
     return -advantages.detach() * summed
+
+
+def cost_losses(costs: torch.Tensor, is_drawn: torch.Tensor, group: int, estimator: Estimator) -> torch.Tensor:
+    """Returns by row the part of the loss through which ``∇C_i`` acts, in `policy_losses`' proportion.
+
+    Args:
+        costs: ``C_i``, ``(row,)``.
+        is_drawn: ``(row, K)`` bool.
+        group: G.
+        estimator: As in `policy_losses`; under ``grpo``, which divides by a spread, the proportion is not exact.
+    """
+    if estimator == "dr-grpo":
+        return costs * (group - 1) / (group * is_drawn.shape[1])
+    if estimator == "grpo":
+        return costs / is_drawn.sum(dim=1).clamp(min=1)
+    return costs

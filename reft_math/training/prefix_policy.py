@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils import parametrize
 from transformers import DynamicCache
 
 from interventions.hooked import HookedReftModel
@@ -98,21 +99,23 @@ def draw_prefixes(
     end_token_ids: Sequence[int],
     temperature: float | None,
     generator: torch.Generator | None = None,
+    names: Sequence[str] | None = None,
 ) -> torch.Tensor:
     """Draws G = ``samples`` prefixes of each prompt: ``(P·G, K)`` int64, `IGNORE_INDEX` after an end token.
 
     Args:
         temperature: Divides the logits; None takes the likeliest token.
         generator: Draws the tokens; torch's own by default.
+        names: A name for each row, for errors.
     """
     ends = torch.tensor(list(end_token_ids), device=prompts.input_ids.device)
     drawn: list[torch.Tensor] = []
-    with _acting(model, prompts, model.positions):
+    with _acting(model, prompts, model.positions), parametrize.cached():  # LoReFT's R once
         reader = _Reader(model, prompts, samples)
         logits = reader.first
         ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         for step in range(k):
-            check_logits(logits)
+            check_logits(logits, names)
             if temperature is None:
                 token = logits.argmax(dim=-1)
             else:

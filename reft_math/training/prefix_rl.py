@@ -19,22 +19,35 @@ from reft_math.training.arguments import training_arguments
 from reft_math.training.checkpoints import BestCheckpoint, Checksums, last_checkpoint
 from reft_math.training.prefix_training import PrefixJob
 from reft_math.training.progress import show_progress
-from reft_math.training.rl_trainer import TRACE_NAME, PrefixRlTrainer, RewardSettings
+from reft_math.training.rl_trainer import VALIDATION_NAME, PrefixRlTrainer, RewardSettings
 from reft_math.training.rollouts import Rollouts
 
 
-def check(prefix: PrefixJob) -> None:
-    """Raises `UserError` if there is nothing to choose the step by, or no room after a prefix."""
+def check(prefix: PrefixJob) -> Engine | None:
+    """Returns the engine, if there is one.
+
+    Raises:
+        UserError: There is nothing to choose the step by, no room after a prefix, or no engine where one is named.
+    """
     options = prefix.options
+    assert isinstance(options, PrefixRlOptions)
     if not prefix.job.validation_problems:
-        raise UserError(f"{options.eval_dataset} has no validation problems to choose the step by; take a larger one")
+        raise UserError(
+            f"{options.eval_dataset} has no validation problems to choose the step by; name a set that has training"
+            " problems with --eval-dataset"
+        )
     assert options.max_new_tokens is not None  # resolved
     if options.max_new_tokens <= options.k:
         raise UserError(f"--max-new-tokens must be more than --k, {options.k}; got {options.max_new_tokens}")
+    return None if options.dry_run else Engine.from_options(options, prefix.job.tokenizer)
 
 
-def train(prefix: PrefixJob) -> dict[str, Any]:
+def train(prefix: PrefixJob, engine: Engine | None) -> dict[str, Any]:
     """Trains into ``adapter/`` of the output folder, unless that is done, and restores the best step.
+
+    Args:
+        prefix: The run.
+        engine: Completes prefixes in the base's place.
 
     Returns:
         `PrefixRlTrainer.validation`.
@@ -45,24 +58,25 @@ def train(prefix: PrefixJob) -> dict[str, Any]:
         prefix.control.load(adapter)
     else:
         with ExitStack() as stack:
-            trainer = _trainer(prefix, stack)
+            trainer = _trainer(prefix, engine, stack)
             checkpoints = Path(str(trainer.args.output_dir))
             trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints) if prefix.options.resume else None)
             write_folder(adapter, trainer.save_adapter)
     prefix.model.eval()
-    return read_object(adapter / TRACE_NAME)
+    return read_object(adapter / VALIDATION_NAME)
 
 
 def step_line(validation: Mapping[str, Any], steps: int) -> str:
     """Says which step is kept and what it is right in."""
-    before, *after = validation["accuracy"]
-    return (
-        f"step {validation['best_step']} of {steps} is kept, the best on validation problems: {max(after):.1%},"
-        f" before training {before:.1%}"
+    before, kept = validation["accuracy"][0], validation["accuracy"][validation["steps"].index(validation["best_step"])]
+    line = (
+        f"step {validation['best_step']} of {steps} is kept, the best on validation problems: {kept:.1%}, before"
+        f" training {before:.1%}"
     )
+    return line if kept > before else f"{line}; note: none is more often right than the base"
 
 
-def _trainer(prefix: PrefixJob, stack: ExitStack) -> PrefixRlTrainer:
+def _trainer(prefix: PrefixJob, engine: Engine | None, stack: ExitStack) -> PrefixRlTrainer:
     options, job = prefix.options, prefix.job
     assert isinstance(options, PrefixRlOptions)
     assert options.eval_batch_size is not None  # resolved
@@ -75,7 +89,7 @@ def _trainer(prefix: PrefixJob, stack: ExitStack) -> PrefixRlTrainer:
         Path(options.output_dir) / "records" / "rollouts.jsonl",
         options.eval_batch_size,
         job.model.device,
-        Engine.from_options(options, job.tokenizer),
+        engine,
     )
     how = RewardSettings(
         k=options.k,
@@ -96,7 +110,7 @@ def _trainer(prefix: PrefixJob, stack: ExitStack) -> PrefixRlTrainer:
         save_steps=options.eval_steps,
         per_device_eval_batch_size=options.eval_batch_size,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_accuracy",
+        metric_for_best_model="eval_reward",
         greater_is_better=True,
     )
     validation = PromptDataset(job.validation_problems[: options.validation_size], job.tokenizer, job.template)

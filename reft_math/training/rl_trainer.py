@@ -14,12 +14,12 @@ from torch import nn
 from interventions.gates import kl_divergence
 from reft_math.data.prefix import IGNORE_INDEX
 from reft_math.files.atomic import write_json
-from reft_math.training.policy_gradient import Estimator, advantages, policy_losses, token_log_probs
+from reft_math.training.policy_gradient import Estimator, advantages, cost_losses, policy_losses, token_log_probs
 from reft_math.training.prefix_policy import Prompts, draw_prefixes, prefix_logits
 from reft_math.training.rollouts import Prefix, Record, Rollouts
 from reft_math.training.trainer import PrefixTrainer
 
-TRACE_NAME = "training.json"
+VALIDATION_NAME = "validation.json"
 THRESHOLD = 2.0  # nats at which the trace's gate closes
 
 
@@ -53,8 +53,8 @@ class PrefixRlTrainer(PrefixTrainer):
     Args:
         how: How prefixes are drawn and rewarded.
         rollouts: Completes and scores prefixes.
-        **kwargs: `PrefixTrainer`'s. Rows have ``id``, ``prompt_ids`` and ``gold``; ``eval_accuracy`` is that of the
-            likeliest prefix of each row of ``eval_dataset``, completed by the base: decoding under ``tokens:K``.
+        **kwargs: `PrefixTrainer`'s. Rows have ``id``, ``prompt_ids`` and ``gold``; ``eval_reward``, without D, and
+            ``eval_accuracy`` are those of the rows of ``eval_dataset``, decoded greedily under ``tokens:K``.
     """
 
     control: Any
@@ -71,23 +71,26 @@ class PrefixRlTrainer(PrefixTrainer):
         generator = torch.Generator(self.args.device)
         generator.manual_seed(zlib.crc32(f"{self.args.seed}/{self.state.global_step}".encode()))
         found = [self._drawn(batch["rows"], self.how.samples, self.how.temperature, generator) for batch in batches]
-        records = iter(self.rollouts([prefix for _, _, prefixes in found for prefix in prefixes]))
-        rewarded = []
-        for batch, (prompts, tokens, prefixes) in zip(batches, found, strict=True):
-            rows = [next(records) for _ in prefixes]
-            right = torch.tensor([float(row["correct"]) for row in rows], device=tokens.device)
-            lengths = torch.tensor([float(row["num_tokens"]) for row in rows], device=tokens.device)
-            self._note("right", right.mean() / len(batches))
-            self._note("tokens", lengths.mean() / len(batches))
-            rewarded.append(
-                {
-                    "ids": batch["ids"],
-                    "prompts": prompts,
-                    "targets": tokens,
-                    "rewards": right - self.how.token_cost * lengths,
-                }
-            )
-        return rewarded
+        records = self.rollouts([prefix for _, _, prefixes in found for prefix in prefixes])
+        device = self.args.device
+        right = torch.tensor([float(row["correct"]) for row in records], device=device)
+        lengths = torch.tensor([float(row["num_tokens"]) for row in records], device=device)
+        self._note("right", right.mean())
+        self._note("tokens", lengths.mean())
+        sizes = [len(prefixes) for _, _, prefixes in found]
+        rewards = (right - self.how.token_cost * lengths).split(sizes)
+        ends = lengths.long().split(sizes)
+        columns = torch.arange(self.how.k, device=device)
+        return [
+            {
+                "ids": batch["ids"],
+                "prompts": prompts,
+                # A completion may end within its prefix, at a text that stops it: what was drawn after that is no part.
+                "targets": tokens.where(columns < end[:, None], IGNORE_INDEX),
+                "rewards": reward,
+            }
+            for batch, (prompts, tokens, _), reward, end in zip(batches, found, rewards, ends, strict=True)
+        ]
 
     def _drawn(
         self,
@@ -99,9 +102,19 @@ class PrefixRlTrainer(PrefixTrainer):
         """Draws prefixes of a batch of problems: prompts, tokens ``(problem·G, K)``, and the same as rollouts."""
         model = self._policy()
         prompts = Prompts.of([row["prompt_ids"] for row in rows], self.how.pad_token_id, model.device)
-        tokens = draw_prefixes(model, prompts, samples, self.how.k, self.how.end_token_ids, temperature, generator)
-        drawn = [[token for token in row if token != IGNORE_INDEX] for row in tokens.tolist()]
         owners = [row for row in rows for _ in range(samples)]
+        with self.accelerator.autocast():  # the model itself is not called
+            tokens = draw_prefixes(
+                model,
+                prompts,
+                samples,
+                self.how.k,
+                self.how.end_token_ids,
+                temperature,
+                generator,
+                names=[row["id"] for row in owners],
+            )
+        drawn = [[token for token in row if token != IGNORE_INDEX] for row in tokens.tolist()]
         prefixes = [
             Prefix(row["id"], row["gold"], row["prompt_ids"], ids) for row, ids in zip(owners, drawn, strict=True)
         ]
@@ -120,22 +133,25 @@ class PrefixRlTrainer(PrefixTrainer):
     ) -> Any:
         policy, tokens = self._policy(), inputs["targets"]
         is_drawn = tokens != IGNORE_INDEX
-        logits = prefix_logits(policy, inputs["prompts"], tokens)
-        with torch.no_grad():
-            base_logits = prefix_logits(policy, inputs["prompts"], tokens, acting=False)
-        kl = kl_divergence(logits.flatten(0, 1), base_logits.flatten(0, 1)).view_as(tokens).where(is_drawn, 0.0)
-        log_probs = token_log_probs(logits / self.how.temperature, tokens, IGNORE_INDEX)
+        with self.accelerator.autocast():
+            logits = prefix_logits(policy, inputs["prompts"], tokens)
+            with torch.no_grad():
+                base_logits = prefix_logits(policy, inputs["prompts"], tokens, acting=False)
+        with torch.set_grad_enabled(self.how.kl_weight > 0):
+            kl = kl_divergence(logits.flatten(0, 1), base_logits.flatten(0, 1)).view_as(tokens).where(is_drawn, 0.0)
+        log_probs = token_log_probs(logits, tokens, IGNORE_INDEX, self.how.temperature)
         rewards = inputs["rewards"].to(kl) - self.how.kl_weight * kl.detach().sum(dim=1)
         gains = advantages(rewards.view(-1, self.how.samples), self.how.estimator).flatten()
         assert num_items_in_batch is not None  # get_batch_samples
         share = self.share(num_items_in_batch)
         losses = policy_losses(log_probs, is_drawn, gains, self.how.estimator)
         if self.how.kl_weight:
-            losses = losses + self.how.kl_weight * kl.sum(dim=1)
+            costs = self.how.kl_weight * kl.sum(dim=1)
+            losses = losses + cost_losses(costs, is_drawn, self.how.samples, self.how.estimator)
         self._note("reward", (rewards * share).sum())
         self._note("kl", (kl.sum(dim=1) * share).sum())
         self._note("closing_position", ((kl.cumsum(dim=1) <= THRESHOLD) & is_drawn).sum() * share)
-        self._note("surprise", -(log_probs.sum(dim=1) * share).sum())
+        self._note("entropy", -(log_probs.sum(dim=1) * share).sum())  # its estimate by the drawn prefixes
         loss = (losses * share).sum()
         return self._controlled(loss)
 
@@ -155,10 +171,10 @@ class PrefixRlTrainer(PrefixTrainer):
             for prefix in self._drawn(rows[start : start + size], samples=1, temperature=None)[2]
         ]
         records: list[Record] = self.rollouts(prefixes)
-        metrics = {
-            "eval_accuracy": sum(record["correct"] for record in records) / len(records),
-            "eval_tokens": sum(record["num_tokens"] for record in records) / len(records),
-        }
+        right = sum(record["correct"] for record in records) / len(records)
+        tokens = sum(record["num_tokens"] for record in records) / len(records)
+        reward = right - self.how.token_cost * tokens
+        metrics = {"eval_reward": reward, "eval_accuracy": right, "eval_tokens": tokens}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -175,9 +191,9 @@ class PrefixRlTrainer(PrefixTrainer):
         }
 
     def save_adapter(self, folder: Path) -> None:
-        """Writes the adapter, and the trace of training beside it."""
+        """Writes the adapter, and what validation found beside it."""
         self.save_model(str(folder))
-        write_json(folder / TRACE_NAME, self.validation())
+        write_json(folder / VALIDATION_NAME, self.validation())
 
     def _load_best_model(self) -> None:
         """Restores the best step's weights; the trace stays whole."""

@@ -6,8 +6,10 @@ completed and scored once in a run, and its record is kept. A resumed run comple
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,11 @@ class Prefix:
     prompt_ids: list[int]
     token_ids: list[int]
 
-    @property
+    @cached_property
     def id(self) -> str:
-        return f"{self.problem}:{'-'.join(map(str, self.token_ids))}"
+        """Names the prefix, also where two files have problems of one name."""
+        question = zlib.crc32(f"{self.gold} {self.prompt_ids}".encode())
+        return f"{self.problem}:{question:08x}:{'-'.join(map(str, self.token_ids))}"
 
 
 class Rollouts:
@@ -87,9 +91,9 @@ class Rollouts:
         prompts, tokens = [row.prompt_ids for row in batch], [row.token_ids for row in batch]
         by_id = {row.id: row for row in batch}
         if self.engine is None:
-            found = continue_locally(prompts, tokens, self.generate, self.settings, self.device)
-            found = [{name: value for name, value in row.items() if name != "tokens"} for row in found]
-            self._record(by_id, dict(zip(by_id, found, strict=True)))
+            names = [row.problem for row in batch]
+            whole = continue_locally(prompts, tokens, self.generate, self.settings, self.device, names)
+            self._record(by_id, dict(zip(by_id, map(self.settings.read, whole), strict=True)))
             return
         try:
             found = continue_by_engine(prompts, tokens, 0, self.settings, self.engine)

@@ -130,7 +130,7 @@ class RowTrainer(Trainer):
     def _loss(self, batch: dict[str, Any]) -> torch.Tensor:
         with self.compute_loss_context_manager():
             loss: torch.Tensor = self.compute_loss(
-                self.model, self._prepare_inputs(batch), num_items_in_batch=len(batch["ids"])
+                self.model, self._prepare_inputs(batch), num_items_in_batch=len(batch["targets"])
             )
         return loss
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from reft_math.commands.options.engine import EngineOptions
 from reft_math.commands.options.prefix import HeldNormOptions
+from reft_math.commands.options.training import TrainingOptions
 from reft_math.errors import UserError, require, require_one_process
 
 
@@ -24,14 +25,26 @@ class PrefixRlOptions(HeldNormOptions, EngineOptions):
 
     output_dir: str = field(default="results/prefix-rl", metadata={"help": "Adapter, records and results go here."})
     epochs: float = field(default=0.5, metadata={"help": "Passes over the training problems."})
+    k: int = field(default=10, metadata={"help": "Tokens of a solution to draw and train on."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of AdamW, cosine decay (2e-3; arithmetic 1e-2)."}
+    )
+    engine: str | None = field(
+        default=None,
+        metadata={"help": "Server with the base (http://host:port/v1) that completes prefixes in training."},
+    )
     samples: int = field(default=8, metadata={"help": "Prefixes drawn for each problem of a step."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature of the prefixes."})
     estimator: Literal["rloo", "dr-grpo", "grpo"] = field(
         default="rloo",
-        metadata={"help": "Advantages: reward less the others' mean, less the group's mean, or that by its spread."},
+        metadata={
+            "help": "Advantage: reward less the mean of the group's others (rloo), less the group's mean (dr-grpo), or"
+            " the latter divided by the group's spread (grpo)."
+        },
     )
     token_cost: float = field(
-        default=0.0, metadata={"help": "Reward is 1 for a right answer less this for each of its tokens."}
+        default=0.0,
+        metadata={"help": "Reward is 1 if right, else 0, less this for each token of the answer, right or wrong."},
     )
     kl_weight: float = field(
         default=0.0, metadata={"help": "Reward less this for each nat of the prefix's divergence from the base."}
@@ -54,5 +67,9 @@ class PrefixRlOptions(HeldNormOptions, EngineOptions):
             require(self, name, lambda value: 0 <= value < math.inf, "0 or more")
         for name in ("eval_steps", "validation_size"):
             require(self, name, lambda value: value >= 1, "at least 1")
+        if self.gradient_checkpointing:
+            raise UserError("--gradient-checkpointing recomputes layers, which do not read a cache then; leave it out")
+        if self.save_steps != TrainingOptions.save_steps:
+            raise UserError("--eval-steps is also the number of steps between checkpoints; leave --save-steps out")
         if self.noise:
             raise UserError("--noise is put into solutions, and only answers are trained on; leave it out")

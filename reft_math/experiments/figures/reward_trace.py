@@ -35,7 +35,7 @@ def reward_trace(trace: Mapping[str, Sequence[float]], validation: Mapping[str, 
         validation["accuracy"],
         color=PALETTE[1],
         marker="o",
-        label="likeliest prefixes, validation",
+        label="greedy, validation",
     )
     right.axvline(validation["best_step"], color="0.4", linestyle=":", linewidth=1, label="step kept")
     right.set(ylabel="share of right answers", ylim=(-0.03, 1.03))

@@ -79,3 +79,20 @@ def test_without_kl_gates_each_is_decoded_by_itself(model: PrefixReftModel, deco
     for gate in ("tokens:2", "always"):
         stock = partial(complete, generate=partial(model.generate, gate=gate), decoding=decoding)
         assert sweep.completer(gate)(QUESTIONS[:3], None) == stock(QUESTIONS[:3], None, device=torch.device("cpu"))
+
+
+def test_a_threshold_of_0_has_no_dead_band_in_half_precision(decoding: CompletionSettings) -> None:
+    model = get_prefix_reft_model(load_model("arithmetic").bfloat16(), PrefixReftConfig(site="ffn_up"))
+    for bias in model.biases().values():
+        bias.data.fill_(0.01)
+    gates = ["kl:0", "kl:0.05", "kl:1"]
+    sweep = GateSweep(model.generate, model.model.generate, decoding, torch.device("cpu"), gates)
+    for gate in gates:
+        stock = partial(complete, generate=partial(model.generate, gate=gate), decoding=decoding)
+        swept, alone = (
+            sweep.completer(gate)(QUESTIONS[:6], None),
+            stock(QUESTIONS[:6], None, device=torch.device("cpu")),
+        )
+        for one, other in zip(swept, alone, strict=True):
+            assert one["closing_position"] == other["closing_position"]
+            assert one.get("dead_band") == other.get("dead_band")

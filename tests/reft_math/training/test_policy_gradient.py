@@ -86,3 +86,10 @@ def test_weights_by_length() -> None:
     assert policy_losses(log_probs, is_drawn, gains, "rloo").tolist() == [6, -4]
     assert policy_losses(log_probs, is_drawn, gains, "dr-grpo").tolist() == pytest.approx([2, -4 / 3])
     assert policy_losses(log_probs, is_drawn, gains, "grpo").tolist() == [2, -4]
+
+
+def test_half_precision_is_widened_before_it_is_divided() -> None:
+    logits = torch.tensor([[[20.0, 0.1, -3.3]]], dtype=torch.bfloat16)
+    tokens = torch.tensor([[1]])
+    expected = (logits.double() / 0.7).log_softmax(dim=-1)[0, 0, 1]
+    assert token_log_probs(logits, tokens, -100, temperature=0.7).item() == pytest.approx(expected.item(), rel=1e-6)

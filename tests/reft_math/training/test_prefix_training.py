@@ -15,6 +15,7 @@ from reft_math.training.prefix_training import norm_lines
         (0.54, "pid", torch.bfloat16, ["held by pid", "of it 0.5000 acts after rounding to bfloat16"]),
         (0.52, "pid", torch.float32, ["0.5200", "training ended before the norm reached its target"]),
         (0.52, "none", torch.float32, ["0.5200, target 0.54, not held"]),
+        (0.52, "projection", torch.float32, ["0.5200, target 0.54, held by projection"]),
     ],
 )
 def test_each_line_is_said_where_it_says_something(
@@ -26,6 +27,7 @@ def test_each_line_is_said_where_it_says_something(
         "target_per_coordinate": 0.03,
         "acting_norm": 0.5,
         "rounded_away": 0.1,
+        "trace": {"norm": [0.1, achieved]},
     }
     lines = norm_lines(norm, controller, dtype)
     assert len(lines) == len(said)
