@@ -67,7 +67,7 @@ class DecodeOptions:
     )
     dtype: Dtype = field(default="float32", metadata={"help": "Dtype of the base's weights."})
     intervention: Literal["red", "bias", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
-    positions: Literal["all", "generated"] = field(
+    positions: Literal["all", "solution", "generated"] = field(
         default="all", metadata={"help": "Tokens to act on; with generated, the prompt is read once for both models."}
     )
     batch_size: int = field(default=8, metadata={"help": "Rows."})
@@ -202,8 +202,8 @@ class Contenders:
         for step in range(END_OF_OPEN):
             positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
             inputs = {"attention_mask": attention, "position_ids": positions, "use_cache": False, "logits_to_keep": 1}
-            is_generated = (torch.arange(ids.shape[1], device=ids.device) >= width)[None]
-            mask = intervention_mask(is_generated, self.options.positions)
+            place = (torch.arange(ids.shape[1], device=ids.device) - width)[None]
+            mask = intervention_mask(place, self.options.positions)
             with torch.no_grad():
                 base = self.base(input_ids=ids, **inputs).logits[:, -1]
                 mod = self.ours(input_ids=ids, intervention_mask=mask, **inputs).logits[:, -1]

@@ -33,7 +33,7 @@ from transformers.generation.streamers import BaseStreamer
 from interventions.gates import AlwaysOn, Gate, PromptOnly, TokenGate, parse_gate
 from interventions.logits import FiniteLogits
 from interventions.pairs import GatedOutput, Handoff, TwoModelBatch
-from interventions.positions import Positions
+from interventions.positions import BEHIND_PROMPTS, Positions
 from reft_math.errors import UserError
 
 if TYPE_CHECKING:
@@ -153,6 +153,8 @@ def gated_generate(
     _check_choices(gate, handoff, until_closed)
     model_kwargs |= _cache_if_off_by_default(model, generation_config)
     _check(generation_config, model_kwargs)
+    if generation_config.prefill_chunk_size is not None and interventions.positions == "solution":
+        raise UserError("positions 'solution' need the prompt in one pass; leave prefill_chunk_size out")
     logits_processor = _guarded(logits_processor)
     if streamer is not None:
         streamer.put(input_ids.cpu())
@@ -199,8 +201,9 @@ def acting_positions(gate: Gate, interventions: HookedReftModel) -> Positions:
     """Returns where the interventions act while the gate is open."""
     if not isinstance(gate, PromptOnly):
         return interventions.positions
-    if interventions.positions == "generated":
-        raise UserError("gate 'prompt' is for adapters that act on the prompt; this one acts on generated tokens only")
+    if interventions.positions in BEHIND_PROMPTS:
+        where = interventions.positions
+        raise UserError(f"gate 'prompt' is for adapters that act on the prompt; this one acts on {where} positions")
     return "prompt"
 
 

@@ -230,7 +230,7 @@ class HookedReftModel(pyreft.ReftModel):
             tokens = args[0] if args else kwargs.get("input_ids")
             tokens = kwargs["inputs_embeds"] if tokens is None else tokens
             columns = torch.arange(first, first + tokens.shape[1], device=tokens.device)
-            self._mask = intervention_mask(columns[None] >= prompt_length, positions)
+            self._mask = intervention_mask(columns[None] - prompt_length, positions)
 
         handle = self.model.register_forward_pre_hook(set_mask, with_kwargs=True)
         try:

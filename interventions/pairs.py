@@ -22,6 +22,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from interventions.gates import Gate, KLGate, kl_divergence
 from interventions.logits import NotFiniteLogits
+from interventions.positions import intervention_mask
 from reft_math.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ class TwoModelBatch:
 
     def _forward(self) -> torch.Tensor:
         """Returns raw logits ``(survivors + companions, vocabulary)`` of the next token."""
-        acts_on_prompt = self.interventions.positions != "generated"
-        acts_on_generated = self.interventions.positions != "prompt"
+        positions = self.interventions.positions
+        acts_on_prompt, acts_on_generated = positions != "generated", positions != "prompt"
         is_prefill = self.step == 0
         # If the interventions do not act on the prompt, it is read once for both models.
         in_pairs = not is_prefill or acts_on_prompt
@@ -122,7 +123,11 @@ class TwoModelBatch:
             inputs = self.model.prepare_inputs_for_generation(self.input_ids[rows], next_sequence_length=1, **kwargs)
             forward = partial(self.model, **inputs, return_dict=True)
         if acts_on_prompt if is_prefill else acts_on_generated:
-            with self.interventions.intervening(self._acting(rows)):
+            acting = self._acting(rows)
+            if is_prefill and positions == "solution":  # of the prompt only its last token
+                columns = torch.arange(self.input_ids.shape[1], device=rows.device)
+                acting = acting & intervention_mask(columns - len(columns), positions)
+            with self.interventions.intervening(acting):
                 outputs = forward()
         else:
             outputs = forward()

@@ -28,7 +28,7 @@ class ImportOptions:
         },
     )
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model on the hub."})
-    positions: Literal["all", "generated", "prompt"] | None = field(
+    positions: Literal["all", "solution", "generated", "prompt"] | None = field(
         default=None, metadata={"help": "Tokens that it acts on, which the files do not hold (all)."}
     )
     gate: str | None = field(

@@ -129,7 +129,7 @@ class PrefixCollator:
         width = _width(lines, lengths)
         input_ids = torch.full((len(lines), width), self.pad_token_id)
         position_ids = torch.zeros_like(input_ids)
-        generated = torch.zeros_like(input_ids, dtype=torch.bool)
+        place = torch.full_like(input_ids, -2)  # padding counts as prompt
         targets = [torch.tensor(row["target_ids"], dtype=torch.int64) for row in rows]
         logits_at = [torch.empty(0)] * len(rows)
         for line, members in enumerate(lines):
@@ -140,7 +140,7 @@ class PrefixCollator:
                 first, column = column, column + length
                 input_ids[line, first:column] = torch.tensor([*prompt_ids, *target_ids[:-1]])
                 position_ids[line, first:column] = torch.arange(length)
-                generated[line, first + len(prompt_ids) : column] = True
+                place[line, first:column] = torch.arange(length) - len(prompt_ids)
                 last = line * width + column
                 logits_at[member] = torch.arange(last - len(target_ids), last)
         batch = {
@@ -150,7 +150,7 @@ class PrefixCollator:
             "logits_at": pad_sequence(logits_at, batch_first=True, padding_value=0),
         }
         if self.positions not in (None, "all"):
-            batch["intervention_mask"] = intervention_mask(generated, self.positions)
+            batch["intervention_mask"] = intervention_mask(place, self.positions)
         return batch
 
 

@@ -113,11 +113,11 @@ class _Passes:
         pad_token: int,
     ) -> None:
         self.model, self.interventions, self.gate, self.handoff = model, interventions, gate.on(model.dtype), handoff
-        self.inputs, is_generated = _teacher_forced(texts, pad_token, model.device)
+        self.inputs, place = _teacher_forced(texts, pad_token, model.device)
         self.ids = [text.id for text in texts]
         self.lengths = [len(text.token_ids) for text in texts]
-        self.width = int((~is_generated).sum())
-        self.may_act = intervention_mask(is_generated, acting_positions(gate, interventions))
+        self.width = int((place < 0).sum())
+        self.may_act = intervention_mask(place, acting_positions(gate, interventions))
 
     @cached_property
     def off(self) -> torch.Tensor:
@@ -188,7 +188,7 @@ def closing(gate: Gate, kl: torch.Tensor) -> tuple[int | None, int]:
 def _teacher_forced(
     texts: Sequence[ForcedText], pad_token: int, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Returns the base's inputs ``(row, column)``, and ``(1, column)``, true at a text's columns.
+    """Returns the base's inputs ``(row, column)``, and ``(1, column)``, a column's place (`interventions.positions`).
 
     Prompts are padded on the left and texts on the right, so all texts start in the same column. The last token of a
     text predicts nothing and is left out.
@@ -204,4 +204,4 @@ def _teacher_forced(
         "attention_mask": attention_mask,
         "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
     }
-    return inputs, torch.arange(attention_mask.shape[1], device=device)[None] >= prompts.shape[1]
+    return inputs, torch.arange(attention_mask.shape[1], device=device)[None] - prompts.shape[1]

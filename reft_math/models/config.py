@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from interventions.gates import PromptOnly, parse_gate
-from interventions.positions import Positions
+from interventions.positions import BEHIND_PROMPTS, Positions
 from interventions.subspace import LINEAR, check_options
 from reft_math.commands.options.training import ELEMENTWISE
 from reft_math.data.arithmetic import EMBEDDED_MODEL
@@ -32,7 +32,8 @@ class PrefixReftConfig:
         intervention: ``red``, ``bias``, ``loreft`` or ``direft``.
         site: A name from `interventions.sites`, or a module's path with ``{layer}`` for the layer's number.
         layers: ``all``, or numbers and ranges (``0,2,8-11``), or the numbers; saved as the numbers.
-        positions: Where the intervention acts: ``all`` (prompt and generated tokens), ``generated`` or ``prompt``.
+        positions: Where the intervention acts: ``all`` (prompt and generated tokens), ``solution`` (the prompt's
+            last token and generated ones), ``generated`` or ``prompt``.
         rank: Rank of LoReFT and DiReFT; None for the others.
         act_fn: ``σ`` of LoReFT and DiReFT, one of transformers' activations without parameters; None: ``σ(x) = x``.
         dropout: Dropout of LoReFT and DiReFT in training.
@@ -66,9 +67,9 @@ class PrefixReftConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-        if isinstance(parse_gate(self.gate), PromptOnly) and self.positions == "generated":
+        if isinstance(parse_gate(self.gate), PromptOnly) and self.positions in BEHIND_PROMPTS:
             raise UserError(
-                "gate prompt is for adapters that act on the prompt; this one acts on generated tokens only"
+                f"gate prompt is for adapters that act on the prompt; this one acts on {self.positions} positions"
             )
         if not isinstance(self.layers, str | tuple):
             raise UserError(f"layers must be text or whole numbers; got {self.layers!r}")

@@ -382,7 +382,7 @@ def _changes(
         closing = -1 if closings is None else int(closings[index])
         gated = length if closing < 0 else min(closing, length)
         rows.append(prompt.tolist() + drawn[: max(gated, 1) - 1])
-        acts.append(intervention_mask(torch.arange(len(rows[-1])) >= len(prompt), reft_model.positions))
+        acts.append(intervention_mask(torch.arange(len(rows[-1])) - len(prompt), reft_model.positions))
         counts.append((length, gated))
     mask = torch.nn.utils.rnn.pad_sequence(acts, batch_first=True).to(device)
     measured = project_changes(reft_model, pad_right(rows, device), mask, units.to(device))

@@ -189,7 +189,7 @@ def where_acting(
     columns = torch.arange(inputs.shape[1], device=inputs.device)
     starts = torch.tensor([len(text.prompt) for text in texts], device=inputs.device)
     answer_columns = columns[None] - starts[:, None]
-    acts = intervention_mask(answer_columns >= 0, reft_model.positions)
+    acts = intervention_mask(answer_columns, reft_model.positions)
     divergences = (
         _divergences(reft_model, gate, inputs, acts, texts)
         if isinstance(gate, KLGate)

@@ -7,8 +7,8 @@ the prefixes go on from there: P·W + P·G·K tokens instead of P·G·(W + K).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.utils import parametrize
@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from interventions.hooked import HookedReftModel
 from interventions.logits import check_logits
-from interventions.positions import Positions
+from interventions.positions import BEHIND_PROMPTS
 from reft_math.data.prefix import IGNORE_INDEX, pad_left
 from reft_math.training.packing import logits_at
 
@@ -40,30 +40,41 @@ class Prompts:
 
 
 class _Reader:
-    """Reads prompts once, then tokens of ``samples`` rows for each, through one cache."""
+    """Reads prompts, but for their last tokens, once; then tokens of ``samples`` rows for each, through one cache.
 
-    def __init__(self, model: HookedReftModel, prompts: Prompts, samples: int) -> None:
-        self.base = model.model
-        self.cache = DynamicCache(config=self.base.config.get_text_config(decoder=True))
-        self.mask = prompts.attention_mask
-        self.first = self._read(prompts.input_ids, last_only=True)[:, 0].repeat_interleave(samples, dim=0)
-        self.cache.batch_repeat_interleave(samples)
+    Args:
+        acting: Whether interventions act; False lets the base read alone.
+    """
+
+    def __init__(self, model: HookedReftModel, prompts: Prompts, samples: int, acting: bool) -> None:
+        self.model, self.acting = model, acting
+        self.width = prompts.input_ids.shape[1]
+        self.cache = DynamicCache(config=model.model.config.get_text_config(decoder=True))
+        self.mask = prompts.attention_mask[:, :0]
+        if self.width > 1:
+            self._read(prompts.input_ids[:, :-1], prompts.attention_mask[:, :-1], is_prompt=True)
+            self.cache.batch_repeat_interleave(samples)
         self.mask = self.mask.repeat_interleave(samples, dim=0)
+        self.last = prompts.input_ids[:, -1:].repeat_interleave(samples, dim=0)
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """Returns the logits after each of ``tokens: (row, n)``, ``(row, n, vocabulary)``."""
-        self.mask = torch.cat([self.mask, torch.ones_like(tokens)], dim=1)
-        return self._read(tokens)
+        return self._read(tokens, torch.ones_like(tokens))
 
-    def _read(self, tokens: torch.Tensor, last_only: bool = False) -> torch.Tensor:
-        rows, columns = tokens.shape
-        positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -columns:]
-        places = torch.arange(rows * columns, device=tokens.device).view(rows, columns)
-        with logits_at(self.base, places[:, -1:] if last_only else places):
-            output = self.base(
+    def _read(self, tokens: torch.Tensor, mask: torch.Tensor, is_prompt: bool = False) -> torch.Tensor:
+        base: Any = self.model.model
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        # Where interventions leave these tokens alone, no gradient flows through them.
+        acts = self.acting and not (is_prompt and self.model.positions in BEHIND_PROMPTS)
+        places = torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)
+        with (
+            self.model.decoding(self.width) if acts else self.model.intervening(None),
+            logits_at(base, places[:1, :1] if is_prompt else places),
+        ):
+            output = base(
                 input_ids=tokens,
                 attention_mask=self.mask,
-                position_ids=positions,
+                position_ids=(self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -tokens.shape[1] :],
                 past_key_values=self.cache,
                 use_cache=True,
             )
@@ -82,12 +93,9 @@ def prefix_logits(
         prefixes: ``(P·G, K)`` int64, a problem's G rows next to each other; `IGNORE_INDEX` after a prefix's end.
         acting: False lets the base predict alone.
     """
-    samples = len(prefixes) // len(prompts.input_ids)
+    reader = _Reader(model, prompts, len(prefixes) // len(prompts.input_ids), acting)
     tokens = prefixes.where(prefixes != IGNORE_INDEX, 0)[:, :-1]
-    with _acting(model, prompts, model.positions if acting else None):
-        reader = _Reader(model, prompts, samples)
-        first = reader.first[:, None]
-        return torch.cat([first, reader.read(tokens)], dim=1) if tokens.shape[1] else first
+    return reader.read(torch.cat([reader.last, tokens], dim=1))
 
 
 @torch.no_grad()
@@ -110,11 +118,11 @@ def draw_prefixes(
     """
     ends = torch.tensor(list(end_token_ids), device=prompts.input_ids.device)
     drawn: list[torch.Tensor] = []
-    with _acting(model, prompts, model.positions), parametrize.cached():  # LoReFT's R once
-        reader = _Reader(model, prompts, samples)
-        logits = reader.first
-        ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        for step in range(k):
+    with parametrize.cached():  # LoReFT's R once
+        reader = _Reader(model, prompts, samples, acting=True)
+        token, ended = reader.last[:, 0], torch.zeros_like(reader.last[:, 0], dtype=torch.bool)
+        for _ in range(k):
+            logits = reader.read(token[:, None])[:, 0]
             check_logits(logits, names)
             if temperature is None:
                 token = logits.argmax(dim=-1)
@@ -123,12 +131,4 @@ def draw_prefixes(
                 token = torch.multinomial(shares, num_samples=1, generator=generator).squeeze(1)
             drawn.append(token.where(~ended, IGNORE_INDEX))
             ended = ended | torch.isin(token, ends)
-            if step + 1 < k:
-                logits = reader.read(token[:, None])[:, 0]
     return torch.stack(drawn, dim=1)
-
-
-def _acting(model: HookedReftModel, prompts: Prompts, positions: Positions | None) -> AbstractContextManager[None]:
-    if positions is None:
-        return model.intervening(None)
-    return model.decoding(prompts.input_ids.shape[1], positions)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from interventions.activations import Array
 from interventions.gates import parse_gate
 from interventions.norms import mean_norm
+from interventions.positions import BEHIND_PROMPTS
 from reft_math.commands.options.prefix import HeldNormOptions, PrefixReftOptions
 from reft_math.commands.options.training import ELEMENTWISE
 from reft_math.commands.output_folder import check_claim
@@ -205,10 +206,10 @@ def _collated(prefix: PrefixJob) -> tuple[PromptCache | None, PrefixCollator | B
     """Returns how batches are made, and the cache they need where prompts are read once."""
     options, model, padding = prefix.options, prefix.job.model, int(prefix.job.tokenizer.pad_token_id)
     assert isinstance(options, PrefixReftOptions)
-    if options.positions == "generated" and options.prompt_cache > 0:
+    if options.positions in BEHIND_PROMPTS and options.prompt_cache > 0:
         cache = make_prompt_cache(model, prefix.prompts, options.prompt_cache, options.gradient_checkpointing)
         if cache is not None:
-            return cache, BehindPrompts(padding)
+            return cache, BehindPrompts(padding, options.positions)
     return None, PrefixCollator(padding, options.positions, keeps_packed_rows_apart(model))
 
 
@@ -277,7 +278,7 @@ def show_prefix(prefix: PrefixJob) -> None:
     if prefix.number_loss is not None:
         print(prefix.number_loss)
     options = prefix.options
-    if isinstance(options, PrefixReftOptions) and options.positions == "generated" and options.prompt_cache > 0:
+    if isinstance(options, PrefixReftOptions) and options.positions in BEHIND_PROMPTS and options.prompt_cache > 0:
         print(prompts_line(prefix.job.model, prefix.prompts, options.prompt_cache))
     check_claim(prefix.options)
 

@@ -1,8 +1,8 @@
 """Reads each prompt once: trains on the tokens of solutions behind their prompts' keys and values.
 
-Interventions on generated tokens leave a prompt ``x_1 … x_m`` alone: its keys and values are the base's in every epoch.
-The base reads ``x_1 … x_{m-1}`` once, without gradient; a step reads ``x_m, y_1 … y_{n-1}`` behind them, whose logits
-predict ``y_1 … y_n``. Loss and gradients are those of reading prompt and targets together.
+Interventions at positions ``solution`` or ``generated`` leave a prompt's ``x_1 … x_{m-1}`` alone: their keys and values
+are the base's in every epoch. The base reads them once, without gradient; a step reads ``x_m, y_1 … y_{n-1}`` behind
+them, whose logits predict ``y_1 … y_n``. Loss and gradients are those of reading prompt and targets together.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from interventions.positions import Positions, intervention_mask
 from interventions.sites import running_device
 from reft_math.commands.processes import process_state
 from reft_math.data.prefix import IGNORE_INDEX, pad_left
@@ -38,6 +39,7 @@ class BehindPrompts:
     """
 
     pad_token_id: int
+    positions: Positions = "generated"
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         targets = [torch.tensor(row["target_ids"], dtype=torch.int64) for row in rows]
@@ -49,7 +51,7 @@ class BehindPrompts:
             "input_ids": torch.cat([last[:, :1], padded[:, :-1]], dim=1).where(is_target, self.pad_token_id),
             "attention_mask": is_target.long(),
             "position_ids": (last[:, 1:] + columns).where(is_target, 0),
-            "intervention_mask": (columns > 0).expand_as(padded),
+            "intervention_mask": intervention_mask(columns - 1, self.positions).expand_as(padded),
             "targets": padded,
             "logits_at": torch.arange(padded.numel()).view_as(padded),
         }

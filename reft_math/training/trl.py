@@ -63,7 +63,7 @@ class TrlModel(PeftModel):  # type: ignore[misc]
         if self._is_off:
             return self.base_model.model(**inputs)
         if labels is not None and self.base_model.positions != "all":
-            inputs["intervention_mask"] = intervention_mask(labels != IGNORE_INDEX, self.base_model.positions)
+            inputs["intervention_mask"] = intervention_mask(_place(labels), self.base_model.positions)
         return self.base_model(**inputs)
 
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -102,3 +102,10 @@ class TrlModel(PeftModel):  # type: ignore[misc]
     def load_adapter(self, folder: str | Path, *args: Any, **kwargs: Any) -> None:
         """Reads the parameters of a checkpoint."""
         self.base_model.load_weights(folder)
+
+
+def _place(labels: torch.Tensor) -> torch.Tensor:
+    """Returns places (`interventions.positions`) by labels: 0 with one, −1 before the first of some, else −2."""
+    is_generated = labels != IGNORE_INDEX
+    before = torch.cat([is_generated[:, 1:], torch.zeros_like(is_generated[:, :1])], dim=1)
+    return torch.where(is_generated, 0, torch.where(before, -1, -2))

@@ -36,8 +36,11 @@ class InterventionOptions(TrainingOptions):
         metadata={"help": "Site by a module's path instead, in any decoder: model.layers.{layer}.mlp.up_proj."},
     )
     layers: str = field(default="all", metadata={"help": "Layers: all, or numbers and ranges such as 0,2,8-11."})
-    positions: Literal["all", "generated", "prompt"] = field(
-        default="all", metadata={"help": "Tokens to act on: prompt and generated ones, or one of the two."}
+    positions: Literal["all", "solution", "generated", "prompt"] = field(
+        default="all",
+        metadata={
+            "help": "Tokens to act on: all, the prompt's last and generated ones (solution), generated ones, or prompt."
+        },
     )
     rank: int | None = field(default=None, metadata={"help": "LoReFT's and DiReFT's rank (4)."})
     gate: str | None = field(
@@ -89,7 +92,7 @@ class PrefixOptions(InterventionOptions):
         default=4.0,
         metadata={
             "help": "GiB of memory, in each process, for keys and values of prompts, which are read once with"
-            " --positions generated; 0 reads prompts in every step."
+            " --positions solution or generated; 0 reads prompts in every step."
         },
     )
 

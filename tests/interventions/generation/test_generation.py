@@ -159,7 +159,7 @@ def test_the_threshold_is_inclusive_to_the_last_bit(tiny_model: TinyModel, direc
 
 
 @pytest.mark.parametrize("handoff", get_args(Handoff))
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 def test_a_row_does_not_depend_on_its_batch(tiny_model: TinyModel, handoff: Handoff, positions: str) -> None:
     chance = random.Random(0)
     prompts = [*PROMPTS, *(chance.choices(range(3, 64), k=length) for length in (2, 5, 11))]
@@ -295,7 +295,7 @@ def test_the_loop_finds_its_hooks_again_after_a_stock_models_call(
 
 
 @pytest.mark.parametrize("handoff", get_args(Handoff))
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 @pytest.mark.parametrize("ends", [(), ((0, 1),), ((0, 1), (1, 2), (2, 3))], ids=["none", "one", "all"])
 def test_a_pass_a_token_with_one_more_row_for_each_open_gate(
     tiny_model: TinyModel, handoff: Handoff, positions: str, ends: tuple[tuple[int, int], ...]

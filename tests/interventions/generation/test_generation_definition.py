@@ -42,6 +42,7 @@ def acting_logits(reft_model: PrefixReftModel, text: list[int], prompt_length: i
     is_named = {
         "all": lambda column: True,
         "prompt": lambda column: column < prompt_length,
+        "solution": lambda column: column >= prompt_length - 1,
         "generated": lambda column: column >= prompt_length,
     }[positions]
     mask = [column < num_columns and is_named(column) for column in range(len(text))]
@@ -163,7 +164,7 @@ def test_twenty_random_cases_are_as_defined(tiny_model: TinyModel, group: int) -
             scale=chance.uniform(0.1, 0.4),
             intervention=intervention,
             site=site,
-            positions=chance.choice(["all", "all", "generated", "prompt"]),
+            positions=chance.choice(["all", "solution", "generated", "prompt"]),
         )
         prompts = [chance.choices(range(3, 64), k=chance.randint(1, 7)) for _ in range(chance.randint(1, 4))]
         ends = chance.sample(range(1, 64), k=chance.choice([1, 4, 8]))

@@ -109,9 +109,9 @@ def test_gate_prompt_needs_an_adapter_that_acts_on_prompts(tiny_model: TinyModel
     model = tiny_model()
     reft_model = randomised(model, positions="generated")
     route = {"custom_generate": gated_generate, "interventions": reft_model}
-    with pytest.raises(UserError, match="this one acts on generated tokens only"):
+    with pytest.raises(UserError, match="this one acts on generated positions"):
         reft_model.generate(**batch(), gate="prompt", **ENDLESS)
-    with pytest.raises(UserError, match="this one acts on generated tokens only"):
+    with pytest.raises(UserError, match="this one acts on generated positions"):
         model.generate(**batch(), **route, gate="prompt", **ENDLESS)
 
 

@@ -141,7 +141,11 @@ def test_a_row_without_a_target_is_its_prompt_and_an_empty_one_padding(pack: boo
 
 @pytest.mark.parametrize(
     ("positions", "expected"),
-    [("generated", [[0, 0, 0, 0, 1], [0, 0, 1, 1, 0]]), ("prompt", [[1, 1, 1, 1, 0], [1, 1, 0, 0, 1]])],
+    [
+        ("generated", [[0, 0, 0, 0, 1], [0, 0, 1, 1, 0]]),
+        ("solution", [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]),
+        ("prompt", [[1, 1, 1, 1, 0], [1, 1, 0, 0, 1]]),
+    ],
 )
 def test_the_intervention_mask_by_hand(positions: Positions, expected: list[list[int]]) -> None:
     batch = PrefixCollator(pad_token_id=9, positions=positions)(ROWS)

@@ -46,7 +46,7 @@ def loss_of(logits: torch.Tensor) -> torch.Tensor:
         ("Qwen2", "bias", "block"),
     ],
 )
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 def test_loss_and_gradients_equal_stock_pyvenes(
     tiny_model: Callable[..., PreTrainedModel],
     tmp_path: Path,
@@ -57,7 +57,7 @@ def test_loss_and_gradients_equal_stock_pyvenes(
 ) -> None:
     model = tiny_model(family)
     ours = randomised(model, intervention=intervention, site=site, positions=positions)
-    mask = intervention_mask((torch.arange(7) >= 3)[None], positions)  # type: ignore[arg-type]
+    mask = intervention_mask((torch.arange(7) - 3)[None], positions)  # type: ignore[arg-type]
     loss = loss_of(ours(TOKENS, intervention_mask=mask).logits)
     loss.backward()
     ours.save_pretrained(tmp_path)
@@ -207,14 +207,14 @@ def test_only_interventions_train(tiny_model: Callable[..., PreTrainedModel]) ->
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 def test_decoding_and_training_share_one_definition_of_positions(
     tiny_model: Callable[..., PreTrainedModel], positions: str, use_cache: bool
 ) -> None:
     """Greedy tokens, drawn from a cache, are the argmaxes of one forward pass over the whole with the training mask."""
     reft_model = randomised(tiny_model(), positions=positions)
     sequences = reft_model.generate(TOKENS, gate="always", max_new_tokens=8, eos_token_id=None, use_cache=use_cache)
-    mask = intervention_mask((torch.arange(sequences.shape[1]) >= 7)[None], positions)  # type: ignore[arg-type]
+    mask = intervention_mask((torch.arange(sequences.shape[1]) - 7)[None], positions)  # type: ignore[arg-type]
     logits = reft_model(sequences, intervention_mask=mask).logits
     assert torch.equal(logits[:, 6:-1].argmax(dim=-1), sequences[:, 7:])
 

@@ -52,7 +52,7 @@ def test_every_field_has_to_be_there(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"intervention": "lora"}, "intervention must be one of red, bias, loreft, direft; got 'lora'"),
-        ({"positions": "last"}, "positions must be one of all, generated, prompt; got 'last'"),
+        ({"positions": "last"}, "positions must be one of all, solution, generated, prompt; got 'last'"),
         ({"rank": 2}, "rank is LoReFT's and DiReFT's"),
         ({"intervention": "bias", "rank": 4}, "got 4 for bias"),
         ({"intervention": "bias", "dropout": 0.5}, "act_fn and dropout are .*; got None and 0.5 for bias"),

@@ -85,7 +85,7 @@ def decoded(
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma3"])
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 def test_base_and_always_on_are_forward_passes_of_one_text(
     tiny_model: Callable[..., PreTrainedModel], family: str, positions: Positions
 ) -> None:
@@ -93,15 +93,15 @@ def test_base_and_always_on_are_forward_passes_of_one_text(
     reft_model = with_red(model, 1.5, positions)
     found = log_likelihoods(model, reft_model, parse_gate("tokens:3"), "base", TEXTS, 0)
     for text, record in zip(TEXTS, found, strict=True):
-        generated = torch.arange(len(text.prompt) + len(text.token_ids))[None] >= len(text.prompt)
-        mask = intervention_mask(generated, positions)
+        place = torch.arange(len(text.prompt) + len(text.token_ids))[None] - len(text.prompt)
+        mask = intervention_mask(place, positions)
         assert record["base"] == pytest.approx(alone(model, text), rel=1e-5, abs=1e-9)
         assert record["always_on"] == pytest.approx(alone(reft_model, text, intervention_mask=mask), rel=1e-5, abs=1e-9)
         assert record["base"] != pytest.approx(record["always_on"], rel=1e-2) or len(text.prompt) == len(mask[0]) - 1
 
 
 @pytest.mark.parametrize("handoff", ["base", "keep"])
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 @pytest.mark.parametrize(
     "gate", ["off", "always", "tokens:1", "tokens:3", "kl:0", "kl:2", "kl:2,min=4", "kl:2,base||mod", "kl:9,max=4"]
 )

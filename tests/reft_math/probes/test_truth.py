@@ -68,7 +68,7 @@ def test_states_under_interventions_are_those_behind_them(tiny_model: Callable[.
     assert changed[:, 1] == pytest.approx(plain[:, 1] + 2.0, abs=1e-5), "the hook reads what the intervention wrote"
 
 
-@pytest.mark.parametrize("positions", ["all", "generated"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated"])
 @pytest.mark.parametrize("handoff", ["base", "keep"])
 @pytest.mark.parametrize(
     "gate",

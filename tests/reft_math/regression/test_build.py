@@ -290,8 +290,8 @@ def one_pass_a_string(
         tokens = torch.cat([prompt, torch.tensor([[*string, *end]])], dim=1)
         inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         if is_hooked and positions != "all":
-            is_solution = torch.arange(tokens.shape[1])[None] >= prompt.shape[1]
-            inputs["intervention_mask"] = intervention_mask(is_solution, positions)  # type: ignore[arg-type]
+            place = torch.arange(tokens.shape[1])[None] - prompt.shape[1]
+            inputs["intervention_mask"] = intervention_mask(place, positions)  # type: ignore[arg-type]
         forward = regressor.model if regressor.adapter is None else regressor.adapter
         steps = forward(**inputs).logits[0, prompt.shape[1] - 1 : -1].log_softmax(dim=-1)
         log_probs.append(steps.gather(-1, tokens[0, prompt.shape[1] :, None]).sum())
@@ -311,7 +311,7 @@ def at_positions(intervention: str, positions: str) -> Regressor:
     return changed(regressor.eval())
 
 
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 @pytest.mark.parametrize("intervention", ["red", "loreft"])
 @torch.no_grad()
 def test_interventions_act_on_numbers_as_on_any_token_of_their_positions(intervention: str, positions: str) -> None:

@@ -102,7 +102,7 @@ def test_samples_from_one_reading_of_the_prompt_are_those_of_stock_generate(
     assert texts == [expected[:4], expected[4:8], expected[8:]]
 
 
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 @pytest.mark.parametrize("samples", [1, 4])
 def test_interventions_act_as_in_their_own_generation(
     tiny_model: TinyModel,

@@ -27,7 +27,7 @@ def make_policy(base: PreTrainedModel, positions: Positions = "all", kind: str =
 
 
 @pytest.mark.parametrize("family", ["GPTNeoX", "Qwen2", "Gemma3"])
-@pytest.mark.parametrize("positions", ["all", "generated"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 def test_logits_and_gradients_are_those_of_each_row_alone(
     tiny_model: Callable[..., PreTrainedModel], family: str, positions: Positions
 ) -> None:
@@ -43,7 +43,7 @@ def test_logits_and_gradients_are_those_of_each_row_alone(
         prompt = PROMPTS[row // 2]
         tokens = [token for token in prefixes[row].tolist() if token != -100]
         inputs = torch.tensor([[*prompt, *tokens[:-1]]])
-        mask = intervention_mask(torch.arange(inputs.shape[1])[None] >= len(prompt), positions)
+        mask = intervention_mask(torch.arange(inputs.shape[1])[None] - len(prompt), positions)
         output = model(inputs, intervention_mask=mask) if acting else model.model(inputs)
         logits: torch.Tensor = output.logits[0, len(prompt) - 1 :]
         return logits

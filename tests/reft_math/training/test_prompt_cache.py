@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from interventions import PrefixReftConfig, get_prefix_reft_model
+from interventions.positions import Positions
 from reft_math.data.prefix import PrefixCollator
 from reft_math.training import job
 from reft_math.training.loss import sequence_cross_entropy
@@ -53,17 +54,18 @@ def test_loss_and_gradients_are_those_of_reading_prompts_in_every_step(
     """Twice over: kept prompts are as they were."""
     base = tiny_model(family).double()
     base.set_attn_implementation(attention)
-    config = PrefixReftConfig(intervention=intervention, site=site, positions="generated")  # type: ignore[arg-type]
+    positions: Positions = "solution" if together else "generated"
+    config = PrefixReftConfig(intervention=intervention, site=site, positions=positions)  # type: ignore[arg-type]
     model = get_prefix_reft_model(base, config)
     model.interventions.double()
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    expected = loss_and_gradients(model, PrefixCollator(0, "generated")(rows), None)
+    expected = loss_and_gradients(model, PrefixCollator(0, positions)(rows), None)
     cache = PromptCache(base, 10**9, head, together)
     for _ in range(2):
-        found = loss_and_gradients(model, BehindPrompts(0)(rows), cache)
+        found = loss_and_gradients(model, BehindPrompts(0, positions)(rows), cache)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 

@@ -72,7 +72,7 @@ def copies(reft_model: PrefixReftModel) -> list[torch.Tensor]:
 def log_probs(reft_model: PrefixReftModel, prompt: Sequence[int], completion: Sequence[int]) -> torch.Tensor:
     """``log p(y_t | x, y_<t)`` of the base with ``s ⊙ h + b`` at the up-projections, by hooks of its own."""
     tokens = torch.tensor([[*prompt, *completion]])
-    acts = intervention_mask(torch.arange(tokens.shape[1]) >= len(prompt), reft_model.positions)[:, None]
+    acts = intervention_mask(torch.arange(tokens.shape[1]) - len(prompt), reft_model.positions)[:, None]
     scales, biases = reft_model.scales(), reft_model.biases()
     handles = [
         layer.mlp.up_proj.register_forward_hook(
@@ -98,7 +98,7 @@ def assert_reloads(reft_model: PrefixReftModel, folder: Path, base: PreTrainedMo
     assert not torch.allclose(base(tokens).logits, expected)
 
 
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 def test_sft_takes_the_mean_gradient_of_all_completion_tokens(
     adapter: Callable[..., PrefixReftModel],
     tiny_model: Callable[..., PreTrainedModel],
@@ -122,7 +122,7 @@ def test_sft_takes_the_mean_gradient_of_all_completion_tokens(
     assert_reloads(reft_model, tmp_path, tiny_model(vocab_size=len(trainer.processing_class)))
 
 
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 def test_grpo_takes_the_policy_gradient_of_the_intervened_models_completions(
     adapter: Callable[..., PrefixReftModel],
     tokenizer: PreTrainedTokenizerFast,

@@ -20,7 +20,7 @@ ROWS = [([5, 6, 7, 8], [11, 12, 13, 14, 15, 16]), ([9, 10], [21, 22, 23, 24, 2])
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2"])
 @pytest.mark.parametrize(("intervention", "site"), [("red", "ffn_up"), ("bias", "block"), ("loreft", "block")])
-@pytest.mark.parametrize("positions", ["all", "generated", "prompt"])
+@pytest.mark.parametrize("positions", ["all", "solution", "generated", "prompt"])
 @pytest.mark.parametrize("pack", [True, False])
 def test_truncated_batch_equals_the_full_length_batch_with_masked_labels(
     tiny_model: Callable[..., PreTrainedModel], family: str, intervention: str, site: str, positions: str, pack: bool
@@ -43,8 +43,7 @@ def test_truncated_batch_equals_the_full_length_batch_with_masked_labels(
     losses = []
     for x, y in ROWS:  # the whole sequence, unpadded; targets after the K-th left out
         tokens = torch.tensor([x + y])
-        is_generated = (torch.arange(tokens.shape[1]) >= len(x))[None]
-        mask = intervention_mask(is_generated, positions)  # type: ignore[arg-type]
+        mask = intervention_mask((torch.arange(tokens.shape[1]) - len(x))[None], positions)  # type: ignore[arg-type]
         log_p = model(tokens, intervention_mask=mask).logits[0].log_softmax(dim=-1)
         kept = range(min(K, len(y)))
         losses.append(-sum(log_p[len(x) + t - 1, y[t]] for t in kept) / len(kept))
