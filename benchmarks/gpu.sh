@@ -9,14 +9,14 @@
 set -uo pipefail
 out=$(mkdir -p "${1:?the folder for the results}" && cd "$1" && pwd) || exit
 cd "$(dirname "$0")/.." || exit
-export PYTHONPATH=$PWD PYTORCH_ALLOC_CONF=expandable_segments:True
+export PYTHONPATH=$PWD
 read -ra python <<<"${PYTHON:-uv run}"
 rows=(--dataset arithmetic)
 [ -z "${DATA:-}" ] || rows=(--dataset gsm8k --data-dir "$DATA")
-llama=(--shape llama-3-8b --dtype bfloat16) batch=64 steps=8 tokens=96 rounds=3 batches=(8 1 64)
+llama=(--shape llama-3-8b --dtype bfloat16) batch=32 many=128 steps=8 tokens=96 rounds=2 batches=(8 1 64)
 largest=(--shape llama-3-70b --dtype bfloat16) patience=1
 if [ -n "${TINY:-}" ]; then
-    llama=(--shape tiny --dtype bfloat16) batch=2 steps=1 tokens=33 rounds=1 batches=(2 1)
+    llama=(--shape tiny --dtype bfloat16) batch=2 many=4 steps=1 tokens=33 rounds=1 batches=(2 1)
     largest=(--shape tiny --dtype bfloat16 --memory 0.005) patience=9
 fi
 failed=0
@@ -35,13 +35,14 @@ step() {
 }
 
 : >"$out/summary.txt"
-step train 80 benchmarks/train.py "${llama[@]}" "${rows[@]}" --batch-size $batch --steps $steps --rounds $rounds \
-    --peers pyreft limit
+train=(benchmarks/train.py "${llama[@]}" "${rows[@]}" --steps $steps --rounds $rounds)
+step train 60 "${train[@]}" --batch-size $batch --peers pyreft limit
+step train-large 45 "${train[@]}" --batch-size $many --peers limit # whole solutions would not fit
 decode=(benchmarks/decode.py "${llama[@]}" --new-tokens $tokens --rounds $rounds --ratios vs_base after_closing_vs_base)
-step decode-static 120 "${decode[@]}" --batch-size 1 --cache static
+step decode-static 135 "${decode[@]}" --batch-size 1 --cache static
 for size in "${batches[@]}"; do
-    step "decode-$size" 70 "${decode[@]}" --batch-size "$size"
+    step "decode-$size" 60 "${decode[@]}" --batch-size "$size"
 done
-step largest 70 benchmarks/largest.py "${largest[@]}"
+PYTORCH_ALLOC_CONF=expandable_segments:True step largest 60 benchmarks/largest.py "${largest[@]}"
 echo "$failed steps failed; $SECONDS s in all" | tee -a "$out/summary.txt"
 [ $failed = 0 ]

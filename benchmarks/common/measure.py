@@ -188,7 +188,7 @@ def training_arguments(steps: int, batch_size: int, checkpointing: bool = False)
         per_device_train_batch_size=batch_size,
         learning_rate=1e-4,
         use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=checkpointing,
+        **({"gradient_checkpointing": True} if checkpointing else {}),  # a new name from transformers 5.23 on warns
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         save_strategy="no",
