@@ -144,7 +144,7 @@ class Contenders:
     def round(self) -> dict[str, float]:
         """Seconds of base, ours and each other contender of the options' ratios, one after the other."""
         new_tokens = self.options.new_tokens
-        static = {"cache_implementation": "static"} if self.options.cache == "static" else {}
+        static: dict[str, Any] = {"cache_implementation": "static"} if self.options.cache == "static" else {}
         clocks = {"base": Clock(), "ours": Clock()}
         everywhere = {"intervene_on_prompt": self.options.positions == "all", "unit_locations": None}
 

@@ -95,12 +95,12 @@ class Setting:
     def peak(self) -> int:
         """The most bytes that tensors hold in one step, weights included."""
         held = sum(weight.nbytes for weight in self._model.model.parameters())
-        return held + peak_bytes(lambda: self._train(1))
+        return int(held) + peak_bytes(lambda: self._train(1))
 
     @property
     def parameters(self) -> int:
         """Number of the base's weights."""
-        return sum(weight.numel() for weight in self._model.model.parameters())
+        return int(sum(weight.numel() for weight in self._model.model.parameters()))
 
     @cached_property
     def _model(self) -> Any:
