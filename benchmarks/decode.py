@@ -14,7 +14,7 @@ a round, and its median and quartiles over the rounds are printed. Weights are r
 and the bytes of the KV cache, ours / the base's at the same token: ``cache_while_open_vs_base`` (the most) and
 ``cache_after_closing_vs_base``. ``after_closing_vs_floor`` is time a token once all gates have closed / the least that
 the machine could take: every weight read once at its measured bandwidth, or multiplied at its measured peak, whichever
-is longer.
+is longer. ``--cache static`` is base's and ours; on a GPU transformers then captures a token's step as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ RATIOS = {
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    shape: Shape = field(
-        default="medium", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or like Llama 3 8B."}
-    )
+    shape: Shape = field(default="medium", metadata={"help": "Llama of hidden size 64, 256 or 512, or like Llama 3's."})
     dtype: Dtype = field(default="float32", metadata={"help": "Dtype of the base's weights."})
     intervention: Literal["red", "bias", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     positions: Literal["all", "solution", "generated"] = field(
@@ -73,6 +71,8 @@ class DecodeOptions:
     batch_size: int = field(default=8, metadata={"help": "Rows."})
     prompt_length: int = field(default=64, metadata={"help": "Tokens of the longest prompt; the shortest has half."})
     new_tokens: int = field(default=256, metadata={"help": "Tokens drawn in every row."})
+    cache: Literal["dynamic", "static"] = field(default="dynamic", metadata={"help": "KV cache of base and ours."})
+    ratios: list[str] = field(default_factory=lambda: [*RATIOS], metadata={"help": "Ratios to measure (all)."})
     rounds: int = field(default=5, metadata={"help": "Measured rounds, after one warm-up round."})
     json: str | None = field(default=None, metadata={"help": "File for the results."})
 
@@ -81,6 +81,7 @@ class DecodeOptions:
             require(self, name, lambda value: value >= 1, "at least 1")
         require(self, "prompt_length", lambda value: value >= 2, "at least 2")
         require(self, "new_tokens", lambda value: value > 2 * END_OF_OPEN, f"more than {2 * END_OF_OPEN}")
+        require(self, "ratios", lambda value: not set(value) - set(RATIOS), f"among {', '.join(RATIOS)}")
 
 
 class Clock:
@@ -141,16 +142,18 @@ class Contenders:
         return KLGate(threshold, max_tokens=END_OF_OPEN, dead_band=0)
 
     def round(self) -> dict[str, float]:
-        """Seconds of each contender, one after the other."""
+        """Seconds of base, ours and each other contender of the options' ratios, one after the other."""
         new_tokens = self.options.new_tokens
+        static: dict[str, Any] = {"cache_implementation": "static"} if self.options.cache == "static" else {}
         clocks = {"base": Clock(), "ours": Clock()}
         everywhere = {"intervene_on_prompt": self.options.positions == "all", "unit_locations": None}
 
         def base() -> Any:
-            return self.base.generate(**self.prompt, max_new_tokens=new_tokens, stopping_criteria=[clocks["base"]])
+            settings = {"max_new_tokens": new_tokens, "stopping_criteria": [clocks["base"]], **static}
+            return self.base.generate(**self.prompt, **settings)
 
         def ours(tokens: int = new_tokens, **settings: Any) -> Any:
-            return self.ours.generate(**self.prompt, gate=self.gate, max_new_tokens=tokens, **settings)
+            return self.ours.generate(**self.prompt, gate=self.gate, max_new_tokens=tokens, **static, **settings)
 
         def two_generations() -> None:
             self.base.generate(**self.prompt, max_new_tokens=new_tokens)
@@ -164,7 +167,8 @@ class Contenders:
             "ours_while_open": lambda: ours(END_OF_OPEN),
             "uncached": self.uncached,
         }
-        seconds = {name: timed(contender) for name, contender in contenders.items()}
+        needed = {"base", "ours", *(name for ratio in self.options.ratios for name in RATIOS[ratio])}
+        seconds = {name: timed(contender) for name, contender in contenders.items() if name in needed}
         for name, clock in clocks.items():
             seconds[f"{name}_after_closing"] = clock.median_step(END_OF_OPEN + 1)
         return seconds
@@ -243,8 +247,9 @@ def _cache_bytes(model: PreTrainedModel, generate: Callable[[], Any]) -> list[in
 
 
 def ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Returns each of `RATIOS`, taken within rounds."""
-    return {name: spread([row[a] / row[b] for row in rounds]) for name, (a, b) in RATIOS.items()}
+    """Returns each of `RATIOS` whose contenders were measured, taken within rounds."""
+    measured = {name: pair for name, pair in RATIOS.items() if rounds[0].keys() >= set(pair)}
+    return {name: spread([row[a] / row[b] for row in rounds]) for name, (a, b) in measured.items()}
 
 
 def main(options: DecodeOptions) -> None:
@@ -259,7 +264,7 @@ def main(options: DecodeOptions) -> None:
     found["after_closing_vs_floor"] = spread([row["ours_after_closing"] / floor for row in rounds])
     title = (
         f"{options.shape}, {options.dtype}, batch {options.batch_size}, prompts of {options.prompt_length},"
-        f" {options.new_tokens} new tokens, gate {contenders.gate}"
+        f" {options.new_tokens} new tokens, {options.cache} cache, gate {contenders.gate}"
     )
     rows = [
         [name, f"{ratio['median']:.3f}", f"{ratio['lower_quartile']:.3f} - {ratio['upper_quartile']:.3f}"]

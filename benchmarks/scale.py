@@ -32,6 +32,7 @@ from benchmarks.common.measure import (
     Shape,
     matrix_peak,
     operations,
+    peak_bytes,
     random_llama,
     spread,
     step_clock,
@@ -53,9 +54,7 @@ LADDERS: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class ScaleOptions:
-    shape: Shape = field(
-        default="small", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or like Llama 3 8B."}
-    )
+    shape: Shape = field(default="small", metadata={"help": "Llama of hidden size 64, 256 or 512, or like Llama 3's."})
     dtype: Dtype = field(default="float32", metadata={"help": "Dtype of the base's weights."})
     k: int = field(default=10, metadata={"help": "Solution tokens to train on."})
     prompt_length: int = field(default=64, metadata={"help": "Tokens per prompt."})
@@ -82,6 +81,7 @@ class Setting:
     batch_size: int
     layers: int
     vocabulary: int
+    checkpointing: bool = False
 
     def seconds(self, steps: int) -> float:
         """Of one step, in the mean of ``steps``, after one that is not timed."""
@@ -91,6 +91,16 @@ class Setting:
     def counted(self) -> int:
         """Operations of one step."""
         return operations(lambda: self._train(1))
+
+    def peak(self) -> int:
+        """The most bytes that tensors hold in one step, weights included."""
+        held = sum(weight.nbytes for weight in self._model.model.parameters())
+        return int(held) + peak_bytes(lambda: self._train(1))
+
+    @property
+    def parameters(self) -> int:
+        """Number of the base's weights."""
+        return int(sum(weight.numel() for weight in self._model.model.parameters()))
 
     @cached_property
     def _model(self) -> Any:
@@ -113,7 +123,7 @@ class Setting:
         clock, split = step_clock(), self.prompt_length
         trainer = PrefixTrainer(
             model=self._model,
-            args=training_arguments(steps, self.batch_size),
+            args=training_arguments(steps, self.batch_size, self.checkpointing),
             train_dataset=[
                 {"id": str(i), "prompt_ids": row[:split], "target_ids": row[split:]} for i, row in enumerate(tokens)
             ],

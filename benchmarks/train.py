@@ -40,6 +40,7 @@ from benchmarks.common.measure import (
     timed,
     training_arguments,
 )
+from reft_math.commands.options.loading import LoadingOptions
 from reft_math.commands.run import run
 from reft_math.errors import require
 from reft_math.files.atomic import write_json
@@ -61,45 +62,53 @@ class TrainBenchmarkOptions:
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder with <dataset>/<split>.jsonl instead of the hub."}
     )
-    shape: Shape = field(
-        default="small", metadata={"help": "Llama of hidden size 256 or 512 and 8 layers, or like Llama 3 8B."}
-    )
+    shape: Shape = field(default="small", metadata={"help": "Llama of hidden size 64, 256 or 512, or like Llama 3's."})
     dtype: Dtype = field(default="float32", metadata={"help": "Dtype of the base's weights."})
     intervention: Literal["red", "bias", "loreft"] = field(default="red", metadata={"help": "Kind of intervention."})
     k: int = field(default=10, metadata={"help": "Solution tokens that ours and padded512 train on."})
     batch_size: int = field(default=16, metadata={"help": "Problems per batch."})
     steps: int = field(default=8, metadata={"help": "Batches per round."})
     rounds: int = field(default=5, metadata={"help": "Timed rounds, each after one warm-up step."})
+    peers: list[str] = field(default_factory=lambda: [*PEERS], metadata={"help": "Contenders beside ours (all)."})
     json: str | None = field(default=None, metadata={"help": "File for the results."})
 
     def __post_init__(self) -> None:
         for name in ("k", "batch_size", "steps", "rounds"):
             require(self, name, lambda value: value >= 1, "at least 1")
+        require(self, "peers", lambda value: not set(value) - set(PEERS), f"among {', '.join(PEERS)}")
 
 
 class Contenders:
-    """One set of weights, frozen, in four models; problems as each contender reads them."""
+    """One set of weights, frozen, in a model for each contender; problems as each of them reads them.
 
-    def __init__(self, options: TrainBenchmarkOptions) -> None:
+    Args:
+        options: The command's options.
+        model: A real base by name, with its tokenizer and template, in place of random weights.
+    """
+
+    def __init__(self, options: TrainBenchmarkOptions, model: str | None = None) -> None:
         import pyreft
-        from peft import LoraConfig, get_peft_model
 
         from interventions import PrefixReftConfig, get_prefix_reft_model
         from reft_math.data.prefix import PrefixDataset
         from reft_math.data.registry import load_problems
         from reft_math.data.templates import get_template
-        from reft_math.training.matching import match_parameters
+        from reft_math.models import load_model, load_tokenizer
 
         self.options = options
         count = options.batch_size * options.steps
         problems = load_problems(options.dataset, "train", data_dir=options.data_dir)
         shape = SHAPES[options.shape]
-        self.tokenizer = train_tokenizer(problems, shape["vocab_size"])
-        template = get_template("plain", self.tokenizer)
-        self.prefixes = PrefixDataset(problems[:count], self.tokenizer, template, options.k)
-        self.solutions = PrefixDataset(problems[:count], self.tokenizer, template, None)
-
-        self.base = random_llama(shape, options.dtype).train()
+        if model is None:
+            self.tokenizer = train_tokenizer(problems, shape["vocab_size"])
+            self.base = random_llama(shape, options.dtype)
+        else:
+            self.tokenizer = load_tokenizer(model)
+            self.base = load_model(model, loading=LoadingOptions(dtype=options.dtype)).requires_grad_(False)
+        self.base.train()
+        self.template = get_template("plain" if model is None else "auto", self.tokenizer)
+        self.prefixes = PrefixDataset(problems[:count], self.tokenizer, self.template, options.k)
+        self.solutions = PrefixDataset(problems[:count], self.tokenizer, self.template, None)
         config = PrefixReftConfig(
             intervention=options.intervention, site="block" if options.intervention == "loreft" else "ffn_up"
         )
@@ -109,10 +118,18 @@ class Contenders:
             self.ours.save_pretrained(folder)
             self.pyreft = pyreft.ReftModel.load(folder, sharing(self.base))
         self.pyreft.set_device(self.base.device)
-        parameters = sum(parameter.numel() for parameter in self.ours.parameters())
-        modules, rank = match_parameters(self.base, parameters)
+        if "lora" in options.peers:
+            self.lora = self._matched_lora()
+
+    def _matched_lora(self) -> Any:
+        """peft's, with as many parameters as ours."""
+        from peft import LoraConfig, get_peft_model
+
+        from reft_math.training.matching import match_parameters
+
+        modules, rank = match_parameters(self.base, sum(parameter.numel() for parameter in self.ours.parameters()))
         lora = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules=modules.split(","))
-        self.lora = get_peft_model(sharing(self.base), lora)
+        return get_peft_model(sharing(self.base), lora)
 
     def mean_lengths(self) -> tuple[float, float]:
         """Tokens of prompts and of whole solutions."""
@@ -233,7 +250,7 @@ def train_tokenizer(problems: Sequence[Problem], vocabulary: int) -> PreTrainedT
 
 def speed_ratios(rounds: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Ours over each peer's problems a second, that is their seconds over ours, taken within rounds."""
-    return {name: spread([row[name] / row["ours"] for row in rounds]) for name in PEERS}
+    return {name: spread([row[name] / row["ours"] for row in rounds]) for name in PEERS if name in rounds[0]}
 
 
 def main(options: TrainBenchmarkOptions) -> None:
@@ -241,7 +258,7 @@ def main(options: TrainBenchmarkOptions) -> None:
     from reft_math.commands.provenance import provenance
     from reft_math.files.tables import print_table
 
-    contenders, names = Contenders(options), ("ours", *PEERS)
+    contenders, names = Contenders(options), ("ours", *options.peers)
     for name in names:
         contenders.seconds(name, steps=1)  # warms up
     rounds = [
@@ -255,7 +272,7 @@ def main(options: TrainBenchmarkOptions) -> None:
     ratios = speed_ratios(rounds)
     problems = options.batch_size * options.steps
     speeds = {name: spread([problems / row[name] for row in rounds]) for name in names}
-    memory = {name: peaks["ours"] / peaks[name] for name in PEERS}
+    memory = {name: peaks["ours"] / peaks[name] for name in options.peers}
     rows = [
         [
             name,
@@ -265,7 +282,7 @@ def main(options: TrainBenchmarkOptions) -> None:
             f"{speeds[name]['median']:.1f}",
             f"{peaks[name] / 2**20:,.0f}",
         ]
-        for name in PEERS
+        for name in options.peers
     ]
     rows.append(["ours", "-", "-", "-", f"{speeds['ours']['median']:.1f}", f"{peaks['ours'] / 2**20:,.0f}"])
     prompts, solutions = contenders.mean_lengths()

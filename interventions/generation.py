@@ -75,6 +75,8 @@ def generate_with_gate(
     if gate == TokenGate(0):
         return model.generate(inputs, streamer=streamer, **kwargs)
     if isinstance(gate, AlwaysOn | PromptOnly):
+        # Code that transformers compiled for the base alone (static cache, GPU) would leave the interventions out.
+        kwargs["disable_compile"] = True
         with interventions.decoding(inputs.shape[1], acting_positions(gate, interventions)):
             return model.generate(inputs, streamer=streamer, **kwargs)
     for name in ("assistant_model", "custom_generate"):
@@ -161,6 +163,7 @@ def gated_generate(
 
     sample = partial(model._sample, generation_config=generation_config, streamer=streamer)
     if isinstance(gate, AlwaysOn | PromptOnly):
+        generation_config.disable_compile = True
         with interventions.decoding(input_ids.shape[1], acting_positions(gate, interventions)):
             return sample(input_ids, logits_processor, stopping_criteria, **model_kwargs)
     pad_token = _pad_token(generation_config, stopping_criteria)

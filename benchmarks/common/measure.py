@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Shape = Literal["small", "medium", "llama-3-8b"]
+Shape = Literal["tiny", "small", "medium", "llama-3-8b", "llama-3-70b"]
 Dtype = Literal["float32", "bfloat16"]
 SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 170,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "vocab_size": 400,
+    },
     "small": {
         "hidden_size": 256,
         "intermediate_size": 682,
@@ -37,6 +44,14 @@ SHAPES: dict[str, dict[str, int]] = {
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "llama-3-70b": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
         "num_key_value_heads": 8,
         "vocab_size": 128256,
     },
@@ -162,7 +177,7 @@ def step_clock() -> Any:
     return StepClock()
 
 
-def training_arguments(steps: int, batch_size: int) -> Any:
+def training_arguments(steps: int, batch_size: int, checkpointing: bool = False) -> Any:
     """Returns arguments of a trainer that writes and prints nothing."""
     import torch
     from transformers import TrainingArguments
@@ -173,6 +188,7 @@ def training_arguments(steps: int, batch_size: int) -> Any:
         per_device_train_batch_size=batch_size,
         learning_rate=1e-4,
         use_cpu=not torch.cuda.is_available(),
+        **({"gradient_checkpointing": True} if checkpointing else {}),  # a new name from transformers 5.23 on warns
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         save_strategy="no",

@@ -26,6 +26,7 @@ from gated_batches import (
     watched,
 )
 from transformers import (
+    CompileConfig,
     DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
@@ -218,6 +219,19 @@ def test_a_static_cache_gives_what_a_dynamic_one_gives(tiny_model: TinyModel, ga
         assert torch.equal(found.closing_positions, expected.closing_positions)
         assert isinstance(found.past_key_values, StaticCache)
         assert len(found.past_key_values.layers[0].keys) == len(prompts)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_code_compiled_for_the_base_leaves_no_intervention_out(tiny_model: TinyModel, gate: str) -> None:
+    """As on a GPU, where transformers compiles a static cache's steps."""
+    model = tiny_model().requires_grad_(False)  # frozen later, it would be compiled anew
+    compiling = CompileConfig(backend="eager", mode=None)
+    compiling._compile_all_devices = True
+    static = {**ENDLESS, "cache_implementation": "static", "compile_config": compiling}
+    model.generate(**batch(), **static)
+    reft_model = randomised(model, intervention="red", site="ffn_up")
+    expected = reft_model.generate(**batch(), gate=gate, **ENDLESS)
+    assert torch.equal(reft_model.generate(**batch(), gate=gate, **static), expected)
 
 
 def test_a_cache_of_ones_own_is_filled(tiny_model: TinyModel) -> None:
