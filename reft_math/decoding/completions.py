@@ -13,6 +13,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from interventions.generation import GatedOutput
+from interventions.leaving import sample_leaving
 from interventions.logits import FiniteLogits, NotFiniteLogits
 from reft_math.data.prefix import pad_left
 from reft_math.data.stops import StopTexts
@@ -218,6 +219,7 @@ def continue_locally(
         inputs,
         attention_mask=pad_left([torch.ones_like(row) for row in rows], 0).to(device),
         logits_processor=LogitsProcessorList([FiniteLogits()]),
+        custom_generate=sample_leaving,
         **settings,
     )
     drawn = output.sequences[:, inputs.shape[1] :].tolist()
@@ -244,6 +246,7 @@ def generate_rows(
             inputs,
             attention_mask=attention_mask,
             logits_processor=LogitsProcessorList([FiniteLogits()]),
+            custom_generate=sample_leaving,
             **decoding.settings(),
             **options,
         )
