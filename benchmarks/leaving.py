@@ -44,7 +44,8 @@ def decode(model: Any, lengths: list[int], batch_size: int, **loop: Any) -> tupl
 
     torch.manual_seed(0)
     prompts = torch.randint(3, model.config.vocab_size, (len(lengths), PROMPT), device=model.device)
-    rows, sizes = [], []
+    rows: list[Any] = []
+    sizes: list[int] = []
 
     def note(module: Any, args: Any, output: Any) -> None:
         sizes.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers))
@@ -77,8 +78,12 @@ def main(options: LeavingOptions) -> None:
         "leaving, twice the batch": partial(decode, model, lengths, 2 * size, **leave),
     }
     found: dict[str, tuple[list[Any], int]] = {}
+
+    def measured(name: str) -> None:
+        found[name] = contenders[name]()
+
     rounds = [
-        {name: timed(lambda name=name: found.update({name: contenders[name]()})) for name in contenders}
+        {name: timed(partial(measured, name)) for name in contenders}
         for _ in progress(range(options.rounds), name="measuring", unit="round")
     ]
     stock_rows, stock_cache = found.pop("stock")

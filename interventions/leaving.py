@@ -42,7 +42,8 @@ def sample_leaving(
         ended: Rows that have ended before, ``(rows,)``; the cache must then hold all tokens but the last.
 
     Returns:
-        Sequences ``(rows, position)``, or stock ``generate``'s output without a cache.
+        Sequences ``(rows, position)``, or with ``return_dict_in_generate`` stock ``generate``'s output; its cache is
+        None if rows could leave.
 
     Raises:
         NotFiniteLogits: Raised by a processor; its row is counted in the whole batch.
