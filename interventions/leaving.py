@@ -17,10 +17,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from interventions.logits import NotFiniteLogits
 from interventions.pairs import _select
+from reft_math.errors import UserError
 
 
 @torch.no_grad()
@@ -47,7 +49,13 @@ def sample_leaving(
 
     Raises:
         NotFiniteLogits: Raised by a processor; its row is counted in the whole batch.
+        UserError: The settings ask for beams or another way of decoding.
     """
+    mode = generation_config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise UserError(
+            f"sample_leaving decodes greedily or samples; got {mode.value.replace('_', ' ')}. Leave custom_generate out"
+        )
     if not may_leave(stopping_criteria, generation_config, input_ids.device, model_kwargs.get("past_key_values")):
         return model._sample(input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
     batch = _PresentRows(stopping_criteria, input_ids, generation_config._pad_token_tensor)

@@ -13,6 +13,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Sto
 from interventions.generation import Handoff
 from interventions.leaving import sample_leaving
 from interventions.logits import FiniteLogits, NotFiniteLogits
+from reft_math.errors import UserError
 
 FIVE = [*PROMPTS, [33, 8], [50, 4, 19, 28]]
 LENGTHS = torch.tensor([6, BUDGET, 1, 3, 6])
@@ -142,3 +143,8 @@ def test_a_row_without_finite_logits_is_named_by_its_place_in_the_whole_batch(ti
     with pytest.raises(NotFiniteLogits) as error:
         reft_model.generate(**batch(FIVE), **options)
     assert error.value.row == 4
+
+
+def test_beams_are_an_error(tiny_model: TinyModel) -> None:
+    with pytest.raises(UserError, match="greedily or samples; got beam search"):
+        tiny_model().generate(**batch(FIVE), num_beams=2, custom_generate=sample_leaving, **settings())
