@@ -31,6 +31,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from interventions.gates import AlwaysOn, Gate, PromptOnly, TokenGate, parse_gate
+from interventions.leaving import begin_at_cache, may_leave, sample_leaving
 from interventions.logits import FiniteLogits
 from interventions.pairs import GatedOutput, Handoff, TwoModelBatch
 from interventions.positions import BEHIND_PROMPTS, Positions
@@ -60,7 +61,8 @@ def generate_with_gate(
         interventions: The interventions that the gate switches.
         gate: When they act. With ``off``, ``always`` and ``prompt`` this is stock ``generate``, beam search included.
         handoff, until_closed: See `gated_generate`.
-        streamer, **kwargs: As for ``model.generate``.
+        streamer, **kwargs: As for ``model.generate``; of other decoding loops, ``custom_generate=sample_leaving`` goes
+            with every gate.
 
     Returns:
         What ``model.generate`` returns; under the other gates, with ``return_dict_in_generate``, a `GatedOutput`.
@@ -79,6 +81,9 @@ def generate_with_gate(
         kwargs["disable_compile"] = True
         with interventions.decoding(inputs.shape[1], acting_positions(gate, interventions)):
             return model.generate(inputs, streamer=streamer, **kwargs)
+    leaving = kwargs.get("custom_generate") is sample_leaving
+    if leaving:
+        kwargs["custom_generate"] = None
     for name in ("assistant_model", "custom_generate"):
         if kwargs.pop(name, None) is not None:
             raise UserError(f"a gate {gate} cannot be combined with {name}; use gate='always' or 'off'")
@@ -88,6 +93,7 @@ def generate_with_gate(
         gate=gate,
         handoff=handoff,
         until_closed=until_closed,
+        leaving=leaving,
         streamer=streamer,  # stock generate hands neither this nor the tokenizer on to a custom loop
     )
     _make_stop_strings_a_criterion(model, kwargs)
@@ -126,6 +132,7 @@ def gated_generate(
     gate: Gate | str | None = None,
     handoff: Handoff = "base",
     until_closed: bool = False,
+    leaving: bool = False,
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
 ) -> Any:
@@ -139,6 +146,7 @@ def gated_generate(
         handoff: ``base`` goes on with the base, which has read prompt and prefix itself; ``keep`` goes on without
             interventions from the cache that they have changed.
         until_closed: Stop when all gates are closed or their rows ended; the caller completes the rows elsewhere.
+        leaving: Let rows that have ended leave the batch once all gates are closed; see `interventions.leaving`.
         streamer: Receives tokens as from stock ``generate``, which does not pass its own ``streamer`` to a custom
             loop: bind it with ``partial(gated_generate, streamer=streamer)``.
 
@@ -173,9 +181,13 @@ def gated_generate(
         if streamer is not None:
             streamer.end()
         return pairs.output(None)
+    begin_at_cache(generation_config, pairs.input_ids)
+    cache = pairs.model_kwargs["past_key_values"]
+    if leaving and streamer is None and may_leave(stopping_criteria, generation_config, input_ids.device, cache):
+        leave = partial(sample_leaving, model, pairs.input_ids, logits_processor, stopping_criteria, generation_config)
+        return pairs.output(leave(ended=pairs.ended, **pairs.model_kwargs))
     processor = LogitsProcessorList([*logits_processor, _PadEnded(pairs.ended, pairs.pad_token)])
     criteria = StoppingCriteriaList([*stopping_criteria, _StayEnded(pairs.ended)])
-    _begin_at_cache(generation_config, pairs.input_ids)
     return pairs.output(sample(pairs.input_ids, processor, criteria, **pairs.model_kwargs))
 
 
@@ -185,13 +197,6 @@ def _cache_if_off_by_default(model: PreTrainedModel, generation_config: Generati
         return {}
     generation_config.use_cache = True
     return {"use_cache": True, "past_key_values": DynamicCache(config=model.config.get_text_config(decoder=True))}
-
-
-def _begin_at_cache(generation_config: GenerationConfig, input_ids: torch.Tensor) -> None:
-    """Tells stock sampling that the cache holds all tokens but the last."""
-    # Without a mask stock generate reads from here that input_ids also hold the tokens in the cache.
-    generation_config._mask_length = input_ids.shape[1]
-    generation_config.prefill_chunk_size = None  # the prompt is in the cache; transformers 5.17 would process it again
 
 
 def _pad_token(generation_config: GenerationConfig, criteria: StoppingCriteriaList) -> torch.Tensor | None:

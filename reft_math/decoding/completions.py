@@ -13,6 +13,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from interventions.generation import GatedOutput
+from interventions.leaving import sample_leaving
 from interventions.logits import FiniteLogits, NotFiniteLogits
 from reft_math.data.prefix import pad_left
 from reft_math.data.stops import StopTexts
@@ -225,9 +226,9 @@ def continue_locally(
     inputs = pad_left(rows, int(decoding.tokenizer.pad_token_id)).to(device)
     settings = {**decoding.settings(), "max_new_tokens": decoding.max_new_tokens - min(map(len, prefixes))}
     attention_mask = pad_left([torch.ones_like(row) for row in rows], 0).to(device)
-    guard = LogitsProcessorList([FiniteLogits()])
+    settings |= {"logits_processor": LogitsProcessorList([FiniteLogits()]), "custom_generate": sample_leaving}
     try:
-        output = generate(inputs, attention_mask=attention_mask, logits_processor=guard, **settings)
+        output = generate(inputs, attention_mask=attention_mask, **settings)
     except NotFiniteLogits as error:
         raise NotFiniteLogits(error.row, names[error.row]) from None
     drawn = output.sequences[:, inputs.shape[1] :].tolist()
@@ -253,6 +254,7 @@ def generate_rows(
             inputs,
             attention_mask=attention_mask,
             logits_processor=LogitsProcessorList([FiniteLogits()]),
+            custom_generate=sample_leaving,
             **decoding.settings(),
             **options,
         )

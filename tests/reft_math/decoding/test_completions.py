@@ -14,6 +14,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from interventions import PrefixReftConfig, get_prefix_reft_model
 from interventions.generation import GatedOutput
+from interventions.leaving import sample_leaving
 from reft_math.data.arithmetic.problems import OPENERS
 from reft_math.data.arithmetic.tokenizer import build_tokenizer
 from reft_math.data.templates import TEMPLATES
@@ -119,12 +120,12 @@ def test_a_row_stops_at_the_next_question_and_the_others_go_on(
     drawn = [tokenizer.encode(text) for text in texts]
     model = tiny_model(vocab_size=len(tokenizer))
     steps: list[int] = []
+    present = {6: [0, 1, 2, 0, 1, 2], 3: [0, 1, 2], 2: [0, 1], 1: [0]}  # companions stand behind, rows leave
 
     def write(module: Any, args: Any, output: Any) -> Any:
         output.logits[:] = 0.0
-        for row in range(len(output.logits)):
-            tokens = drawn[row % 3 if len(output.logits) % 3 == 0 else 1]  # companions stand behind
-            output.logits[row, :, tokens[min(len(steps), len(tokens) - 1)]] = 9.0
+        for place, row in enumerate(present[len(output.logits)]):
+            output.logits[place, :, drawn[row][min(len(steps), len(drawn[row]) - 1)]] = 9.0
         steps.append(len(output.logits))
         return output
 
@@ -139,6 +140,7 @@ def test_a_row_stops_at_the_next_question_and_the_others_go_on(
         ("4\n", 11, True),
         ("4 5", 4, True),
     ]
+    present |= {2: [1, 1], 1: [1]}
     for question, its_gate in (("3?", {}), (QUESTIONS[0], {} if gate is None else {"gate": "kl:inf"})):
         steps.clear()
         (alone,) = complete([question], None, generate=partial(generate, **its_gate), decoding=decoding, device=CPU)
@@ -162,7 +164,7 @@ def test_prompts_and_settings_reach_generate(tokenizer: PreTrainedTokenizerFast,
     ask(QUESTIONS[:3], generate, decoding)
     assert generate.prompts == [f"<bos>{question}\n" for question in QUESTIONS[:3]]
     expected = {"max_new_tokens": 20, "eos_token_id": [EOS], "pad_token_id": 0, "return_dict_in_generate": True}
-    expected["use_cache"] = True
+    expected |= {"use_cache": True, "custom_generate": sample_leaving}
     assert {name: generate.settings[name] for name in expected} == expected
     assert generate.settings.keys() - expected == {"logits_processor"}
 
