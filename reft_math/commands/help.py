@@ -19,7 +19,7 @@ GROUPS = {
     ),
     "Data": (
         "dataset eval_dataset data data_dir split template prompt prompt_length problems limit train_size"
-        " validation_size test_size noise"
+        " validation_size test_size noise two_sided"
     ),
     "Training": (
         "k full_fraction target_norm relative_target_norm target_norms norm_control target_scale_norm"
@@ -29,11 +29,11 @@ GROUPS = {
     "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
     "Decoding": (
         "gate gates handoff calibrate_gate calibration_size save opener max_new_tokens new_tokens samples temperature"
-        " top_p top_k min_p keep engine engine_model engine_concurrency engine_timeout"
+        " top_p top_k min_p keep cache engine engine_model engine_concurrency engine_timeout"
     ),
     "Evaluation": (
         "eval_size statements runs against shared_only any_template first_turn scoring digits sums alphas only ladders"
-        " rounds seconds kills processes quick"
+        " rounds seconds kills processes quick peers ratios records memory vllm llama"
     ),
     "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing prompt_cache",
     "Hub": "repo_id private license commit_message create_pr",
@@ -43,7 +43,7 @@ GROUPS = {
 METAVARS = {
     "DIR": "data_dir finds output_dir results",
     "FILE": "config json output",
-    "PATH": "adapter match only reft regressor runs site_path source",
+    "PATH": "adapter llama match only records reft regressor runs site_path source vllm",
     "GATE": "gate gates",
     "GRID": "grid",
     "LIST": "bounds grid_texts layers target_modules",

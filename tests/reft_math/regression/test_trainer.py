@@ -230,7 +230,7 @@ def test_a_nan_stops_the_run_and_the_last_checkpoint_stays(
     regressor = regressor_of("red")
     name = next(name for name in regressor.trainable_parameters() if "layer_2" in name and name.endswith("bias"))
     callback = SpoilAt(regressor.trainable_parameters()[name], 4, after)
-    monkeypatch.setattr("reft_math.regression.trainer._BestCheckpoint", lambda: callback)
+    monkeypatch.setattr("reft_math.regression.trainer.BestCheckpoint", lambda: callback)
     with pytest.raises(UserError, match=message):
         fitted(regressor, tmp_path)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
