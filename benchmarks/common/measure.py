@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import statistics
@@ -113,6 +114,7 @@ def peak_bytes(contender: Callable[[], Any]) -> int:
     """
     import torch
 
+    gc.collect()  # else what earlier calls left would be counted as freed by this one
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -23,7 +23,7 @@ class RecordFile:
         path: The file; it need not exist.
 
     Raises:
-        UserError: If a complete line is not such an object, or two lines share an id.
+        UserError: If a complete line is not such an object, two lines share an id, or the path is a folder.
 
     Attributes:
         done: The finished records by id, in their order.
@@ -31,6 +31,10 @@ class RecordFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise UserError(
+                f"{self.path}: records are a file, and this is a folder; delete it or choose another folder"
+            )
         content = self.path.read_bytes() if self.path.exists() else b""
         *lines, rest = content.split(b"\n")
         self.done: dict[str, dict[str, Any]] = self._read(lines)

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -51,10 +50,3 @@ def test_limits_are_eight_minutes_in_all() -> None:
     limits = re.findall(r"^( *)(?:[A-Z_]+=\S+ )?step [^ ]+ (\d+) ", text, re.MULTILINE)
     assert len(limits) == 5
     assert sum(int(limit) * (3 if indent else 1) for indent, limit in limits) <= 480
-
-
-@pytest.mark.slow
-def test_every_step_runs_at_tiny_sizes(tmp_path: Path) -> None:
-    done = run(tmp_path, TINY="1", PYTHON=sys.executable)
-    assert done.returncode == 0, done.stdout
-    assert {path.stem for path in tmp_path.glob("*.json")} == STEPS - {"decode-8", "decode-64"} | {"decode-2"}

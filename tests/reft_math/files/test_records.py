@@ -208,3 +208,8 @@ def test_a_gathering_stopped_anywhere_is_completed_by_the_next(tmp_path: Path, k
     path.write_bytes(whole[:kept])
     gather_shards(path)
     assert list(RecordFile(path).done.values()) == [*shards[0], *shards[1]]
+
+
+def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="records are a file, and this is a folder"):
+        RecordFile(tmp_path)
