@@ -1,7 +1,7 @@
 """Measure what it saves that rows leave once they have ended: answers as long as an evaluation's, one model, one run.
 
-    tar -xf docs/records/qwen2.5-coder-0.5b-gsm8k-200.tar.xz -C /tmp base/records/base.jsonl
-    uv run benchmarks/leaving.py --records /tmp/base/records/base.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
+    tar -xf docs/records/qwen2.5-coder-0.5b-gsm8k-200.tar.xz -C results base/records/base.jsonl
+    uv run benchmarks/leaving.py --records results/base/records/base.jsonl --model HuggingFaceTB/SmolLM2-135M-Instruct
 
 A stopping criterion ends each row where the recorded answer ended; prompts are random tokens. Stock ``generate`` takes
 turns with ours in batches of the same size and of twice the size, round by round: ``saved`` is stock's seconds over

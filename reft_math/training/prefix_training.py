@@ -206,11 +206,16 @@ def _collated(prefix: PrefixJob) -> tuple[PromptCache | None, PrefixCollator | B
     """Returns how batches are made, and the cache they need where prompts are read once."""
     options, model, padding = prefix.options, prefix.job.model, int(prefix.job.tokenizer.pad_token_id)
     assert isinstance(options, PrefixReftOptions)
-    if options.positions in BEHIND_PROMPTS and options.prompt_cache > 0:
+    if _reads_prompts_once(options):
         cache = make_prompt_cache(model, prefix.prompts, options.prompt_cache, options.gradient_checkpointing)
         if cache is not None:
             return cache, BehindPrompts(padding, options.positions)
     return None, PrefixCollator(padding, options.positions, keeps_packed_rows_apart(model))
+
+
+def _reads_prompts_once(options: PrefixReftOptions) -> bool:
+    """Whether prompts are read once if the model allows it."""
+    return options.positions in BEHIND_PROMPTS and options.prompt_cache > 0
 
 
 def calibrate(prefix: PrefixJob) -> dict[str, dict[str, Any]]:
@@ -278,7 +283,7 @@ def show_prefix(prefix: PrefixJob) -> None:
     if prefix.number_loss is not None:
         print(prefix.number_loss)
     options = prefix.options
-    if isinstance(options, PrefixReftOptions) and options.positions in BEHIND_PROMPTS and options.prompt_cache > 0:
+    if isinstance(options, PrefixReftOptions) and _reads_prompts_once(options) and not options.gradient_checkpointing:
         print(prompts_line(prefix.job.model, prefix.prompts, options.prompt_cache))
     check_claim(prefix.options)
 
