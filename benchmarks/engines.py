@@ -6,6 +6,7 @@
 float32, llama.cpp as a GGUF in float32 and as the file is. Servers run one after the other.
 
     handed over   a gate opens a RED at ffn_up here, an engine with the base writes the rest, as with --engine
+    inside        vLLM has RED and gate, and writes all, as with --engine-adapter; D and closing positions agree, too
     always on     on vLLM a RED in the weights (train/merge_adapter.py), on llama.cpp a bias at block as control vector
 
 The model is the embedded one or that of --model. Adapters are drawn by a seed: equality does not ask for good ones.
@@ -43,6 +44,7 @@ ALWAYS_ON = 32  # completions always on
 PROMPTS = 8  # whose log-probabilities are compared
 SEED = 0
 SAME = ("completion", "num_tokens", "finished")
+RED = "red"  # the adapter's name on vLLM
 COLUMNS = (
     "engine",
     "gate",
@@ -127,6 +129,8 @@ class Here:
         )
         self.questions = [problem.question for problem in problems_to_report_on(ARITHMETIC)[: options.limit]]
         self.red = drawn_adapter(self.base, 0.02, intervention="red", site="ffn_up")
+        self.red_folder = work / "red"
+        self.red.save_pretrained(self.red_folder)
         behind_the_first = f"1-{num_layers(self.base) - 1}"  # which no control vector has
         size = 0.1 * self.residual_size()
         self.bias = drawn_adapter(self.base, size, intervention="bias", site="block", layers=behind_the_first)
@@ -168,6 +172,16 @@ class Here:
         engine = Engine(f"{address}/v1", self.decoding.tokenizer, concurrency=len(questions))
         settings = {"decoding": self.decoding, "device": self.base.device, "engine": engine}
         return self.in_batches(partial(complete_by_engine, generate=generate, **settings), questions)
+
+    def inside(self, gate: str, questions: Sequence[str], address: str) -> list[Row]:
+        from reft_math.decoding.completions import complete_in_engine
+        from reft_math.decoding.engine import Engine, ServedAdapter
+        from reft_math.models.card import parameters_sha256
+
+        served = ServedAdapter(RED, gate, parameters_sha256(self.red_folder))
+        tokenizer = self.decoding.tokenizer
+        engine = Engine(f"{address}/v1", tokenizer, concurrency=len(questions), adapter=served)
+        return complete_in_engine(questions, None, decoding=self.decoding, engine=engine)
 
     def in_batches(self, complete: Complete, questions: Sequence[str]) -> list[Row]:
         size = self.options.batch_size
@@ -235,6 +249,7 @@ class Comparison:
     def __init__(self, here: Here) -> None:
         self.here = here
         self.rows: list[Row] = []
+        self.theirs: list[Row] = []  # the last engine's
         self._local: dict[tuple[int, str, int], tuple[Remembered, list[Row]]] = {}
         self._prefixes: dict[str, Remembered] = {}
 
@@ -248,12 +263,27 @@ class Comparison:
     def handed_over(self, engine: str, address: str, gates: Sequence[str]) -> None:
         for gate in gates:
             generate = self._prefixes.setdefault(gate, Remembered(partial(self.here.red.generate, gate=gate)))
-            self._compare(engine, address, self.here.red, gate, generate, self.here.questions)
+            write = partial(self.here.hand_over, generate)
+            self._compare(engine, address, self.here.red, gate, write, self.here.questions, generate)
+
+    def inside(self, engine: str, address: str, gates: Sequence[str]) -> None:
+        """The engine has adapter and gate, and writes from the prompt on."""
+        for gate in gates:
+            write = partial(self.here.inside, gate)
+            self._compare(engine, address, self.here.red, gate, write, self.here.questions)
+            local, theirs = self.local(self.here.red, gate, self.here.questions)[1], self.theirs
+            pairs = list(zip(local, theirs, strict=True))
+            same = [one.get("closing_position") == other.get("closing_position") for one, other in pairs]
+            kl = [pair for one, other in pairs for pair in zip(one.get("kl", []), other.get("kl", []), strict=False)]
+            apart = max((abs(mine - its) for mine, its in kl), default=0.0)
+            self.rows[-1] |= {"same_closing": sum(same), "kl_apart": apart}
 
     def always_on(self, engine: str, address: str, model: PrefixReftModel) -> None:
         """The engine has the adapter and writes from the prompt on."""
         questions = self.here.questions[:ALWAYS_ON]
-        self._compare(engine, address, model, "always", Remembered(draw_nothing), questions)
+        self._compare(
+            engine, address, model, "always", partial(self.here.hand_over, Remembered(draw_nothing)), questions
+        )
 
     def _compare(
         self,
@@ -261,13 +291,16 @@ class Comparison:
         address: str,
         model: PrefixReftModel,
         gate: str,
-        generate: Remembered,
+        write: Callable[[Sequence[str], str], list[Row]],
         questions: Sequence[str],
+        before: Remembered | None = None,
     ) -> None:
+        """Compares what ``write`` returns; ``before`` is what draws the first tokens here."""
         local, ours = self.local(model, gate, questions)
-        spent, start = generate.seconds, time.perf_counter()
-        theirs = self.here.hand_over(generate, questions, address)
-        seconds = time.perf_counter() - start - (generate.seconds - spent)  # the engine's
+        before = before or Remembered(draw_nothing)
+        spent, start = before.seconds, time.perf_counter()
+        self.theirs = theirs = write(questions, address)
+        seconds = time.perf_counter() - start - (before.seconds - spent)  # the engine's
         goes_on = "always" if gate == "always" else "off"
         differ = [index for index, row in enumerate(theirs) if any(row[name] != ours[index][name] for name in SAME)]
         gaps = [self.here.gap(model, goes_on, i, local.drawn[i], theirs[i]["completion"]) for i in differ]
@@ -278,17 +311,17 @@ class Comparison:
                 "engine": engine,
                 "gate": gate,
                 "completions": len(theirs),
-                "handed_over": sum(row["closing_position"] is not None for row in theirs),
+                "handed_over": sum(row.get("closing_position") is not None for row in theirs),
                 "equal": len(theirs) - len(differ),
                 "different": dict(zip(differ, gaps, strict=True)),
-                "closing_positions": [row["closing_position"] for row in theirs],
+                "closing_positions": [row.get("closing_position") for row in theirs],
                 "log_prob_difference": apart,
                 "log_prob_difference_by_the_edit": edit if gate == "always" else None,
                 "tokens": tokens,
-                "seconds_before_handing_over": generate.seconds,
+                "seconds_before_handing_over": before.seconds,
                 "seconds_engine": seconds,
                 "seconds_here": local.seconds,
-                "tokens_a_second": tokens / (generate.seconds + seconds),
+                "tokens_a_second": tokens / (before.seconds + seconds),
                 "tokens_a_second_here": tokens_here / local.seconds,
             }
         )
@@ -322,6 +355,8 @@ def measure(options: EnginesOptions, work: Path) -> Comparison:
     if options.vllm is not None:
         with serving(vllm_command(options.vllm, here.folder), log_of("vllm")) as address:
             found.handed_over("vLLM, float32", address, gates)
+        with serving(vllm_command(options.vllm, here.folder, {RED: here.red_folder}), log_of("vllm-gate")) as address:
+            found.inside("vLLM, gate inside", address, [*gates, "always"])
         with serving(vllm_command(options.vllm, here.merged), log_of("vllm-merged")) as address:
             found.always_on("vLLM, RED in the weights", address, here.red)
     if options.llama is not None:

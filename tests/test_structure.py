@@ -19,7 +19,7 @@ FLOORS = (
     "interventions files",
     "commands data",
     "models decoding",
-    "scoring",
+    "scoring engines",
     "training probes",
     "regression experiments",
 )

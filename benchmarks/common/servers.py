@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ START_S = 600.0
 STOP_S = 30.0
 
 
-def vllm_command(python: str, folder: Path) -> list[str]:
-    """Returns vLLM's server with a folder's weights in float32. (``vllm serve`` is the same with its own defaults;
-    the CPU build's looks for the version of a package that is not there.)"""
-    line = f"-m vllm.entrypoints.openai.api_server --model {folder} --served-model-name {NAME} --dtype float32"
+def vllm_command(python: str, folder: Path, adapters: Mapping[str, Path] | None = None) -> list[str]:
+    """Returns vLLM's server with a folder's weights in float32, or ours with adapters under gates. (``vllm serve`` is
+    the same with its own defaults; the CPU build's looks for the version of a package that is not there.)"""
+    module = "vllm.entrypoints.openai.api_server" if adapters is None else "reft_math.engines.vllm.served"
+    line = f"-m {module} --model {folder} --served-model-name {NAME} --dtype float32"
     line += f" --max-model-len {LENGTH} --enforce-eager --distributed-executor-backend uni"
-    return [python, *line.split()]
+    return [python, *line.split(), *(f"--reft={name}={source}" for name, source in (adapters or {}).items())]
 
 
 def llama_command(server: str, file: Path, parallel: int, control_vector: Path | None = None) -> list[str]:

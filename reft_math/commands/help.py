@@ -29,7 +29,7 @@ GROUPS = {
     "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
     "Decoding": (
         "gate gates handoff calibrate_gate calibration_size save opener max_new_tokens new_tokens samples temperature"
-        " top_p top_k min_p keep cache engine engine_model engine_concurrency engine_timeout"
+        " top_p top_k min_p keep cache engine engine_model engine_adapter engine_concurrency engine_timeout"
     ),
     "Evaluation": (
         "eval_size statements runs against shared_only any_template first_turn scoring digits sums alphas only ladders"

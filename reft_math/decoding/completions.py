@@ -166,6 +166,18 @@ def complete_by_engine(
     return [rows[index] for index in range(len(rows))]
 
 
+def complete_in_engine(
+    questions: Sequence[str], seed: int | None, *, decoding: CompletionSettings, engine: Engine
+) -> list[dict[str, Any]]:
+    """Completes like `complete`, but the engine has the adapter and its gate, and draws every token.
+
+    Raises:
+        Unfinished: As in `complete_by_engine`.
+    """
+    prompts = [prompt.tolist() for prompt in decoding.prompts(questions)]
+    return continue_by_engine(prompts, [[]] * len(prompts), seed or 0, decoding, engine)
+
+
 def continue_by_engine(
     prompts: Sequence[list[int]],
     prefixes: Sequence[list[int]],
@@ -180,14 +192,17 @@ def continue_by_engine(
         seed, decoding, engine: As in `complete_by_engine`.
 
     Returns:
-        ``completion``, ``num_tokens`` and ``finished`` as in `complete`, of prefix and continuation together.
+        As `complete`, of prefix and continuation together; what a gate measured only where the engine has the adapter.
 
     Raises:
         Unfinished: As in `complete_by_engine`, by index of the row.
     """
 
     def joined(continuations: Mapping[int, Continuation]) -> dict[int, dict[str, Any]]:
-        return {place: _joined(prefixes[place], written, decoding) for place, written in continuations.items()}
+        return {
+            place: {**_joined(prefixes[place], written, decoding), **_reported(written)}
+            for place, written in continuations.items()
+        }
 
     try:
         continuations = engine.complete(
@@ -273,6 +288,15 @@ def _joined(prefix: list[int], written: Continuation, decoding: CompletionSettin
             num_tokens = len(decoding.tokenizer.encode(kept, add_special_tokens=False))
         text, finished = text[: stop.start()], True
     return {"completion": decoding.opener + text, "num_tokens": len(prefix) + num_tokens, "finished": finished}
+
+
+def _reported(written: Continuation) -> dict[str, Any]:
+    """Returns the measurements of a gate that ran in the engine; empty without one, and for gates that never close."""
+    report = written.report
+    if not report or not report["kl"]:
+        return {}
+    closing = report["closing_position"]
+    return gate_record(report["kl"], report["dead_band"], None if closing < 0 else closing)
 
 
 def _gate_records(output: Any) -> list[dict[str, Any]]:

@@ -29,11 +29,27 @@ _WAYS_OUT = {
 @dataclass(frozen=True)
 class Continuation:
     """The server's text, its number of tokens (with the end token if the server counts it), and whether it ended by
-    itself."""
+    itself; of a `ServedAdapter` also what its gate measured."""
 
     text: str
     num_tokens: int
     finished: bool
+    report: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """An adapter that the server applies under a gate: `reft_math.engines.vllm.served`.
+
+    Attributes:
+        name: Its name on the server.
+        gate: The gate's text.
+        parameters: `parameters_sha256` of the adapter that it should be.
+    """
+
+    name: str
+    gate: str
+    parameters: str
 
 
 class Engine:
@@ -49,6 +65,7 @@ class Engine:
         model: The base's name on the server; may be left out if it serves only one model.
         concurrency: Number of concurrent requests.
         timeout: Seconds to wait for an answer.
+        adapter: An adapter that the server applies to every completion.
 
     openai's client retries failures (no connection, no answer in time, status 408, 409, 429 or 5xx) up to `MAX_RETRIES`
     times, after waits that double, or as long as the server says (up to two minutes). It does not retry refusals or
@@ -68,6 +85,7 @@ class Engine:
         model: str | None = None,
         concurrency: int = 32,
         timeout: float = TIMEOUT_S,
+        adapter: ServedAdapter | None = None,
     ) -> None:
         try:
             import openai
@@ -75,6 +93,7 @@ class Engine:
             raise UserError("--engine needs the package openai: uv sync --extra engine") from None
         self._openai = openai
         self._url, self._tokenizer, self._concurrency, self._timeout = url, tokenizer, concurrency, timeout
+        self._adapter = adapter
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError("OPENAI_API_KEY must be one line of ASCII, for it is sent in a header; set it again")
@@ -90,11 +109,14 @@ class Engine:
         self._takes_ids = self._accepts_ids()
 
     @classmethod
-    def from_options(cls, options: EngineOptions, tokenizer: PreTrainedTokenizerBase) -> Engine | None:
+    def from_options(
+        cls, options: EngineOptions, tokenizer: PreTrainedTokenizerBase, adapter: ServedAdapter | None = None
+    ) -> Engine | None:
         """Connects to the server that the options name; None if they name none."""
         if options.engine is None:
             return None
-        return cls(options.engine, tokenizer, options.engine_model, options.engine_concurrency, options.engine_timeout)
+        name, concurrency, timeout = options.engine_model, options.engine_concurrency, options.engine_timeout
+        return cls(options.engine, tokenizer, name, concurrency, timeout, adapter)
 
     def complete(
         self,
@@ -186,6 +208,8 @@ class Engine:
         else:
             config = _generation_config(end_token_ids, sampling)
             request |= {"prompt": self._as_text(prompt), "extra_body": {"generation_config": config}}
+        if self._adapter is not None:
+            request["extra_body"]["reft"] = {"adapter": self._adapter.name, "gate": self._adapter.gate}
         try:
             response = self._client.completions.with_raw_response.create(**request)
         except self._openai.OpenAIError as error:
@@ -203,7 +227,21 @@ class Engine:
         is_finished = reason == "stop"
         if not num_tokens or num_tokens > max_tokens:
             num_tokens = len(self._tokenizer.encode(text, add_special_tokens=False)) + is_finished
-        return Continuation(text, num_tokens, is_finished)
+        return Continuation(text, num_tokens, is_finished, self._report(choice))
+
+    def _report(self, choice: dict[str, Any]) -> dict[str, Any] | None:
+        """Returns what the gate measured, if the server was asked for an adapter."""
+        if self._adapter is None:
+            return None
+        report = choice.get("reft")
+        if not isinstance(report, dict) or not {"kl", "dead_band", "closing_position", "parameters"} <= report.keys():
+            raise self._stopped("answered without a gate's report; is it reft_math.engines.vllm.served?")
+        if report["parameters"] != self._adapter.parameters:
+            raise self._stopped(
+                f"has another adapter as {self._adapter.name} ({self._line(str(report['parameters']))}) than --adapter"
+                f" ({self._adapter.parameters})"
+            )
+        return report
 
     def _as_text(self, prompt: list[int]) -> str:
         """Returns text from which the tokenizer, adding its special tokens like the server's, reads ``prompt``."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from interventions.bias import BiasIntervention
 from interventions.direft import DireftIntervention
+from interventions.edit import Edit
 from interventions.gates import Gate
 from interventions.generation import Handoff
 from interventions.hooked import HookedReftModel
@@ -33,7 +34,7 @@ from reft_math.models.base import endings
 from reft_math.models.config import ADAPTER_CONFIG, PrefixReftConfig
 from reft_math.models.hub import fetch, push
 
-_CLASSES = {
+_CLASSES: dict[str, type[Edit]] = {
     "red": RedIntervention,
     "bias": BiasIntervention,
     "loreft": LoreftIntervention,
@@ -66,13 +67,17 @@ def get_prefix_reft_model(model: PreTrainedModel, config: PrefixReftConfig) -> P
             layer=layer,
             component=component(model, config.site, layer),
             low_rank_dimension=rank,
-            intervention=_CLASSES[config.intervention](
-                embed_dim=width, low_rank_dimension=rank, act_fn=config.act_fn, dropout=config.dropout
-            ),
+            intervention=new_intervention(config, width),
         )
         for layer in layers
     ]
     return PrefixReftModel(pyreft.ReftConfig(representations=representations), model, config)
+
+
+def new_intervention(config: PrefixReftConfig, width: int) -> Edit:
+    """Returns a fresh intervention for a site of that width."""
+    make = _CLASSES[config.intervention]
+    return make(embed_dim=width, low_rank_dimension=config.rank, act_fn=config.act_fn, dropout=config.dropout)
 
 
 class PrefixReftModel(HookedReftModel):

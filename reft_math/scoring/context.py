@@ -19,8 +19,15 @@ from reft_math.commands.processes import claim
 from reft_math.commands.provenance import provenance
 from reft_math.data.arithmetic import EMBEDDED_MODEL
 from reft_math.data.templates import PromptTemplate, get_template
-from reft_math.decoding.completions import Complete, CompletionSettings, Generate, complete, complete_by_engine
-from reft_math.decoding.engine import Engine
+from reft_math.decoding.completions import (
+    Complete,
+    CompletionSettings,
+    Generate,
+    complete,
+    complete_by_engine,
+    complete_in_engine,
+)
+from reft_math.decoding.engine import Engine, ServedAdapter
 from reft_math.decoding.gate_sweep import GateSweep
 from reft_math.errors import UserError
 from reft_math.models import load_model, load_tokenizer
@@ -153,6 +160,12 @@ def batch_completer(setting: EvaluationContext, options: EvaluationOptions) -> C
     gate = str(setting.options.gate)
     decoding = replace(setting.decoding, sampling=options.sampling)
     common = {"decoding": decoding, "device": setting.model.device}
+    if options.engine_adapter is not None:
+        assert setting.options.adapter is not None  # checked by the options
+        served = ServedAdapter(options.engine_adapter, gate, _parameters(setting.options.adapter))
+        whole = Engine.from_options(options, decoding.tokenizer, served)
+        assert whole is not None
+        return partial(complete_in_engine, decoding=decoding, engine=whole)
     if options.engine is not None and isinstance(parse_gate(gate), AlwaysOn | PromptOnly):
         raise UserError(f"--engine writes what the base does once a gate has closed; gate {gate} never hands over")
     engine = Engine.from_options(options, decoding.tokenizer)

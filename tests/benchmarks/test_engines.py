@@ -57,6 +57,9 @@ def test_a_server_that_ends_at_once_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_servers_are_started_in_float32(tmp_path: Path) -> None:
     assert "--dtype float32" in " ".join(vllm_command("python", tmp_path))
+    gated = vllm_command("python", tmp_path, {"red": tmp_path / "red"})
+    assert gated[:3] == ["python", "-m", "reft_math.engines.vllm.served"]
+    assert gated[-1] == f"--reft=red={tmp_path}/red"
     plain = llama_command("llama-server", tmp_path / "model.gguf", 4)
     assert "--parallel 4 --ctx-size 1024" in " ".join(plain)
     assert "--cache-type-k f32 --cache-type-v f32" in " ".join(plain)

@@ -122,6 +122,7 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
         ("--adapter {adapter} --gate always --engine http://localhost:1/v1", "gate always never hands over"),
         ("--engine http://me:secret@localhost:1/v1", "put the key in OPENAI_API_KEY, not in the address"),
         ("--engine http://localhost:1/v1 --handoff keep", "goes on as the base would; leave --handoff keep out"),
+        ("--engine-adapter red --adapter {adapter}", "names --adapter's counterpart on --engine; pass both"),
         ("--limit 0", "--limit must be at least 1; got 0"),
         ("--model {folder}", "must be 'arithmetic', a folder with a transformers checkpoint"),
     ],

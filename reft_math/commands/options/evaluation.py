@@ -87,9 +87,15 @@ class EvaluationOptions(EngineOptions, RunOptions):
         default=None, metadata={"help": "Sample from tokens at least this share as likely as the likeliest (0)."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the samples' random draws."})
+    engine_adapter: str | None = field(
+        default=None,
+        metadata={"help": "The adapter's name on an engine that has gates itself (reft_math.engines.vllm.served)."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.engine_adapter is not None and (self.engine is None or self.adapter is None):
+            raise UserError("--engine-adapter names --adapter's counterpart on --engine; pass both, or leave it out")
         for name in ("samples", "top_k"):
             require(self, name, lambda value: value is None or value >= 1, "at least 1")
         require_temperature(self)
@@ -106,7 +112,7 @@ class EvaluationOptions(EngineOptions, RunOptions):
     def FREE_ON_RESUME(self) -> frozenset[str]:  # type: ignore[override]
         """Settings that may change on resume. Engine and batch size change samples, greedy ones only by rounding."""
         free = frozenset({"engine_concurrency", "engine_timeout"})
-        return free if self.sampling else free | {"batch_size", "engine", "engine_model"}
+        return free if self.sampling else free | {"batch_size", "engine", "engine_model", "engine_adapter"}
 
     @property
     def sampling(self) -> dict[str, float | int]:

@@ -18,7 +18,7 @@ from interventions.leaving import sample_leaving
 from reft_math.data.arithmetic.problems import OPENERS
 from reft_math.data.arithmetic.tokenizer import build_tokenizer
 from reft_math.data.templates import TEMPLATES
-from reft_math.decoding.completions import CompletionSettings, complete, complete_by_engine
+from reft_math.decoding.completions import CompletionSettings, complete, complete_by_engine, complete_in_engine
 from reft_math.decoding.engine import Continuation
 from reft_math.errors import UserError
 
@@ -331,3 +331,26 @@ def test_a_question_whose_logits_are_nan_is_named_and_nothing_is_drawn(
     assert model.steps == 2
     spoilt.remove()
     assert len(complete(QUESTIONS, None, generate=generate, decoding=decoding, device=CPU)) == len(QUESTIONS)
+
+
+def test_what_a_gate_measured_in_the_engine_is_recorded_as_if_it_were_here(decoding: CompletionSettings) -> None:
+    reports: list[dict[str, Any]] = [
+        {"kl": [0.25, 2.0], "closing_position": 1, "dead_band": 0.125},
+        {"kl": [0.5], "closing_position": -1, "dead_band": 0.0},
+        {"kl": [], "closing_position": -1, "dead_band": 0.0},  # a gate that never closes measures nothing
+    ]
+
+    class Gated:
+        def complete(self, prompts: Sequence[list[int]], *_: Any) -> list[Continuation]:
+            return [Continuation("=9", 3, finished=True, report=report) for report in reports]
+
+    engine: Any = Gated()
+    rows = complete_in_engine(QUESTIONS[:3], None, decoding=decoding, engine=engine)
+    assert [(row.pop("completion"), row.pop("num_tokens"), row.pop("finished")) for row in rows] == [
+        ("=9", 3, True)
+    ] * 3
+    assert rows == [
+        {"kl": [0.25, 2.0], "cumulative_kl": 2.0, "dead_band": 0.125, "closing_position": 1},
+        {"kl": [0.5], "cumulative_kl": 0.5, "closing_position": None},
+        {},
+    ]

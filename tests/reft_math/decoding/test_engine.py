@@ -14,7 +14,7 @@ import pytest
 from fake_engine import DROP, GOOD, HANG, FakeEngine, Reply, completion
 
 from reft_math.data.arithmetic.tokenizer import build_tokenizer
-from reft_math.decoding.engine import Continuation, Engine
+from reft_math.decoding.engine import Continuation, Engine, ServedAdapter
 from reft_math.errors import Unfinished, UserError
 
 TOKENIZER = build_tokenizer()
@@ -300,3 +300,42 @@ def test_an_empty_key_is_none(engine_server: FakeEngine, monkeypatch: pytest.Mon
 def test_nothing_to_write_asks_for_nothing(engine_server: FakeEngine) -> None:
     assert Engine(engine_server.url, TOKENIZER).complete([], [], [2], {}, 0) == []
     assert engine_server.requests == []
+
+
+SERVED = ServedAdapter("red", "kl:2,min=1", "SHA-256 `0123`")
+REPORT = {
+    "kl": [0.5, 2.0],
+    "cumulative_kl": 2.5,
+    "closing_position": 1,
+    "dead_band": 0.0,
+    "parameters": "SHA-256 `0123`",
+}
+
+
+def with_report(report: Any) -> Reply:
+    answer = completion(PROMPTS[0])
+    answer["choices"][0]["reft"] = report
+    return Reply(body=answer)
+
+
+def test_a_served_adapter_is_asked_for_and_its_gates_report_comes_back(engine_server: FakeEngine) -> None:
+    engine_server.replies = [with_report(REPORT)]
+    (answer,) = Engine(engine_server.url, TOKENIZER, adapter=SERVED).complete(PROMPTS[:1], [10], [2], {}, 0)
+    assert engine_server.requests[0]["reft"] == {"adapter": "red", "gate": "kl:2,min=1"}
+    assert answer.report == REPORT
+
+
+@pytest.mark.parametrize(
+    ("report", "why"),
+    [
+        (None, "answered without a gate's report; is it reft_math.engines.vllm.served?"),
+        ({"kl": []}, "answered without a gate's report"),
+        ({**REPORT, "parameters": "SHA-256 `4567`"}, "has another adapter as red (SHA-256 `4567`) than --adapter"),
+    ],
+)
+def test_an_answer_that_is_not_the_adapters_stops_the_run(engine_server: FakeEngine, report: Any, why: str) -> None:
+    """An ordinary server ignores fields that it does not know, and would be measured as if it had a gate."""
+    engine_server.replies = [with_report(report)]
+    with pytest.raises(Unfinished) as stopped:
+        Engine(engine_server.url, TOKENIZER, adapter=SERVED).complete(PROMPTS[:1], [10], [2], {}, 0)
+    assert why in str(stopped.value)

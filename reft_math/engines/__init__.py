@@ -1,0 +1,1 @@
+"""Gates inside inference engines."""
