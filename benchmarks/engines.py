@@ -281,9 +281,8 @@ class Comparison:
     def always_on(self, engine: str, address: str, model: PrefixReftModel) -> None:
         """The engine has the adapter and writes from the prompt on."""
         questions = self.here.questions[:ALWAYS_ON]
-        self._compare(
-            engine, address, model, "always", partial(self.here.hand_over, Remembered(draw_nothing)), questions
-        )
+        write = partial(self.here.hand_over, Remembered(draw_nothing))
+        self._compare(engine, address, model, "always", write, questions, bare="always")
 
     def _compare(
         self,
@@ -294,18 +293,24 @@ class Comparison:
         write: Callable[[Sequence[str], str], list[Row]],
         questions: Sequence[str],
         before: Remembered | None = None,
+        bare: str = "off",
     ) -> None:
-        """Compares what ``write`` returns; ``before`` is what draws the first tokens here."""
+        """Compares what ``write`` returns.
+
+        Args:
+            before: What draws the first tokens here; None if the engine draws all.
+            bare: The gate under which the engine reads a prompt that asks for none; of the log-probabilities compared.
+        """
+        goes_on = "always" if gate == "always" else "off"
         local, ours = self.local(model, gate, questions)
         before = before or Remembered(draw_nothing)
         spent, start = before.seconds, time.perf_counter()
         self.theirs = theirs = write(questions, address)
         seconds = time.perf_counter() - start - (before.seconds - spent)  # the engine's
-        goes_on = "always" if gate == "always" else "off"
         differ = [index for index, row in enumerate(theirs) if any(row[name] != ours[index][name] for name in SAME)]
         gaps = [self.here.gap(model, goes_on, i, local.drawn[i], theirs[i]["completion"]) for i in differ]
         tokens, tokens_here = (sum(row["num_tokens"] for row in rows) for rows in (theirs, ours))
-        apart, edit = self._log_probs(address, model, goes_on)
+        apart, edit = self._log_probs(address, model, bare)
         self.rows.append(
             {
                 "engine": engine,
@@ -316,7 +321,7 @@ class Comparison:
                 "different": dict(zip(differ, gaps, strict=True)),
                 "closing_positions": [row.get("closing_position") for row in theirs],
                 "log_prob_difference": apart,
-                "log_prob_difference_by_the_edit": edit if gate == "always" else None,
+                "log_prob_difference_by_the_edit": edit if bare == "always" else None,
                 "tokens": tokens,
                 "seconds_before_handing_over": before.seconds,
                 "seconds_engine": seconds,

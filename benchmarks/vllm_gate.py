@@ -122,7 +122,7 @@ def make_here(options: VllmGateOptions) -> Here:
     template = get_template("auto", tokenizer)
     problems = problems_to_report_on(ARITHMETIC)[: options.limit]
     prompts = [list(encode_prompt(template, problem.question, tokenizer)) for problem in problems]
-    adapters = {}
+    adapters: dict[str, PrefixReftModel] = {}
     for name, config in ADAPTERS.items():
         # Each adapter has a base of its own: hooks of two on one would both act.
         model = base if not adapters else load_model(options.model, loading=LoadingOptions(dtype="float32"))
@@ -180,7 +180,7 @@ def difference(
             drawn = mine["token_ids"][:same]
             different[index] = here.gap(model, "always" if is_edited else "off", here.prompts[index], drawn)
         elif report is not None:
-            apart = max([apart, *(abs(a - b) for a, b in zip(report.kl, mine["kl"], strict=True))])
+            apart = max([apart, *(abs(a - b) for a, b in zip(report.kl, mine["kl"], strict=False))])
     return {
         "completions": len(ours),
         "equal": len(ours) - len(different),

@@ -10,7 +10,7 @@ from vllm import CompletionOutput, RequestOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from reft_math.engines.vllm.course import Rest, Tokens, Verify, Written
+from reft_math.engines.vllm.course import Tokens, Verify, Written
 from reft_math.engines.vllm.fields import ADAPTER, GATE
 from reft_math.engines.vllm.loading import Loaded, first_of, loaded
 from reft_math.engines.vllm.requests import (
@@ -23,12 +23,16 @@ from reft_math.engines.vllm.requests import (
 )
 from reft_math.errors import UserError
 
+REPORTS = 4096
+
 
 class ReftAsyncLLM(AsyncLLM):  # type: ignore[misc]
     """`AsyncLLM` whose requests may each have an adapter and a gate, in their ``extra_args``."""
 
-    adapters: dict[str, Loaded]
-    reports: dict[str, dict[str, Any]]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.adapters: dict[str, Loaded] = {}
+        self.reports: dict[str, dict[str, Any]] = {}
 
     async def load_adapter(self, name: str, source: str) -> None:
         """Loads an adapter from a folder or the hub.
@@ -39,13 +43,15 @@ class ReftAsyncLLM(AsyncLLM):  # type: ignore[misc]
         problem = first_of(await self.collective_rpc("reft_load", args=(name, source)))
         if problem is not None:
             raise UserError(str(problem))
-        self.__dict__.setdefault("reports", {})
-        self.__dict__.setdefault("adapters", {})[name] = loaded(name, source)
+        self.adapters[name] = loaded(name, source)
 
     async def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
-        """As `AsyncLLM.generate`; a gated request's report lies in ``reports`` until it is fetched."""
+        """As `AsyncLLM.generate`; a gated request's report lies in ``reports`` until it is fetched.
+
+        Of reports that nobody fetches the last `REPORTS` are kept.
+        """
         extra = sampling_params.extra_args or {}
         request = None
         if ADAPTER in extra:
@@ -69,8 +75,13 @@ class ReftAsyncLLM(AsyncLLM):  # type: ignore[misc]
                     yield output
                 if (output := stream.next(request.kept)) is not None:
                     yield output
-            measured = dataclasses.asdict(request.report)  # type: ignore[call-overload]
-            self.reports[request_id] = {**measured, "parameters": request.adapter.parameters}
+            assert request.report is not None
+            self.reports[request_id] = {
+                **dataclasses.asdict(request.report),
+                "parameters": request.adapter.parameters,
+            }
+            while len(self.reports) > REPORTS:
+                del self.reports[next(iter(self.reports))]
             yield stream.last()
         finally:
             if request.ask is not None:
@@ -79,10 +90,11 @@ class ReftAsyncLLM(AsyncLLM):  # type: ignore[misc]
     async def _answer(
         self, request: GatedRequest, prompt: Any, request_id: str, stream: Stream, kwargs: dict[str, Any]
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Runs one stage; yields what a rest has written on its way."""
+        """Runs one stage; yields what is certain on its way: all that is not verified afterwards."""
         changed, params = request.engine_request()
         params.output_kind = RequestOutputKind.FINAL_ONLY
-        is_streamed = isinstance(request.ask, Rest) and stream.is_streamed
+        is_certain = not (isinstance(request.ask, Verify) or getattr(request.ask, "is_verified", False))
+        is_streamed = is_certain and stream.is_streamed
         if is_streamed:
             params.output_kind = RequestOutputKind.CUMULATIVE
         stage = {name: value for name, value in dict(prompt).items() if name not in ("prompt", "cache_salt")} | changed

@@ -6,6 +6,7 @@ the adapter's own. Each choice of the answer, streamed or not, then has ``reft``
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -34,10 +35,9 @@ class ReftFields:
             return await self.app(scope, receive, send)  # type: ignore[no-any-return]
         body = await _whole_body(receive)
         engine = scope["app"].state.engine_client
-        try:
+        fields: Any = None
+        with contextlib.suppress(ValueError):  # vLLM says what is wrong with it
             fields = json.loads(body)
-        except ValueError:  # vLLM says what is wrong with it
-            fields = None
         asked = fields.pop("reft", None) if isinstance(fields, dict) else None
         if isinstance(fields, dict) and asked is not None:
             try:
@@ -70,8 +70,8 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = dict(message["headers"])
-            self._is_stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+            kind = dict(message["headers"]).get(b"content-type", b"")
+            self._is_stream = kind.startswith(b"text/event-stream")
             self._start = message
             if self._is_stream:
                 await self._send(message)

@@ -46,7 +46,7 @@ def test_the_final_output_is_that_of_decoding_here_and_the_report_waits(engine: 
 
 
 @pytest.mark.parametrize("stop", [[], ["never in it"]])
-@pytest.mark.parametrize("gate", ["kl:0", "kl:0.5", "tokens:4", "kl:inf"])
+@pytest.mark.parametrize("gate", ["kl:0", "kl:0.5", "tokens:4", "kl:inf", "always"])
 def test_a_streams_parts_make_the_whole(engine: Any, gate: str, stop: list[str]) -> None:
     (whole,) = outputs(engine, RequestOutputKind.FINAL_ONLY, gate)
     parts = outputs(engine, RequestOutputKind.DELTA, gate, stop=stop)
@@ -54,8 +54,8 @@ def test_a_streams_parts_make_the_whole(engine: Any, gate: str, stop: list[str])
     assert "".join(part.outputs[0].text for part in parts) == whole.outputs[0].text
     assert [token for part in parts for token in part.outputs[0].token_ids] == list(whole.outputs[0].token_ids)
     assert parts[-1].outputs[0].finish_reason == "length"
-    if gate == "tokens:4" and not stop:
-        assert len(parts) > 2  # the draft, and then the rest token by token
+    if gate in ("tokens:4", "always") and not stop:
+        assert len(parts) > 3  # a draft at once, and token by token what nothing can take back
     growing = outputs(engine, RequestOutputKind.CUMULATIVE, gate)
     assert growing[-1].outputs[0].text == whole.outputs[0].text
 
@@ -77,6 +77,15 @@ def test_a_request_without_the_field_is_the_engines_own(engine: Any, server: Ser
         == watched(server.adapters["all"], "off", PROMPTS[:1]).sequences[0, len(PROMPTS[0]) :].tolist()
     )
     assert engine.reports == {}
+
+
+def test_reports_that_nobody_fetches_do_not_pile_up(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reft_math.engines.vllm import asynchronous
+
+    monkeypatch.setattr(asynchronous, "REPORTS", 2)
+    engine.reports = {"cmpl-x-0": {}, "cmpl-y-0": {}}
+    outputs(engine, RequestOutputKind.FINAL_ONLY, "tokens:4")
+    assert list(engine.reports) == ["cmpl-y-0", "cmpl-1-0"]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
