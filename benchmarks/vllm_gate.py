@@ -281,6 +281,7 @@ def main(options: VllmGateOptions) -> None:
             tensor_parallel_size=options.tensor_parallel,
             max_model_len=max(map(len, here.prompts)) + options.max_new_tokens,
             max_num_seqs=256,
+            block_size=32,  # small, so that prompts of one text and their drafts share cached blocks
         )
         greedy = compare_greedy(here, llm)
         samples = compare_samples(here, llm) if options.sampled else None
