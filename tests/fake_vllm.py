@@ -38,6 +38,7 @@ class SamplingParams:
     stop_token_ids: list[int] = field(default_factory=list)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     detokenize: bool = True
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -87,7 +88,7 @@ class Server:
 
     Attributes:
         requests: Prompt, with its ``cache_salt``, and parameters.
-        die_at: The number of the request at which the engine dies; None for never.
+        die_at, abort_at: The number of the request at which the engine dies, or gives up the request; None for never.
     """
 
     def __init__(self, base: PreTrainedModel, adapters: dict[str, PrefixReftModel], tokenizer: Any) -> None:
@@ -96,12 +97,16 @@ class Server:
         self.states: dict[str, dict[int, torch.Tensor]] = {}
         self.requests: list[tuple[dict[str, Any], SamplingParams]] = []
         self.die_at: int | None = None
+        self.abort_at: int | None = None
         self.model_config = SimpleNamespace(dtype=base.dtype, max_model_len=64)
 
     def answer(self, request_id: str, prompt: dict[str, Any], params: SamplingParams) -> RequestOutput:
         self.requests.append((prompt, params))
         if len(self.requests) == self.die_at:
             raise RuntimeError("EngineCore encountered an issue")
+        if len(self.requests) == self.abort_at:
+            completion = CompletionOutput(0, "", [], None, None, "abort")
+            return RequestOutput(request_id, None, prompt["prompt_token_ids"], None, [completion], finished=True)
         asked = (params.extra_args or {}).get("reft")
         text = list(prompt["prompt_token_ids"])
         start, reason, stop = len(text), "length", None

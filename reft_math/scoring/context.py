@@ -160,7 +160,7 @@ def batch_completer(setting: EvaluationContext, options: EvaluationOptions) -> C
     gate = str(setting.options.gate)
     decoding = replace(setting.decoding, sampling=options.sampling)
     common = {"decoding": decoding, "device": setting.model.device}
-    if options.engine_adapter is not None:
+    if options.engine_adapter is not None and gate != "off":
         assert setting.options.adapter is not None  # checked by the options
         served = ServedAdapter(options.engine_adapter, gate, _parameters(setting.options.adapter))
         whole = Engine.from_options(options, decoding.tokenizer, served)

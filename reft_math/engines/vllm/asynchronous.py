@@ -10,16 +10,15 @@ from vllm import CompletionOutput, RequestOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from reft_math.engines.vllm.course import Tokens, Verify, Written
+from reft_math.engines.vllm.course import Draft, Rest, Tokens, Written
 from reft_math.engines.vllm.fields import ADAPTER, GATE
 from reft_math.engines.vllm.loading import Loaded, first_of, loaded
 from reft_math.engines.vllm.requests import (
     GatedRequest,
     Reft,
-    cut_at_stops,
+    check_extra_args,
     gated_output,
     gated_request,
-    written,
 )
 from reft_math.errors import UserError
 
@@ -62,13 +61,15 @@ class ReftAsyncLLM(AsyncLLM):  # type: ignore[misc]
                 self.adapters,
                 self.model_config.dtype,
                 self.model_config.max_model_len,
+                self.renderer.tokenizer,
                 prompt.get("cache_salt"),
             )
         if request is None:
+            check_extra_args(sampling_params)
             async for output in super().generate(prompt, sampling_params, request_id, **kwargs):
                 yield output
             return
-        stream = Stream(request, request_id, self.renderer.tokenizer)
+        stream = Stream(request, request_id)
         try:
             while request.ask is not None:
                 async for output in self._answer(request, prompt, request_id, stream, kwargs):
@@ -93,7 +94,7 @@ class ReftAsyncLLM(AsyncLLM):  # type: ignore[misc]
         """Runs one stage; yields what is certain on its way: all that is not verified afterwards."""
         changed, params = request.engine_request()
         params.output_kind = RequestOutputKind.FINAL_ONLY
-        is_certain = not (isinstance(request.ask, Verify) or getattr(request.ask, "is_verified", False))
+        is_certain = isinstance(request.ask, Rest) or (isinstance(request.ask, Draft) and not request.ask.is_verified)
         is_streamed = is_certain and stream.is_streamed
         if is_streamed:
             params.output_kind = RequestOutputKind.CUMULATIVE
@@ -106,11 +107,11 @@ class ReftAsyncLLM(AsyncLLM):  # type: ignore[misc]
                 if partial is not None:
                     yield partial
         assert output is not None
-        if isinstance(request.ask, Verify):
+        divergences = None
+        if request.is_read_by(output):
             found = await self.collective_rpc("reft_divergences", args=([request.measured()],))
-            request.answer(first_of(found)[0])
-        else:
-            request.answer(written(output))
+            divergences = first_of(found)[0]
+        request.take(output, divergences)
 
 
 class Stream:
@@ -119,8 +120,8 @@ class Stream:
     Text is held back while it may still turn out to be part of a stop text, or of a character.
     """
 
-    def __init__(self, request: GatedRequest, request_id: str, tokenizer: Any) -> None:
-        self.request, self.request_id, self.tokenizer = request, request_id, tokenizer
+    def __init__(self, request: GatedRequest, request_id: str) -> None:
+        self.request, self.request_id = request, request_id
         self.kind = request.params.output_kind
         self.is_streamed = self.kind != RequestOutputKind.FINAL_ONLY
         self.tokens = self.characters = 0
@@ -131,7 +132,7 @@ class Stream:
         """Returns the output for the tokens so far; None if it has nothing new."""
         if not self.is_streamed or self.request.ask is None or len(token_ids) <= self.tokens:
             return None
-        text, done = cut_at_stops(self.tokenizer, Written(token_ids, None), self.request.params.stop or [], False)
+        text, done = self.request.ended_text(Written(token_ids, None))
         text = text[: len(text) - self.held_back] if self.held_back else text
         if done.stop_reason is not None or text.endswith("\ufffd") or len(text) <= self.characters:
             return None
@@ -139,7 +140,7 @@ class Stream:
 
     def last(self) -> RequestOutput:
         """Returns the finished output."""
-        whole = gated_output(self.request_id, self.request, self.tokenizer)
+        whole = gated_output(self.request_id, self.request)
         completion = whole.outputs[0]
         return self._output(completion.text, list(completion.token_ids), whole) if self.is_streamed else whole
 

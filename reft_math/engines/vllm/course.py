@@ -7,21 +7,25 @@ cache behind. The tokens before the one at which the gate closes are kept, and t
 
 This draws what decoding step by step draws: a token is drawn by the edited model from the tokens before it, ``D_t``
 depends on these alone, and so whether a token is kept does not depend on itself. The price is the edited steps of
-tokens that are not kept: fewer than `DRAFT_TOKENS`, or than are kept.
+tokens that are not kept: at most `DRAFT_TOKENS`, or as many as are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import math
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from interventions.gates import AlwaysOn, Gate, KLGate, PromptOnly
+from reft_math.errors import UserError
 
 DRAFT_TOKENS = 16  # a KL gate's first draft; later ones are as long as what is written
+LONGEST_DRAFT = 256  # the worker keeps a hidden state of each token, twice, until a draft is verified
 
 Tokens = list[int]
+StopIn = Callable[[Tokens], tuple[int, str] | None]
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,18 @@ Ask = Draft | Verify | Rest
 Course = Generator[Ask, Written | list[float], tuple[Written, GateReport]]
 
 
-def course(prompt: Tokens, max_tokens: int, gate: Gate) -> Course:
+def course(prompt: Tokens, max_tokens: int, gate: Gate, stop_in: StopIn = lambda _: None) -> Course:
     """Yields what to ask of the engine, is sent the answers, and returns all tokens and the gate's report.
 
     Args:
         prompt: Token ids.
         max_tokens: Most tokens to write, at least 1.
         gate: A gate, with its defaults resolved for the base's dtype (`Gate.on`).
+        stop_in: Finds a stop text in the tokens so far, which the engine misses where two drafts share it: the number
+            of tokens with which it is complete, and the text.
+
+    Raises:
+        UserError: A divergence is NaN.
     """
     report, text = GateReport(dead_band=getattr(gate, "dead_band", None) or 0.0), Tokens()
     if isinstance(gate, AlwaysOn | PromptOnly):
@@ -102,6 +111,10 @@ def course(prompt: Tokens, max_tokens: int, gate: Gate) -> Course:
         assert isinstance(divergences, list)
         kept = _kept(gate, len(text), divergences, report)
         text += drafted[:kept]
+        if (stop := stop_in(text)) is not None:
+            report.kl = report.kl[: stop[0]]
+            report.cumulative_kl = sum(_counted(gate, divergence) for divergence in report.kl)
+            return Written(text[: stop[0]], "stop", stop[1]), report
         if kept < len(drafted):
             break
         if written.ended:
@@ -116,7 +129,7 @@ def course(prompt: Tokens, max_tokens: int, gate: Gate) -> Course:
 
 def _draft_length(gate: Gate, step: int, max_tokens: int) -> int:
     """Returns how many tokens to draft: what the gate surely allows, or a chunk of them."""
-    longest = max(DRAFT_TOKENS, step) if isinstance(gate, KLGate) else max_tokens
+    longest = min(max(DRAFT_TOKENS, step) if isinstance(gate, KLGate) else max_tokens, LONGEST_DRAFT)
     length = 1
     while length < min(longest, max_tokens - step) and gate.allows(step + length):
         length += 1
@@ -126,8 +139,14 @@ def _draft_length(gate: Gate, step: int, max_tokens: int) -> int:
 def _kept(gate: Gate, step: int, divergences: list[float], report: GateReport) -> int:
     """Counts the drafted tokens before the gate closes, and adds to the report what the gate was asked about."""
     for index, divergence in enumerate(divergences):
+        if math.isnan(divergence):  # infinity is valid: one of the two models excludes a token
+            raise UserError(f"logits must be finite; those of token {step + index} are not: try dtype float32")
         report.kl.append(divergence)
-        report.cumulative_kl += float(gate.counted(torch.tensor(divergence, dtype=torch.float64)))
+        report.cumulative_kl += _counted(gate, divergence)
         if not gate.stays_open(step + index, torch.tensor([report.cumulative_kl])).item():
             return index
     return len(divergences)
+
+
+def _counted(gate: Gate, divergence: float) -> float:
+    return float(gate.counted(torch.tensor(divergence, dtype=torch.float64)))

@@ -36,6 +36,12 @@ MODULES = {
     "attn_o": "self_attn.o_proj",
     "block": "",
 }
+# Layers of vLLM whose modules are named so, whose outputs are whole on every rank but where it says "slice", and that
+# return the residual stream as a sum of two.
+LAYERS = (
+    *("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"),
+    *("GemmaDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer"),
+)
 SLICED = ("ffn_up", "attn_q", "attn_k", "attn_v")
 
 
@@ -133,28 +139,33 @@ class ShardedEdit:
         return self.intervention(self.gather(hidden)).chunk(self.ranks, dim=-1)[self.rank]  # type: ignore[no-any-return]
 
 
-def part_of(site: str, module: nn.Module, width: int, ranks: int) -> slice:
-    """Returns which columns of the module's output are the rank's part of the site, whose whole width is ``width``.
+def part_of(site: str, module: nn.Module, hidden_size: int, width: int, ranks: int) -> slice:
+    """Returns which columns of the module's output are the rank's part of the site.
+
+    Args:
+        site, module: The site, and vLLM's module of it.
+        hidden_size: The base's.
+        width: The adapter's, of the whole site.
+        ranks: Of tensor parallelism.
 
     Raises:
-        UserError: The rank does not hold a slice of the site of its own.
+        UserError: The site has another width, or the rank does not hold a slice of its own.
     """
     own = width // ranks if site in SLICED else width
-    total = own
     if site == "ffn_up":
-        total = sum(module.output_sizes) // ranks  # type: ignore[arg-type]
-        columns = slice(total - own, total)
+        half = sum(module.output_sizes) // (2 * ranks)  # type: ignore[arg-type]
+        columns = slice(half, 2 * half)
     elif site in ("attn_q", "attn_k", "attn_v"):
         sizes = [module.num_heads * module.head_size, *[module.num_kv_heads * module.head_size] * 2]  # type: ignore[operator]
         place = ("attn_q", "attn_k", "attn_v").index(site)
         start = int(sum(sizes[:place]))
         columns = slice(start, start + int(sizes[place]))
     else:
-        columns = slice(0, width)
-    if columns.stop - columns.start != own or columns.start < 0:
+        columns = slice(0, hidden_size)
+    if columns.stop - columns.start != own:
         raise UserError(
-            f"{ranks} ranks must each hold a slice of {site}'s {width} columns of their own; use fewer ranks, or the"
-            " base of the adapter"
+            f"an adapter fits models of its own width: this one is for {site} of width {width}, and of {ranks} rank(s)"
+            f" each has {columns.stop - columns.start} columns; use its base, and no more ranks than key-value heads"
         )
     return columns
 

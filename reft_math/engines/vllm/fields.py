@@ -16,7 +16,8 @@ from reft_math.engines.vllm.loading import Loaded, gate_of
 from reft_math.errors import UserError
 
 ADAPTER, GATE = "reft_adapter", "reft_gate"  # in vLLM's own field for extra arguments, vllm_xargs
-_PATHS = ("/v1/completions", "/v1/chat/completions")
+_NOT_SERVED = "/v1/responses"
+_PATHS = ("/v1/completions", "/v1/chat/completions", _NOT_SERVED)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -31,7 +32,7 @@ class ReftFields:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in _PATHS:
+        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(_PATHS):
             return await self.app(scope, receive, send)  # type: ignore[no-any-return]
         body = await _whole_body(receive)
         engine = scope["app"].state.engine_client
@@ -41,15 +42,17 @@ class ReftFields:
         asked = fields.pop("reft", None) if isinstance(fields, dict) else None
         if isinstance(fields, dict) and asked is not None:
             try:
+                if scope["path"].endswith(_NOT_SERVED):
+                    raise UserError("reft goes with completions and chats; ask for one of them")
                 fields["vllm_xargs"] = _extra(asked, fields, engine.adapters)
             except UserError as error:
                 return await _refuse(send, str(error))
             body = json.dumps(fields).encode()
         if asked is None:
             return await self.app(scope, _replayed(body, receive), send)  # type: ignore[no-any-return]
-        name = uuid4().hex
+        name = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1") + uuid4().hex
         headers = [(key, value) for key, value in scope["headers"] if key not in (b"x-request-id", b"content-length")]
-        headers += [(b"x-request-id", name.encode()), (b"content-length", str(len(body)).encode())]
+        headers += [(b"x-request-id", name.encode("latin-1")), (b"content-length", str(len(body)).encode())]
         answer = _Answer(send, name, engine.reports)
         try:
             await self.app({**scope, "headers": headers}, _replayed(body, receive), answer.send)
@@ -115,9 +118,12 @@ def _extra(asked: Any, fields: dict[str, Any], adapters: Mapping[str, Loaded]) -
         raise UserError(f"reft must have the fields adapter and, if not the adapter's own, gate; got {asked!r}")
     if not isinstance(fields.get("vllm_xargs") or {}, dict):
         raise UserError(f"vllm_xargs must be an object; got {fields['vllm_xargs']!r}")
-    if (fields.get("n") or 1) != 1 or fields.get("logprobs") or fields.get("use_beam_search"):
+    has_logprobs = fields.get("logprobs") is not None and fields["logprobs"] is not False  # 0 asks for some
+    if (fields.get("n") or 1) != 1 or has_logprobs or fields.get("use_beam_search"):
         raise UserError("reft goes with one choice a prompt, n=1, without logprobs or beams")
     gate = asked.get("gate")
+    if asked["adapter"] not in adapters:  # without their names: a client without the key has come as far as this
+        raise UserError(f"reft's adapter must be one that the server has loaded; got {asked['adapter']!r}")
     gate_of(adapters, asked["adapter"], gate)
     own = {ADAPTER: asked["adapter"]} | ({} if gate is None else {GATE: gate})
     return {**(fields.get("vllm_xargs") or {}), **own}

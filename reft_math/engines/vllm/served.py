@@ -8,6 +8,7 @@ ask is an ordinary one.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -25,6 +26,9 @@ async def serve(args: Any) -> None:
     from vllm.entrypoints.launchers.api_server.entry import build_and_serve
     from vllm.entrypoints.launchers.launcher import setup_server
 
+    for name, allowed in {"worker_extension_cls": ("",), "api_server_count": (None, 1)}.items():
+        if getattr(args, name, allowed[0]) not in allowed:
+            raise UserError(f"--{name.replace('_', '-')} does not go with adapters; leave it out")
     address, sock = setup_server(args, reuse_port=False)
     args.middleware = [*args.middleware, MIDDLEWARE]
     args.worker_extension_cls = WORKER
@@ -70,6 +74,9 @@ def main() -> None:
         "--reft", type=_named, action="append", default=[], metavar="NAME=FOLDER", help="Adapter, folder or hub id."
     )
     args = parser.parse_args()
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    if args.generation_config == "auto":  # no penalties of the checkpoint's, unasked
+        args.generation_config = "vllm"
     if args.enable_chunked_prefill is None and current_platform.is_cpu():  # see ReftLLM
         args.enable_chunked_prefill = False
     configure_logging_from_args(args)

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 from vllm.distributed.communication_op import tensor_model_parallel_all_gather
 
 from interventions.gates import Direction, kl_divergence
 from reft_math.engines.vllm.edits import (
+    LAYERS,
     MODULES,
     SLICED,
     Asked,
@@ -93,11 +95,16 @@ class StepEdits:
             )
         assert config.width is not None
         modules = {layer: self._module(config.site, layer) for layer in interventions}
-        columns = {layer: part_of(config.site, module, config.width, self.ranks) for layer, module in modules.items()}
+        size = self.runner.model_config.get_hidden_size()
+        columns = {
+            layer: part_of(config.site, module, size, config.width, self.ranks) for layer, module in modules.items()
+        }
         gather = partial(tensor_model_parallel_all_gather, dim=-1)
         for edits in self._edits.values():  # of an adapter that had the name before
             edits.pop(name, None)
         for layer, intervention in interventions.items():
+            if hasattr(intervention, "rotate_layer"):  # the rotation, once: it is not trained here
+                parametrize.remove_parametrizations(intervention.rotate_layer, "weight")
             edit = ShardedEdit(
                 intervention.to(self.runner.device), self.rank, self.ranks, config.site in SLICED, gather
             )
@@ -109,14 +116,17 @@ class StepEdits:
             self._edits[place][name] = edit
 
     def _module(self, site: str, layer: int) -> nn.Module:
-        path = f"model.layers.{layer}.{MODULES[site]}".rstrip(".")
+        path = f"model.layers.{layer}"
         try:
-            return self.model.get_submodule(path)  # type: ignore[no-any-return]
+            block = self.model.get_submodule(path)
         except AttributeError:
+            raise UserError(f"the adapter has a layer {layer}; {type(self.model).__name__} has no {path}") from None
+        if type(block).__name__ not in LAYERS:
             raise UserError(
-                f"adapters act in vLLM's models that name their modules as Llama's; {type(self.model).__name__} has no"
-                f" {path}"
-            ) from None
+                f"adapters act in vLLM's layers of {', '.join(name.removesuffix('DecoderLayer') for name in LAYERS)};"
+                f" this model has {type(block).__name__}"
+            )
+        return block.get_submodule(MODULES[site])  # type: ignore[no-any-return]
 
     def _edit(
         self, module: nn.Module, args: Any, output: Any, site: str, columns: slice, edits: dict[str, ShardedEdit]
@@ -139,7 +149,7 @@ class StepEdits:
         for index, request_id in enumerate(batch.req_ids):
             params = self.runner.requests[request_id].sampling_params
             asked = (params.extra_args or {}).get("reft") if params is not None else None
-            if asked is not None:
+            if isinstance(asked, dict):
                 start, end = int(starts[index]), int(starts[index + 1])
                 rows.append(Row(Asked(**asked), start, end - start, int(batch.num_computed_tokens_cpu[index])))
         return rows

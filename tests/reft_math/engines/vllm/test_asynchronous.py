@@ -79,6 +79,18 @@ def test_a_request_without_the_field_is_the_engines_own(engine: Any, server: Ser
     assert engine.reports == {}
 
 
+def test_the_workers_own_argument_is_not_a_clients(engine: Any, server: Server) -> None:
+    """It would be done as it is, in every forward pass: a wrong one would end the engine."""
+    params = SamplingParams(temperature=0, extra_args={"reft": "x"})
+
+    async def collect() -> list[Any]:
+        return [output async for output in engine.generate({"prompt_token_ids": [1]}, params, "cmpl-2-0")]
+
+    with pytest.raises(UserError, match="extra_args has no 'reft'"):
+        asyncio.run(collect())
+    assert server.requests == []
+
+
 def test_reports_that_nobody_fetches_do_not_pile_up(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from reft_math.engines.vllm import asynchronous
 

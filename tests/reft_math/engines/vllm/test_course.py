@@ -12,6 +12,7 @@ from interventions import PrefixReftModel
 from interventions.gates import kl_divergence, parse_gate
 from reft_math.engines.vllm import course as courses
 from reft_math.engines.vllm.course import Ask, Draft, GateReport, Verify, Written, course
+from reft_math.errors import UserError
 
 
 def answered(reft_model: PrefixReftModel, ask: Ask, end: int | None) -> Any:
@@ -96,12 +97,40 @@ def test_later_drafts_are_as_long_as_what_is_written(monkeypatch: pytest.MonkeyP
     assert lengths == [4, 4, 8, 16, 32]
 
 
-def test_a_divergence_that_is_not_a_number_closes_the_gate() -> None:
+def test_a_divergence_that_is_not_a_number_is_an_error() -> None:
     way = course([1], 8, parse_gate("kl:inf").on(torch.float32))
     next(way)
     way.send(Written([7] * 8, "length"))
-    rest = way.send([0.0, float("nan"), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    assert rest == courses.Rest([1, 7], 7)
+    with pytest.raises(UserError, match="those of token 1 are not"):
+        way.send([0.0, float("nan"), *[0.0] * 6])
+
+
+@pytest.mark.parametrize("closing", [None, 5, 6])
+def test_a_stop_text_that_two_drafts_share_ends_the_text_and_its_report(
+    closing: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Complete with the sixth token, two of which are the second draft's; the gate closes later, or there, or not."""
+    monkeypatch.setattr(courses, "DRAFT_TOKENS", 4)
+    gate = parse_gate("kl:inf" if closing is None else f"kl:{closing}.5").on(torch.float32)
+    way = course([1], 20, gate, lambda tokens: (6, "stop") if len(tokens) >= 6 else None)
+    next(way)
+    way.send(Written([7] * 4, "length"))
+    way.send([1.0] * 4)
+    way.send(Written([7] * 4, "length"))
+    if closing == 5:  # the base draws the sixth token
+        assert way.send([1.0] * 4) == courses.Rest([1, *[7] * 5], 15)
+        return
+    with pytest.raises(StopIteration) as done:
+        way.send([1.0] * 4)
+    written, report = done.value.value
+    assert written == Written([7] * 6, "stop", "stop")
+    assert report == GateReport([1.0] * 6, 6.0, -1)
+
+
+def test_a_long_drafts_states_are_bounded() -> None:
+    ask = next(course([1], 2000, parse_gate("tokens:1000").on(torch.float32)))
+    assert isinstance(ask, Draft)
+    assert ask.max_tokens == courses.LONGEST_DRAFT
 
 
 def test_half_precision_has_the_gates_dead_band() -> None:

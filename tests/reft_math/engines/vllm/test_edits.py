@@ -80,23 +80,31 @@ def test_slices_of_ranks_make_the_whole_edit(kind: type) -> None:
 
 def test_up_projection_is_the_second_half() -> None:
     module: Any = SimpleNamespace(output_sizes=[WIDTH, WIDTH])
-    assert part_of("ffn_up", module, WIDTH, 1) == slice(8, 16)
-    assert part_of("ffn_up", module, WIDTH, 2) == slice(4, 8)
+    assert part_of("ffn_up", module, 4, WIDTH, 1) == slice(8, 16)
+    assert part_of("ffn_up", module, 4, WIDTH, 2) == slice(4, 8)
 
 
 def test_attention_has_queries_then_keys_then_values() -> None:
     module: Any = SimpleNamespace(num_heads=2, num_kv_heads=1, head_size=4)
-    assert part_of("attn_q", module, 8, 1) == slice(0, 8)
-    assert part_of("attn_k", module, 4, 1) == slice(8, 12)
-    assert part_of("attn_v", module, 4, 1) == slice(12, 16)
-    assert part_of("attn_o", module, 8, 2) == slice(0, 8)
+    assert part_of("attn_q", module, 8, 8, 1) == slice(0, 8)
+    assert part_of("attn_k", module, 8, 4, 1) == slice(8, 12)
+    assert part_of("attn_v", module, 8, 4, 1) == slice(12, 16)
+    assert part_of("attn_o", module, 8, 8, 2) == slice(0, 8)
+
+
+@pytest.mark.parametrize("site", ["ffn_up", "ffn_down", "attn_q", "attn_o", "block"])
+@pytest.mark.parametrize("width", [4, 16])
+def test_an_adapter_of_another_width_is_refused(site: str, width: int) -> None:
+    module: Any = SimpleNamespace(output_sizes=[8, 8], num_heads=2, num_kv_heads=1, head_size=4)
+    with pytest.raises(UserError, match=f"this one is for {site} of width {width}"):
+        part_of(site, module, 8, width, 1)
 
 
 def test_keys_that_ranks_share_are_refused() -> None:
     """Four ranks of two key heads: each head lies on two ranks."""
     module: Any = SimpleNamespace(num_heads=1, num_kv_heads=1, head_size=4)
-    with pytest.raises(UserError, match="4 ranks must each hold a slice of attn_k's 8 columns"):
-        part_of("attn_k", module, 8, 4)
+    with pytest.raises(UserError, match=r"of 4 rank.* each has 4 columns; use .* no more ranks than key-value heads"):
+        part_of("attn_k", module, 8, 8, 4)
 
 
 @pytest.mark.parametrize("is_tuple", [True, False])

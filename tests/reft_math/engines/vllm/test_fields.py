@@ -86,7 +86,7 @@ def test_a_streams_last_event_of_each_choice_has_its_report(client: TestClient, 
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"reft": {"adapter": "blue"}}, "a request's adapter must be a loaded one (red, own); got 'blue'"),
+        ({"reft": {"adapter": "blue"}}, "reft's adapter must be one that the server has loaded; got 'blue'"),
         ({"reft": {"adapter": ["red"]}}, "reft must have the fields"),
         ({"reft": "red"}, "reft must have the fields adapter and, if not the adapter's own, gate; got 'red'"),
         ({"reft": {"adapter": "red", "gates": "off"}}, "reft must have the fields"),
@@ -95,6 +95,7 @@ def test_a_streams_last_event_of_each_choice_has_its_report(client: TestClient, 
         ({"reft": {"adapter": "own", "gate": "prompt"}}, "gate 'prompt' is for adapters that act on the prompt"),
         ({"reft": {"adapter": "red"}, "n": 2}, "reft goes with one choice a prompt"),
         ({"reft": {"adapter": "red"}, "logprobs": 1}, "reft goes with one choice a prompt"),
+        ({"reft": {"adapter": "red"}, "logprobs": 0}, "reft goes with one choice a prompt"),
         ({"reft": {"adapter": "red"}, "vllm_xargs": 3}, "vllm_xargs must be an object; got 3"),
     ],
 )
@@ -104,6 +105,12 @@ def test_what_cannot_be_done_is_refused_in_one_line(client: TestClient, fields: 
     message = answer.json()["error"]["message"]
     assert message.startswith(why)
     assert "\n" not in message
+
+
+def test_a_way_without_reports_is_refused(client: TestClient) -> None:
+    answer = client.post("/v1/responses", json={"input": "1+1", "reft": {"adapter": "red"}})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("reft goes with completions and chats")
 
 
 def test_a_body_that_is_no_json_is_left_to_the_server(client: TestClient) -> None:

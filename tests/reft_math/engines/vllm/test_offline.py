@@ -126,7 +126,9 @@ def test_an_end_token_ends_a_request_in_every_stage(llm: Any, server: Server) ->
         (("all", "kl:1"), SamplingParams(n=2), "does not go with n=2"),
         (("all", "always"), SamplingParams(n=2), "does not go with n=2"),
         (("all", "kl:1"), SamplingParams(logprobs=1), "does not go with logprobs=1"),
+        (("all", "always"), SamplingParams(logprobs=0), "does not go with logprobs=0"),
         (("all", "kl:1"), SamplingParams(presence_penalty=0.5), "does not go with presence_penalty=0.5"),
+        (("all", "kl:1"), SamplingParams(extra_args={"reft": "x"}), "extra_args has no 'reft'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_begins(
@@ -156,6 +158,22 @@ def test_an_engine_that_dies_leaves_nothing_behind(llm: Any, server: Server, num
         llm.generate(PROMPTS, GREEDY, reft=reft("all", "kl:0.5"), use_tqdm=False)
     assert llm.waiting == []
     assert server.states == {}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_request_that_the_engine_gives_up_ends_with_what_is_certain(llm: Any, server: Server, number: int) -> None:
+    (whole,) = llm.generate([PROMPTS[0]], GREEDY, reft=reft("all", "tokens:4"), use_tqdm=False)
+    server.abort_at = len(server.requests) + number
+    (output,) = llm.generate([PROMPTS[0]], GREEDY, reft=reft("all", "tokens:4"), use_tqdm=False)
+    assert output.outputs[0].finish_reason == "abort"
+    assert list(output.outputs[0].token_ids) == list(whole.outputs[0].token_ids)[: 4 if number == 3 else 0]
+
+
+def test_prompts_of_other_kinds_are_refused_and_an_ordinary_one_keeps_its_salt(llm: Any, server: Server) -> None:
+    with pytest.raises(UserError, match="it also has multi_modal_data"):
+        llm.generate([{"prompt_token_ids": [1], "multi_modal_data": {}}], GREEDY, reft=[None], use_tqdm=False)
+    llm.generate([{"prompt_token_ids": [1], "cache_salt": "mine"}], GREEDY, reft=[None], use_tqdm=False)
+    assert server.requests[-1][0]["cache_salt"] == "mine"
 
 
 def test_an_adapter_that_does_not_fit_is_refused_with_the_workers_reason(llm: Any, folders: dict[str, Path]) -> None:
