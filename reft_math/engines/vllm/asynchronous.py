@@ -85,7 +85,7 @@ class ReftAsyncLLM(AsyncLLM):  # type: ignore[misc]
                 del self.reports[next(iter(self.reports))]
             yield stream.last()
         finally:
-            if request.ask is not None:
+            if request.leaves_states:
                 await self.collective_rpc("reft_forget", args=(request.state_keys(),))
 
     async def _answer(

@@ -185,6 +185,8 @@ class _Run:
                 continue
             request.take(output, divergences.get(index))
             if request.ask is None:
+                if request.leaves_states:
+                    self.llm.collective_rpc("reft_forget", args=(request.state_keys(),))
                 self.done[index] = gated_output(self._id(index), request)
             else:
                 self._add(index)

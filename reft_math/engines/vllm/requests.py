@@ -20,13 +20,9 @@ from reft_math.errors import UserError
 
 _keys = count()
 _DEFAULTS = SamplingParams()
-_UNTOLD = (
-    "n",
-    "logprobs",
-    "prompt_logprobs",
-    "logprob_token_ids",
-    "prompt_logprob_token_ids",
-    "trace_decode_token_ids",
+_UNTOLD = (  # what a gated output does not tell
+    *("n", "logprobs", "prompt_logprobs"),
+    *("logprob_token_ids", "prompt_logprob_token_ids", "trace_decode_token_ids"),
 )
 # Options whose meaning depends on all tokens written so far, which vLLM would count from each stage's start.
 _COUNTED = (
@@ -56,8 +52,11 @@ class GatedRequest:
     """One request on its way.
 
     Attributes:
-        report: What the gate measured, once the request is done.
-        text: Tokens kept so far.
+        prompt: Token ids.
+        params: The user's settings, of the whole text.
+        salt: The user's ``cache_salt``.
+        ask: What to ask of the engine next; None once the request is done.
+        written, report: All tokens, and what the gate measured, once it is done.
     """
 
     prompt: Tokens
@@ -98,6 +97,11 @@ class GatedRequest:
             self.answer(divergences)
         else:
             self.answer(Written(list(completion.token_ids), completion.finish_reason, completion.stop_reason))
+
+    @property
+    def leaves_states(self) -> bool:
+        """Whether the worker may still keep states of it: of a draft that nobody will verify."""
+        return self.written is None or self.written.finish_reason not in ("stop", "length")
 
     @property
     def kept(self) -> Tokens:

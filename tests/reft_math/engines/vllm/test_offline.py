@@ -166,6 +166,7 @@ def test_a_request_that_the_engine_gives_up_ends_with_what_is_certain(llm: Any, 
     server.abort_at = len(server.requests) + number
     (output,) = llm.generate([PROMPTS[0]], GREEDY, reft=reft("all", "tokens:4"), use_tqdm=False)
     assert output.outputs[0].finish_reason == "abort"
+    assert server.states == {}
     assert list(output.outputs[0].token_ids) == list(whole.outputs[0].token_ids)[: 4 if number == 3 else 0]
 
 
