@@ -162,10 +162,12 @@ def part_of(site: str, module: nn.Module, hidden_size: int, width: int, ranks: i
         columns = slice(start, start + int(sizes[place]))
     else:
         columns = slice(0, hidden_size)
-    if columns.stop - columns.start != own:
+    found = columns.stop - columns.start
+    if found != own:
+        shared = "; ranks that share keys and values cannot edit them: use fewer" if ranks > 1 else ""
         raise UserError(
-            f"an adapter fits models of its own width: this one is for {site} of width {width}, and of {ranks} rank(s)"
-            f" each has {columns.stop - columns.start} columns; use its base, and no more ranks than key-value heads"
+            f"an adapter fits models of its own width: this one is for {site} of width {width}, the model's is"
+            f" {found * (ranks if site in SLICED else 1)}{shared}"
         )
     return columns
 

@@ -9,6 +9,7 @@ ask is an ordinary one.
 from __future__ import annotations
 
 import os
+from argparse import ArgumentTypeError
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -56,7 +57,7 @@ async def serve(args: Any) -> None:
 def _named(text: str) -> tuple[str, str]:
     name, equals, source = text.partition("=")
     if not (name and equals and source):
-        raise ValueError(text)
+        raise ArgumentTypeError(f"an adapter is given as NAME=FOLDER; got {text!r}")
     return name, source
 
 

@@ -103,7 +103,9 @@ def test_an_adapter_of_another_width_is_refused(site: str, width: int) -> None:
 def test_keys_that_ranks_share_are_refused() -> None:
     """Four ranks of two key heads: each head lies on two ranks."""
     module: Any = SimpleNamespace(num_heads=1, num_kv_heads=1, head_size=4)
-    with pytest.raises(UserError, match=r"of 4 rank.* each has 4 columns; use .* no more ranks than key-value heads"):
+    with pytest.raises(
+        UserError, match="the model's is 16; ranks that share keys and values cannot edit them: use fewer"
+    ):
         part_of("attn_k", module, 8, 8, 4)
 
 
