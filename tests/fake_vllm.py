@@ -88,6 +88,7 @@ class Server:
 
     Attributes:
         requests: Prompt, with its ``cache_salt``, and parameters.
+        read_again: How many drafts the base had found in the cache.
         die_at, abort_at: The number of the request at which the engine dies, or gives up the request; None for never.
     """
 
@@ -95,9 +96,11 @@ class Server:
         self.base, self.adapters, self.tokenizer = base, adapters, tokenizer
         self.loaded: list[str] = []
         self.states: dict[str, dict[int, torch.Tensor]] = {}
+        self.blocks: set[tuple[Any, ...]] = set()
         self.requests: list[tuple[dict[str, Any], SamplingParams]] = []
         self.die_at: int | None = None
         self.abort_at: int | None = None
+        self.read_again = 0
         self.model_config = SimpleNamespace(dtype=base.dtype, max_model_len=64)
 
     def answer(self, request_id: str, prompt: dict[str, Any], params: SamplingParams) -> RequestOutput:
@@ -112,9 +115,10 @@ class Server:
         start, reason, stop = len(text), "length", None
         assert params.max_tokens is not None
         assert start + params.max_tokens <= self.model_config.max_model_len + (asked is not None)
+        found = 0 if params.skip_reading_prefix_cache else self._cached(text, prompt.get("cache_salt"))
         generator = None if params.seed is None else torch.Generator().manual_seed(params.seed)
         for _ in range(params.max_tokens):
-            logits = self._states(text, asked, params)[-1]
+            logits = self._states(text, asked, found)[-1]
             if params.temperature > 0:
                 text.append(int(TopKTopPSampler()(logits[None] / params.temperature, {0: generator}, None, None)[0]))
             else:
@@ -122,17 +126,25 @@ class Server:
             if text[-1] in params.stop_token_ids and not params.ignore_eos:
                 reason, stop = "stop", text[-1]
                 break
-            found = next((one for one in params.stop if one in self.tokenizer.decode(text[start:])), None)
-            if found is not None:
-                reason, stop = "stop", found
+            ending = next((one for one in params.stop if one in self.tokenizer.decode(text[start:])), None)
+            if ending is not None:
+                reason, stop = "stop", ending
                 break
         written = self.tokenizer.decode(text[start:]) if params.detokenize else ""
         completion = CompletionOutput(0, written, text[start:], None, None, reason, stop)
         return RequestOutput(request_id, None, text[:start], None, [completion], finished=True)
 
+    def _cached(self, text: list[int], salt: str | None) -> int:
+        """Returns how many tokens lie in the cache, whole blocks of two but for the last token; puts the text there."""
+        blocks = [(salt, *text[:end]) for end in range(2, len(text) + 1, 2)]
+        found = sum(1 for end, block in zip(range(2, len(text), 2), blocks, strict=False) if block in self.blocks)
+        self.blocks.update(blocks)
+        return 2 * found
+
     @torch.no_grad()
-    def _states(self, text: list[int], asked: Any, params: SamplingParams) -> torch.Tensor:
-        """Returns logits; keeps them, in place of the states that they are made of, where they are asked for."""
+    def _states(self, text: list[int], asked: Any, found: int) -> torch.Tensor:
+        """Returns logits; keeps them, in place of the states that they are made of, where they are asked for and not
+        among the first ``found`` tokens."""
         ids = torch.tensor([text])
         if asked is None or asked["adapter"] is None:
             logits = self.base(ids).logits[0]
@@ -141,9 +153,8 @@ class Server:
             mask = intervention_mask(place, asked["positions"])[None]
             logits = self.adapters[asked["adapter"]](ids, intervention_mask=mask).logits[0]
         if asked is not None and asked["key"] is not None:
-            assert asked["adapter"] or params.skip_reading_prefix_cache
             kept = self.states.setdefault(asked["key"], {})
-            kept.update({index: logits[index] for index in range(asked["keep_from"], len(text))})
+            kept.update({index: logits[index] for index in range(max(asked["keep_from"], found), len(text))})
         return logits
 
     def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
@@ -157,8 +168,13 @@ class Server:
                 self.states.pop(key, None)
             return [None, None]
         assert method == "reft_divergences"
-        found = []
+        found: list[Any] = []
         for draft, base, first, count, direction in args[0]:
+            if not set(range(first, first + count)) <= self.states.get(base, {}).keys():
+                self.states.pop(base, None)
+                self.read_again += 1
+                found.append(None)
+                continue
             kept = [self.states.pop(key) for key in (draft, base)]
             mod, plain = (torch.stack([states[first + index] for index in range(count)]) for states in kept)
             found.append(kl_divergence(mod, plain, direction).tolist())

@@ -108,6 +108,9 @@ class KeptStates:
         states = self._kept.pop(key, {})
         return torch.stack([states[position] for position in positions])
 
+    def has(self, key: str, positions: range) -> bool:
+        return set(positions) <= self._kept.get(key, {}).keys()
+
     def forget(self, key: str) -> None:
         self._kept.pop(key, None)
 

@@ -172,7 +172,7 @@ class _Run:
             for index, output in by_index.items()
             if (request := self.requests[index]) is not None and request.is_read_by(output)
         }
-        divergences: dict[int, list[float]] = {}
+        divergences: dict[int, list[float] | None] = {}
         if read:
             measured = [request.measured() for request in read.values()]
             found = first_of(self.llm.collective_rpc("reft_divergences", args=(measured,)))

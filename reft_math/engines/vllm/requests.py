@@ -57,6 +57,7 @@ class GatedRequest:
         salt: The user's ``cache_salt``.
         ask: What to ask of the engine next; None once the request is done.
         written, report: All tokens, and what the gate measured, once it is done.
+        reads_cache: Whether the base's next reading of a draft takes the blocks that it finds.
     """
 
     prompt: Tokens
@@ -68,6 +69,7 @@ class GatedRequest:
     salt: str | None = None
     report: GateReport | None = None
     written: Written | None = None
+    reads_cache: bool = True
     _key: str = field(default_factory=lambda: f"reft-{next(_keys)}")
 
     def __post_init__(self) -> None:
@@ -87,14 +89,15 @@ class GatedRequest:
         return isinstance(self.ask, Verify) and output.outputs[0].finish_reason == "length"
 
     def take(self, output: RequestOutput, divergences: list[float] | None) -> None:
-        """Takes a finished request's output, of `Verify` with what the worker measured, and moves on."""
+        """Takes a finished request's output, of `Verify` with what the worker measured if it could, and moves on."""
         completion = output.outputs[0]
         if completion.finish_reason not in ("stop", "length"):  # given up by the engine
             self.written, self.report = Written(self.kept, completion.finish_reason), GateReport()
             self.ask = None
         elif isinstance(self.ask, Verify):
-            assert divergences is not None
-            self.answer(divergences)
+            self.reads_cache = divergences is not None  # else the same again, all of it computed
+            if divergences is not None:
+                self.answer(divergences)
         else:
             self.answer(Written(list(completion.token_ids), completion.finish_reason, completion.stop_reason))
 
@@ -161,10 +164,8 @@ class GatedRequest:
         if isinstance(ask, Verify):
             first = len(ask.token_ids) - ask.num_drafted
             asked = Asked(None, "all", len(self.prompt), f"{self._key}-base", first)
-            # All that is read must be computed: states that another request left in the cache were not kept.
-            params = SamplingParams(
-                max_tokens=1, temperature=0, detokenize=False, skip_reading_prefix_cache=True, ignore_eos=True
-            )
+            params = SamplingParams(max_tokens=1, temperature=0, detokenize=False, ignore_eos=True)
+            params.skip_reading_prefix_cache = not self.reads_cache
             params.extra_args = {"reft": asdict(asked)}
             return self._salted(prompt, self.salt), params
         params.max_tokens = ask.max_tokens

@@ -49,8 +49,13 @@ class ReftWorker:
             return str(error)
         return None
 
-    def reft_divergences(self, measured: Sequence[tuple[str, str, int, int, Direction]]) -> list[list[float]] | None:
+    def reft_divergences(
+        self, measured: Sequence[tuple[str, str, int, int, Direction]]
+    ) -> list[list[float] | None] | None:
         """Returns ``D_t`` in nats, and forgets what was kept for it; None from ranks that hold no logits.
+
+        A draft's are None if the base found some of its tokens in the cache, where another request had left them: their
+        states were not kept, and the draft has to be read once more, without the cache.
 
         Args:
             measured: For each draft its key, its verification's, the position of the token before its first, the
@@ -155,10 +160,14 @@ class StepEdits:
         return rows
 
     @torch.no_grad()
-    def divergences(self, measured: Sequence[tuple[str, str, int, int, Direction]]) -> list[list[float]] | None:
-        found: list[list[float]] = []
+    def divergences(self, measured: Sequence[tuple[str, str, int, int, Direction]]) -> list[list[float] | None] | None:
+        found: list[list[float] | None] = []
         for draft, verification, first, count, direction in measured:
             positions = range(first, first + count)
+            if not self.states.has(verification, positions):
+                self.states.forget(verification)
+                found.append(None)
+                continue
             mod, base = self.states.take(draft, positions), self.states.take(verification, positions)
             kl: list[float] = []
             for rows in torch.arange(count).split(LOGIT_ROWS):

@@ -39,6 +39,7 @@ def test_every_gate_and_adapter_in_one_batch_gives_the_text_of_decoding_here(llm
         use_tqdm=False,
     )
     assert server.states == {}
+    assert server.read_again > 0  # drafts alike of several requests
     for (prompt, name, gate), output in zip(jobs, outputs, strict=True):
         model = server.adapters[name or "all"]
         here = watched(model, gate or "off", [prompt])
@@ -89,6 +90,15 @@ def test_stages_draw_from_seeds_of_their_own(llm: Any, server: Server) -> None:
     assert draft.seed == 5
     assert rest.seed not in (5, None)
     assert (verification.temperature, verification.seed, verification.max_tokens) == (0, None, 1)
+
+
+def test_a_draft_that_the_base_finds_in_its_cache_is_read_once_more_without_it(llm: Any, server: Server) -> None:
+    """What lies there was computed for another request: no state of it was kept."""
+    for times in range(2):
+        llm.generate([PROMPTS[0]], GREEDY, reft=reft("all", "tokens:4"), use_tqdm=False)
+        assert server.read_again == times
+    skipped = [params.skip_reading_prefix_cache for _, params in server.requests if params.max_tokens == 1]
+    assert skipped == [False, False, True]
 
 
 def test_a_stop_text_over_the_seam_of_two_stages_ends_the_text(llm: Any, server: Server) -> None:
@@ -164,6 +174,7 @@ def test_an_engine_that_dies_leaves_nothing_behind(llm: Any, server: Server, num
 def test_a_request_that_the_engine_gives_up_ends_with_what_is_certain(llm: Any, server: Server, number: int) -> None:
     (whole,) = llm.generate([PROMPTS[0]], GREEDY, reft=reft("all", "tokens:4"), use_tqdm=False)
     server.abort_at = len(server.requests) + number
+    server.blocks.clear()
     (output,) = llm.generate([PROMPTS[0]], GREEDY, reft=reft("all", "tokens:4"), use_tqdm=False)
     assert output.outputs[0].finish_reason == "abort"
     assert server.states == {}
