@@ -32,7 +32,7 @@ from reft_math.engines.vllm.edits import (
 from reft_math.errors import UserError
 from reft_math.models.standalone import read_adapter
 
-LOGIT_ROWS = 64  # rows of logits at a time: 32 MiB of them a model at 128,000 tokens
+LOGIT_ROWS = 64  # rows of logits at a time: 32 MiB at 128,000 tokens in float32
 
 
 class ReftWorker:
