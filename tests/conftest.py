@@ -78,7 +78,7 @@ def hostile_answers() -> Callable[..., list[Any]]:
     return hostile.hostile_answers
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model() -> Callable[..., PreTrainedModel]:
     """``tiny_model(family, **changes)``: 3 layers, width 32, vocabulary 64, weights by a fixed seed, float32.
 
