@@ -149,6 +149,18 @@ class Here:
             ).hidden_states
         return float(torch.stack(hidden[1:-1]).square().mean().sqrt())
 
+    def merged_up_projections(self) -> dict[str, Any]:
+        """Returns weights and biases of the RED's base with it in the weights, by GGUF's names."""
+        from reft_math.models import load_model
+
+        state = load_model(str(self.merged)).state_dict()
+        layers = range(self.base.config.num_hidden_layers)
+        return {
+            f"blk.{layer}.ffn_up.{part}": state[f"model.layers.{layer}.mlp.up_proj.{part}"].float().numpy()
+            for layer in layers
+            for part in ("weight", "bias")
+        }
+
     def gates(self) -> list[str]:
         """A threshold that half of the rows have passed by token 8, and as many tokens for all."""
         import statistics
@@ -371,6 +383,10 @@ def measure(options: EnginesOptions, work: Path) -> Comparison:
             found.handed_over("llama.cpp, float32", address, gates)
         with serving(llama_command(options.llama, here.file, options.limit), log_of("llama-file")) as address:
             found.handed_over("llama.cpp, the file as it is", address, gates[:1])
+        if here.base.config.model_type == "llama":  # llama.cpp's layers of other families have no such biases
+            merged = float_gguf(here.file, work / "merged.gguf", here.merged_up_projections())
+            with serving(llama_command(options.llama, merged, ALWAYS_ON), log_of("llama-merged")) as address:
+                found.always_on("llama.cpp, float32, RED in the weights", address, here.red)
         with serving(llama_command(options.llama, file, ALWAYS_ON, vector), log_of("llama-vector")) as address:
             found.always_on("llama.cpp, float32, control vector", address, here.bias)
     return found

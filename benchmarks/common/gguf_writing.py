@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,13 @@ def embedded_gguf(target: Path) -> Path:
     return _written(writer, target)
 
 
-def float_gguf(source: Path, target: Path) -> Path:
-    """Writes a GGUF file anew with every tensor in float32, as our loader reads it."""
+def float_gguf(source: Path, target: Path, changes: Mapping[str, Any] | None = None) -> Path:
+    """Writes a GGUF file anew with every tensor in float32, as our loader reads it.
+
+    Args:
+        source, target: The files.
+        changes: Arrays by GGUF's names, in place of the file's tensors or beside them.
+    """
     from gguf import GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
     from gguf.quants import dequantize
 
@@ -66,8 +72,9 @@ def float_gguf(source: Path, target: Path) -> Path:
             inner = entry.types[-1] if kind == GGUFValueType.ARRAY else None
             writer.add_key_value(name, entry.contents(), kind, inner)
     writer.add_file_type(LlamaFileType.ALL_F32)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, dequantize(tensor.data, tensor.tensor_type))
+    tensors = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    for name, array in {**tensors, **(changes or {})}.items():
+        writer.add_tensor(name, array)
     return _written(writer, target)
 
 

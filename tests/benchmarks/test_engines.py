@@ -130,6 +130,15 @@ def test_the_table_tells_the_largest_gap(command: Callable[[str], ModuleType]) -
     assert [line[5] for line in rows] == ["0.0002", "-"]
 
 
+def test_tensors_are_put_in_place_of_a_files_and_beside_them(tmp_path: Path) -> None:
+    embedded_gguf(tmp_path / "embedded.gguf")
+    changes = {"blk.0.ffn_up.weight": np.ones((4, 2), np.float32), "blk.0.ffn_up.bias": np.full(4, 2.0, np.float32)}
+    reader = gguf.GGUFReader(float_gguf(tmp_path / "embedded.gguf", tmp_path / "float.gguf", changes))
+    found = {tensor.name: tensor.data for tensor in reader.tensors}
+    assert all(np.array_equal(found[name], array) for name, array in changes.items())
+    assert len(found) == len(gguf.GGUFReader(tmp_path / "embedded.gguf").tensors) + 1
+
+
 @pytest.mark.parametrize("arguments", ["", "--llama a --model folder", "--llama a --max-new-tokens 8"])
 def test_a_mistake_is_one_line(call: Callable[[str], None], capsys: pytest.CaptureFixture[str], arguments: str) -> None:
     with pytest.raises(SystemExit):
