@@ -126,6 +126,7 @@ def make_here(options: VllmGateOptions) -> Here:
     for name, config in ADAPTERS.items():
         # Each adapter has a base of its own: hooks of two on one would both act.
         model = base if not adapters else load_model(options.model, loading=LoadingOptions(dtype="float32"))
+        torch.manual_seed(SEED)  # LoReFT starts from random directions
         adapters[name] = get_prefix_reft_model(model, PrefixReftConfig(**config))
         generator = torch.Generator().manual_seed(SEED)
         with torch.no_grad():
