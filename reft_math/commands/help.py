@@ -29,13 +29,14 @@ GROUPS = {
     "Regression": "loss grid grid_texts added_tokens normalised bounds scale_targets default",
     "Decoding": (
         "gate gates handoff calibrate_gate calibration_size save opener max_new_tokens new_tokens samples temperature"
-        " top_p top_k min_p keep cache engine engine_model engine_adapter engine_concurrency engine_timeout"
+        " top_p top_k min_p sampled keep cache engine engine_model engine_adapter engine_concurrency engine_timeout"
     ),
     "Evaluation": (
         "eval_size statements runs against shared_only any_template first_turn scoring digits sums alphas only ladders"
         " rounds seconds kills processes quick peers ratios records memory vllm llama"
     ),
-    "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing prompt_cache",
+    "Compute": "batch_size accumulation eval_batch_size mixed_precision gradient_checkpointing prompt_cache"
+    " tensor_parallel",
     "Hub": "repo_id private license commit_message create_pr",
     "Run": "seed seeds save_steps report_to results output json finds output_dir resume overwrite dry_run config help",
 }
