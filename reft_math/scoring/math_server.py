@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor, wait
 from dataclasses import astuple
 from pathlib import Path
 from typing import TextIO
@@ -59,6 +59,7 @@ def _judge(pool: ProcessPool, time_limit: float, pair: tuple[str, str]) -> Equiv
     """Returns the verdict; a pair whose worker dies is tried once more: the machine may have been short of memory."""
     for _ in range(2):
         future = pool.schedule(compare, args=pair, timeout=time_limit)
+        _await(future, pool)
         try:
             return future.result()
         except TimeoutError:
@@ -70,6 +71,13 @@ def _judge(pool: ProcessPool, time_limit: float, pair: tuple[str, str]) -> Equiv
         except Exception:  # too deep or too large for sympy
             return DIED
     return DIED
+
+
+def _await(future: Future[Equivalence], pool: ProcessPool) -> None:
+    """Waits until the future is done; one that was scheduled while the pool broke down never would be."""
+    while not wait([future], timeout=0.5).done:
+        if not pool.active:
+            raise RuntimeError("a pair was lost with its pool")
 
 
 def _prepare() -> None:

@@ -12,7 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -125,6 +127,13 @@ def test_killed_workers_are_replaced(verifier: MathVerifier) -> None:
     for process in processes_of(verifier._server.pid)[1:]:
         os.kill(process, signal.SIGKILL)
     assert is_correct(verifier.score([("7", "$7$"), ("2", "$3$")])) == [True, False]
+
+
+def test_a_pair_that_is_lost_with_its_pool_is_not_waited_for() -> None:
+    """It was in the queue, where pebble gives no task up."""
+    pool = mock.Mock(active=False, schedule=lambda *_, **__: Future())
+    with pytest.raises(RuntimeError, match="lost with its pool"):
+        math_server._judge(pool, 10.0, ("1", "$1$"))
 
 
 @linux
