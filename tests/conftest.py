@@ -167,6 +167,20 @@ def call(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
+def refused(call: Callable[[str], None], capfd: pytest.CaptureFixture[str]) -> Callable[[str, str], None]:
+    """``refused("train/prefix_reft.py --k 0 …", "k must be …")``: exit code 2, and one line of error that says so."""
+
+    def expect(line: str, message: str) -> None:
+        with pytest.raises(SystemExit) as stopped:
+            call(line)
+        assert stopped.value.code == 2
+        (error,) = [text for text in capfd.readouterr().err.splitlines() if text.startswith("error: ")]
+        assert message in error
+
+    return expect
+
+
+@pytest.fixture
 def killed_at_every_call() -> Callable[[Callable[[], object]], Iterator[None]]:
     """As in `fault_injection`."""
     return fault_injection.killed_at_every_call

@@ -61,7 +61,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(call: Callable[[str], Non
 
 
 def test_a_run_is_not_resumed_with_other_parameters(
-    call: Callable[[str], None], tmp_path: Path, null_adapter: str, capfd: pytest.CaptureFixture[str]
+    call: Callable[[str], None], refused: Callable[[str, str], None], tmp_path: Path, null_adapter: str
 ) -> None:
     line = f"eval/arithmetic.py --limit 2 --max-new-tokens 2 --adapter {null_adapter} --output-dir {tmp_path}/run"
     call(line)
@@ -70,10 +70,7 @@ def test_a_run_is_not_resumed_with_other_parameters(
     reft_model = PrefixReftModel.from_pretrained(null_adapter, load_model("arithmetic"))
     next(iter(reft_model.biases().values())).data += 1
     reft_model.save_pretrained(null_adapter)
-    with pytest.raises(SystemExit) as stopped:
-        call(f"{line} --resume")
-    assert stopped.value.code == 2
-    assert "those of adapter have changed since: put them back" in capfd.readouterr().err
+    refused(f"{line} --resume", "those of adapter have changed since: put them back")
 
 
 @pytest.mark.parametrize(("script", "total"), [("eval/gsm8k.py", 1319), ("eval/math500.py", 500)])
@@ -128,22 +125,16 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
-    call: Callable[[str], None],
+    refused: Callable[[str, str], None],
     tmp_path: Path,
     null_adapter: str,
-    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: str,
     message: str,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     arguments = arguments.format(folder=tmp_path, adapter=null_adapter)
-    with pytest.raises(SystemExit) as stopped:
-        call(f"eval/arithmetic.py {arguments} --output-dir {tmp_path}/run")
-    assert stopped.value.code == 2
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
+    refused(f"eval/arithmetic.py {arguments} --output-dir {tmp_path}/run", message)
     assert not (tmp_path / "run").exists()
 
 

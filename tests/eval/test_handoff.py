@@ -199,20 +199,14 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    call: Callable[[str], None],
+    refused: Callable[[str, str], None],
     tmp_path: Path,
     make_adapter: Callable[..., Path],
-    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: str,
     message: str,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     adapters = {"adapter": make_adapter("adapter", 0.0), "other": make_adapter("other", 0.0, template="plain/1")}
-    with pytest.raises(SystemExit) as stopped:
-        call(f"eval/handoff.py {arguments.format(folder=tmp_path, **adapters)} --output-dir {tmp_path}/run")
-    assert stopped.value.code == 2
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
+    refused(f"eval/handoff.py {arguments.format(folder=tmp_path, **adapters)} --output-dir {tmp_path}/run", message)
     assert not (tmp_path / "run").exists()

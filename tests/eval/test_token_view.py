@@ -122,21 +122,15 @@ def test_a_gate_that_never_opens_or_never_closes_has_no_column_of_its_own(
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    call: Callable[[str], None],
+    refused: Callable[[str, str], None],
     adapter: str,
     tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
     arguments: str,
     message: str,
 ) -> None:
     (tmp_path / "file").touch()
     places = {"adapter": adapter, "folder": tmp_path}
-    with pytest.raises(SystemExit) as stopped:
-        call(f"eval/token_view.py {arguments.format(**places)}")
-    assert stopped.value.code == 2
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message.format(**places) in errors[0]
+    refused(f"eval/token_view.py {arguments.format(**places)}", message.format(**places))
 
 
 def test_help_does_not_wait_for_torch() -> None:

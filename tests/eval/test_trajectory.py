@@ -141,15 +141,11 @@ def test_an_adapter_of_zeros_never_parts_and_scores_as_the_base(
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    call: Callable[[str], None],
+    refused: Callable[[str, str], None],
     tmp_path: Path,
     make_adapter: Callable[[float], Path],
-    capfd: pytest.CaptureFixture[str],
     arguments: str,
     message: str,
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        call(f"eval/trajectory.py {arguments.format(adapter=make_adapter(0.0))} --output-dir {tmp_path}/run")
-    assert stopped.value.code == 2
-    assert message in capfd.readouterr().err
+    refused(f"eval/trajectory.py {arguments.format(adapter=make_adapter(0.0))} --output-dir {tmp_path}/run", message)
     assert not (tmp_path / "run").exists()

@@ -268,17 +268,14 @@ def test_a_weight_of_zero_on_numbers_changes_no_bit_and_any_other_has_a_curve(
 
 
 def test_a_file_too_small_to_choose_a_gate_on_says_so_before_anything_is_written(
-    call: Callable[[str], None], tmp_path: Path, tiny_base: str, capfd: pytest.CaptureFixture[str]
+    call: Callable[[str], None], refused: Callable[[str, str], None], tmp_path: Path, tiny_base: str
 ) -> None:
     rows = [json.dumps({"question": f"{n}+1?", "solution": f"#### {n + 1}", "answer": f"{n + 1}"}) for n in range(6)]
     (tmp_path / "own.jsonl").write_text("\n".join(rows))
     line = (
         f"train/prefix_reft.py --model {tiny_base} {SMALL} --dataset {tmp_path}/own.jsonl --output-dir {tmp_path}/run"
     )
-    with pytest.raises(SystemExit) as stopped:
-        call(line)
-    assert stopped.value.code == 2
-    assert "too small to choose a gate on; name one with --gate, such as tokens:10" in capfd.readouterr().err
+    refused(line, "too small to choose a gate on; name one with --gate, such as tokens:10")
     assert not (tmp_path / "run").exists()
     call(f"{line} --gate tokens:10 --max-new-tokens 5")
     assert read(tmp_path / "run" / "results.json")["evaluation"]["prefix"]["total"] == 1
@@ -440,10 +437,9 @@ MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
-    call: Callable[[str], None],
+    refused: Callable[[str, str], None],
     tmp_path: Path,
     tiny_base: str,
-    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: str,
     message: str,
@@ -452,12 +448,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
     (tmp_path / "data" / "gsm8k").mkdir(parents=True)
     (tmp_path / "data" / "gsm8k" / "train.jsonl").write_text(MALFORMED)
     arguments = arguments.replace("{folder}", str(tmp_path / "data"))
-    with pytest.raises(SystemExit) as stopped:
-        call(f"train/prefix_reft.py --model {tiny_base} {SMALL} --output-dir {tmp_path}/run {arguments}")
-    assert stopped.value.code == 2
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert message in errors[0]
+    refused(f"train/prefix_reft.py --model {tiny_base} {SMALL} --output-dir {tmp_path}/run {arguments}", message)
     assert not (tmp_path / "run").exists()
 
 
