@@ -113,18 +113,12 @@ def test_the_change_of_entropy_and_the_probabilities_are_drawn(
     )
 
 
-def test_runs_over_different_rows_are_not_compared(
-    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_over_different_rows_are_not_compared(refused: Callable[[str, str], None], tmp_path: Path) -> None:
     first, second = (write_run(tmp_path / name, TARGETS) for name in ("first", "second"))
     RecordFile(second / "records" / "tuned.jsonl").append(
         [{"id": "more", "text": "t", "target": 1, "predictions": {"rail": 1}}]
     )
-    with pytest.raises(SystemExit) as stopped:
-        call(f"eval/compare_regression.py --runs {first} {second} --output-dir {tmp_path}/out")
-    assert stopped.value.code == 2
-    assert "has 5, " in (error := capfd.readouterr().err)
-    assert error.count("\n") == 1
+    refused(f"eval/compare_regression.py --runs {first} {second} --output-dir {tmp_path}/out", "has 5, ")
     assert not (tmp_path / "out").exists()
 
 
@@ -154,24 +148,15 @@ def test_different_prompts_are_compared_only_if_that_is_meant(
     assert (tmp_path / "out" / "table.csv").exists()
 
 
-def test_a_run_of_another_command_is_refused(
-    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_of_another_command_is_refused(refused: Callable[[str, str], None], tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"evaluation": {}}')
-    with pytest.raises(SystemExit) as stopped:
-        call(f"eval/compare_regression.py --runs {tmp_path} --output-dir {tmp_path}/out")
-    assert stopped.value.code == 2
-    assert capfd.readouterr().err == f"error: {tmp_path} is no run of train/raft.py\n"
+    line = f"eval/compare_regression.py --runs {tmp_path} --output-dir {tmp_path}/out"
+    refused(line, f"{tmp_path} is no run of train/raft.py")
 
 
-def test_a_run_without_its_records_is_refused(
-    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_its_records_is_refused(refused: Callable[[str, str], None], tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, TARGETS) for name in ("first", "second")]
     for run in runs:
         (run / "records" / "tuned.jsonl").unlink()
-    with pytest.raises(SystemExit) as stopped:
-        call(f"eval/compare_regression.py --runs {runs[0]} {runs[1]} --output-dir {tmp_path}/out")
-    assert stopped.value.code == 2
-    assert "tuned.jsonl has no rows" in (error := capfd.readouterr().err)
-    assert error.count("\n") == 1
+    line = f"eval/compare_regression.py --runs {runs[0]} {runs[1]} --output-dir {tmp_path}/out"
+    refused(line, "tuned.jsonl has no rows")

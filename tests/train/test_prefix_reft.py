@@ -387,19 +387,15 @@ def test_fsdp_is_as_its_config_has_it(
     ],
 )
 def test_what_needs_a_whole_base_does_not_run_under_fsdp(
-    call: Callable[[str], None],
+    refused: Callable[[str, str], None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     line: str,
     message: str,
 ) -> None:
     monkeypatch.setattr(sharding, "fsdp_requested", lambda: True)
     monkeypatch.setattr(base, "fsdp_requested", lambda: True)
-    with pytest.raises(SystemExit) as stopped:
-        call(f"{line} --output-dir {tmp_path}/run")
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: {message}")
+    refused(f"{line} --output-dir {tmp_path}/run", message)
     assert not (tmp_path / "run").exists()
 
 
