@@ -38,8 +38,8 @@ class CompareOptions:
     against: str | None = field(
         default=None,
         metadata={
-            "help": "RUN:DECODER to compute p-values against, from one of the runs; a file's decoder is elsewhere (the"
-            " first run's first)."
+            "help": "Row to compute p-values against, as RUN:ROW; rows are those of the run's own table (base, prefix,"
+            " lora), a file's is elsewhere (the first row of the first run)."
         },
     )
     shared_only: bool = field(default=False, metadata={"help": "Compare on the problems that all runs share."})

@@ -2,7 +2,8 @@
 
     uv run eval/gsm8k.py --model meta-llama/Meta-Llama-3-8B-Instruct --adapter results/prefix-reft/adapter
 
-Reports accuracy by the last number (``correct``) and by the stated final answer (``strict``), with a Wilson interval.
+Reports accuracy by the stated answer, else the last number (``correct``), and by each alone (``strict``, ``flexible``),
+with a Wilson interval.
 """
 
 from __future__ import annotations

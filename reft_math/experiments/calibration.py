@@ -26,6 +26,7 @@ from reft_math.scoring.gate_choice import (
     gate_table,
     noise_line,
     read_gates,
+    tie_note,
 )
 from reft_math.scoring.rounding import noise_floor
 
@@ -66,6 +67,8 @@ def run_calibration(options: RunOptions, dataset: str, gates: Sequence[str] | No
     write_json(folder / RESULTS_NAME, {**setting.provenance(), **results})
     title = f"{dataset}, {len(problems)} validation problems, greedy; * is the best gate"
     print_table(title, GATE_COLUMNS, gate_rows(found, best))
+    if (note := tie_note(found)) is not None:
+        print(note)
     print(noise_line(noise))
     if save:
         replace(setting.adapter, gate=best).save_pretrained(str(options.adapter))

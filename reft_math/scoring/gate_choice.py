@@ -58,6 +58,17 @@ def best_gate(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     return [gate for gate, summary in summaries.items() if summary["correct"] == most][-1]
 
 
+def tie_note(summaries: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Returns a line on gates that are all equally good, between which `best_gate` chose nothing; else None."""
+    first = next(iter(summaries.values()))
+    if len(summaries) < 2 or any(summary["correct"] != first["correct"] for summary in summaries.values()):
+        return None
+    return (
+        f"note: all gates have {first['correct']} of {first['total']} right, so the last was taken; more validation"
+        " problems, longer training or other thresholds may tell them apart"
+    )
+
+
 def _closings(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns quartiles over the rows that closed; None for stock generation, whose gates never close."""
     names = ("first_quartile", "median", "third_quartile")

@@ -48,8 +48,8 @@ from reft_math.training.trainer import NormControl, PrefixTrainer
 Options = TypeVar("Options", bound=TrainingOptions)
 
 _LINES = {
-    True: "rows of a batch share lines",
-    False: "each row has a line of its own, padded: this model does not keep rows on a line apart",
+    True: "rows are packed: several of a batch share one line, and do not see each other",
+    False: "rows are padded, each on a line of its own: this model does not keep rows on a line apart",
 }
 
 

@@ -12,7 +12,7 @@ from reft_math.commands.processes import leave_process_group
 from reft_math.files.tables import print_table
 from reft_math.models.adapter_card import write_adapter_card
 from reft_math.models.card import CARD_NAME, parameters_sha256
-from reft_math.scoring.gate_choice import GATE_COLUMNS, gate_rows, noise_line
+from reft_math.scoring.gate_choice import GATE_COLUMNS, gate_rows, noise_line, tie_note
 from reft_math.training import job as jobs
 from reft_math.training import prefix_training
 from reft_math.training.card import notes_beside
@@ -41,6 +41,8 @@ def finish(prefix: PrefixJob, more: Mapping[str, Any] | None = None, notes: Sequ
     if calibration is not None:
         title = f"gates on {options.eval_dataset}'s validation split; * is the adapter's default"
         print_table(title, GATE_COLUMNS, gate_rows(calibration, model.gate))
+        if (note := tie_note(calibration)) is not None:
+            print(note)
     if noise is not None:
         print(noise_line(noise))
     lines = [

@@ -17,7 +17,10 @@ class InterventionOptions(TrainingOptions):
     k: int = field(default=10, metadata={"help": "Solution tokens to train on."})
     norm_control: Literal["pid", "note", "projection", "penalty", "step-size", "none", "loss-weight"] = field(
         default="pid",
-        metadata={"help": "Controller of the norm: pid acts on the biases; note (loss-weight) is the authors' PID."},
+        metadata={
+            "help": "Controller of the norm: pid rescales the biases, projection bounds them, step-size and penalty act"
+            " on their training, note (or loss-weight) is the authors' PID on the loss, none leaves them free."
+        },
     )
     target_scale_norm: float | None = field(
         default=None, metadata={"help": "Hold the mean over layers of ‖s − 1‖₂ at or under this (RED)."}
@@ -46,8 +49,8 @@ class InterventionOptions(TrainingOptions):
     gate: str | None = field(
         default=None,
         metadata={
-            "help": "The adapter's default gate: kl:NATS, tokens:N, always, prompt or off (calibrated; else tokens:K;"
-            " always for ordinary ReFT)."
+            "help": "The adapter's default gate: kl:NATS (also kl:NATS,min=N,max=N), tokens:N, always, prompt or off."
+            " Left out: chosen on validation problems, tokens:K under --no-calibrate-gate, always for ordinary ReFT."
         },
     )
     calibrate_gate: bool = field(

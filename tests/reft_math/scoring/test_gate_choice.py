@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from interventions.gates import parse_gate
 from reft_math.data.problem import Problem
-from reft_math.scoring.gate_choice import KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows
+from reft_math.scoring.gate_choice import KL_GATES, best_gate, evaluate_gates, gate_records, gate_rows, tie_note
 
 PROBLEMS = [Problem(f"p/{index}", f"{index}?", str(index)) for index in range(4)]
 
@@ -39,6 +41,13 @@ def test_gates_are_evaluated_each_with_records_of_its_own(tmp_path: Path) -> Non
 def test_of_equal_gates_the_last_is_best() -> None:
     counts = {"kl:0.5": 3, "kl:1": 4, "kl:2": 4, "kl:4": 2}
     assert best_gate({gate: {"correct": count} for gate, count in counts.items()}) == "kl:2"
+
+
+@pytest.mark.parametrize(("correct", "is_told"), [([0, 0, 0], True), ([2, 2, 1], False), ([1], False)])
+def test_a_choice_between_gates_that_are_all_as_good_is_told(correct: list[int], is_told: bool) -> None:
+    note = tie_note({f"kl:{number}": {"correct": count, "total": 2} for number, count in enumerate(correct)})
+    assert (note is not None) == is_told
+    assert note is None or note.startswith("note: all gates have 0 of 2 right, so the last was taken")
 
 
 def test_the_usual_candidates_have_files_of_their_own_and_come_in_the_order_they_close() -> None:
