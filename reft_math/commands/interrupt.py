@@ -1,4 +1,4 @@
-"""Ends the process and its children at once on Ctrl-C or its launcher's end, and says how to go on.
+"""Ends the process and its children at once on Ctrl-C, SIGTERM or its launcher's end, and says how to go on.
 Finished work is on the disk."""
 
 from __future__ import annotations
@@ -9,39 +9,62 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-EXIT_CODE = 130  # the shell's code for a process ended by Ctrl-C
+_DEFAULTS: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_watched: list[signal.Signals] = []
 PARENT = "REFT_MATH_PARENT"  # environment variable: id of the process that this one must not outlive
 _LOOK_S = 0.5
 
 
 @contextmanager
 def ends_on_interrupt(last_words: Callable[[], str]) -> Iterator[None]:
-    """Makes Ctrl-C print the last words and end the process with all processes that it has started.
+    """Makes Ctrl-C and SIGTERM, which ``timeout`` and schedulers send, print the last words and end the process with
+    all processes that it has started; the exit code is the shell's, 128 and the signal's number.
 
     A thread does it: Python would run a handler only when the main thread returns from C code, such as a backward
-    pass or waiting for another process. If Ctrl-C is already ignored or handled, nothing changes.
+    pass or waiting for another process. A signal that is already ignored or handled stays so.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    unhandled = [number for number, handler in _DEFAULTS.items() if signal.getsignal(number) == handler]
+    if not unhandled:
         yield
         return
+    _watched[:] = unhandled
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     thread = Thread(target=_watch, args=(reader, last_words), daemon=True)
     thread.start()
-    signal.signal(signal.SIGINT, lambda *_: thread.join())  # stops the main thread
+    for number in _watched:
+        signal.signal(number, lambda *_: thread.join())  # stops the main thread
     before = signal.set_wakeup_fd(writer)
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _unwatch()
         os.write(writer, b"\0")
         thread.join()
         os.close(reader)
         os.close(writer)
+
+
+def _unwatch() -> None:
+    for number in _watched:
+        signal.signal(number, _DEFAULTS[number])
+    _watched.clear()
+
+
+def _forget() -> None:
+    """Lets a forked process end by its own signals: it has no watching thread, and its parent's is not meant."""
+    if _watched:
+        signal.set_wakeup_fd(-1)
+        _unwatch()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_forget)
 
 
 def end_with_parent(last_words: Callable[[], str]) -> None:
@@ -61,17 +84,17 @@ def _watch_parent(parent: int, last_words: Callable[[], str]) -> None:
     """Waits until the process gets another parent, as an orphan does, and ends it."""
     while os.getppid() == parent:
         time.sleep(_LOOK_S)
-    _end(last_words())
+    _end(last_words(), signal.SIGINT)
 
 
 def _watch(reader: int, last_words: Callable[[], str]) -> None:
     """Reads signal numbers as they arrive; 0 ends the thread."""
     while number := os.read(reader, 1)[0]:
-        if number == signal.SIGINT:
-            _end(last_words())
+        if number in _watched:
+            _end(last_words(), number)
 
 
-def _end(last_words: str) -> None:
+def _end(last_words: str, number: int) -> None:
     try:
         with suppress(OSError):  # the reader may be gone as well
             os.write(2, last_words.encode())
@@ -79,4 +102,4 @@ def _end(last_words: str) -> None:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
     finally:
-        os._exit(EXIT_CODE)
+        os._exit(128 + number)

@@ -23,8 +23,8 @@ def run(main: Callable[[Any], object], config_class: type, description: str | No
     """Parses the command line into ``config_class`` and calls ``main`` with it.
 
     ``--config file.yaml`` holds the same settings; the command line overrides it. A `UserError`, or a full or
-    read-only disk, prints one line on standard error and exits with code 2; Ctrl-C prints one line and exits with code
-    130, and so do workers of a ``torchrun`` that has ended.
+    read-only disk, prints one line on standard error and exits with code 2; Ctrl-C and SIGTERM print one line and exit
+    with codes 130 and 143, and workers of a ``torchrun`` that has ended do so with 130.
     """
 
     def last_words() -> str:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 COMMAND = """
-import ctypes, subprocess, sys, time
+import ctypes, os, subprocess, sys, time
 from dataclasses import dataclass, field
 from multiprocessing import Process
 from reft_math.commands.run import run
@@ -50,17 +50,29 @@ def start(work: str, handler: signal.Handlers = signal.SIG_DFL) -> subprocess.Po
     )
 
 
-@pytest.mark.parametrize("work", ["wait_in_c()", "time.sleep(600)"])
-def test_ctrl_c_ends_whatever_is_at_work_with_its_children_in_one_line(work: str) -> None:
+@pytest.mark.parametrize(
+    ("work", "number"),
+    [("wait_in_c()", signal.SIGINT), ("time.sleep(600)", signal.SIGINT), ("wait_in_c()", signal.SIGTERM)],
+)
+def test_a_signal_ends_whatever_is_at_work_with_its_children_in_one_line(work: str, number: signal.Signals) -> None:
     command = start(work)
     assert command.stdout is not None
     child = psutil.Process(int(command.stdout.readline()))
     time.sleep(0.2)
-    command.send_signal(signal.SIGINT)
+    command.send_signal(number)
     _, err = command.communicate(timeout=10)
-    assert command.returncode == 130
+    assert command.returncode == 128 + number
     assert err == "\nstopped; to go on, run the same command with --resume\n"
     child.wait(timeout=10)
+
+
+def test_a_signal_to_a_forked_process_is_its_own() -> None:
+    """As a pool sends it to its workers."""
+    code = "fork = os.fork(); fork or time.sleep(600); time.sleep(0.2); os.kill(fork, 15); child.kill()"
+    command = start(f"{code}; print(os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]))")
+    assert command.stdout is not None
+    command.stdout.readline()
+    assert command.communicate(timeout=60) == ("-15\n", "")
 
 
 def test_a_command_that_is_told_to_ignore_ctrl_c_goes_on() -> None:
