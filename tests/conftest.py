@@ -167,15 +167,19 @@ def call(command: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def refused(call: Callable[[str], None], capfd: pytest.CaptureFixture[str]) -> Callable[[str, str], None]:
-    """``refused("train/prefix_reft.py --k 0 …", "k must be …")``: exit code 2, and one line of error that says so."""
+def refused(call: Callable[[str], None], capfd: pytest.CaptureFixture[str]) -> Callable[[str, str], str]:
+    """``refused("train/prefix_reft.py --k 0 …", "k must be …")``: exit code 2, one line of error that says so, and no
+    traceback; returns all that stands on standard error."""
 
-    def expect(line: str, message: str) -> None:
+    def expect(line: str, message: str) -> str:
         with pytest.raises(SystemExit) as stopped:
             call(line)
         assert stopped.value.code == 2
-        (error,) = [text for text in capfd.readouterr().err.splitlines() if text.startswith("error: ")]
+        written = capfd.readouterr().err
+        (error,) = [text for text in written.splitlines() if text.startswith("error: ")]
         assert message in error
+        assert "Traceback" not in written
+        return written
 
     return expect
 

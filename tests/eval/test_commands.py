@@ -61,7 +61,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(call: Callable[[str], Non
 
 
 def test_a_run_is_not_resumed_with_other_parameters(
-    call: Callable[[str], None], refused: Callable[[str, str], None], tmp_path: Path, null_adapter: str
+    call: Callable[[str], None], refused: Callable[[str, str], str], tmp_path: Path, null_adapter: str
 ) -> None:
     line = f"eval/arithmetic.py --limit 2 --max-new-tokens 2 --adapter {null_adapter} --output-dir {tmp_path}/run"
     call(line)
@@ -125,7 +125,7 @@ def test_reference_solutions_of_the_real_files_score_as_correct_and_the_embedded
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
-    refused: Callable[[str, str], None],
+    refused: Callable[[str, str], str],
     tmp_path: Path,
     null_adapter: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -320,7 +320,7 @@ def test_further_turns_are_counted_and_cut_where_asked_for(
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    refused: Callable[[str, str], None], tmp_path: Path, arguments: str, message: str
+    refused: Callable[[str, str], str], tmp_path: Path, arguments: str, message: str
 ) -> None:
     for name, marks in (
         ("one", "+-"),
@@ -345,8 +345,6 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     ):
         rows = [{"question": question, "gold": gold, "completion": "1"} for question, gold in golds.items()]
         write_generations(tmp_path / f"{name}.jsonl", rows)
-    refused(
-        f"eval/compare.py {arguments.format(folder=tmp_path)} --output-dir {tmp_path}/out",
-        message.format(folder=tmp_path),
-    )
+    line = f"eval/compare.py {arguments.format(folder=tmp_path)} --output-dir {tmp_path}/out"
+    assert refused(line, message.format(folder=tmp_path)).count("\n") == 1
     assert not (tmp_path / "out").exists()

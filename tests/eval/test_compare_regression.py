@@ -113,12 +113,13 @@ def test_the_change_of_entropy_and_the_probabilities_are_drawn(
     )
 
 
-def test_runs_over_different_rows_are_not_compared(refused: Callable[[str, str], None], tmp_path: Path) -> None:
+def test_runs_over_different_rows_are_not_compared(refused: Callable[[str, str], str], tmp_path: Path) -> None:
     first, second = (write_run(tmp_path / name, TARGETS) for name in ("first", "second"))
     RecordFile(second / "records" / "tuned.jsonl").append(
         [{"id": "more", "text": "t", "target": 1, "predictions": {"rail": 1}}]
     )
-    refused(f"eval/compare_regression.py --runs {first} {second} --output-dir {tmp_path}/out", "has 5, ")
+    line = f"eval/compare_regression.py --runs {first} {second} --output-dir {tmp_path}/out"
+    assert refused(line, "has 5, ").count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -148,15 +149,16 @@ def test_different_prompts_are_compared_only_if_that_is_meant(
     assert (tmp_path / "out" / "table.csv").exists()
 
 
-def test_a_run_of_another_command_is_refused(refused: Callable[[str, str], None], tmp_path: Path) -> None:
+def test_a_run_of_another_command_is_refused(refused: Callable[[str, str], str], tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"evaluation": {}}')
     line = f"eval/compare_regression.py --runs {tmp_path} --output-dir {tmp_path}/out"
-    refused(line, f"{tmp_path} is no run of train/raft.py")
+    message = f"{tmp_path} is no run of train/raft.py"
+    assert refused(line, message) == f"error: {message}\n"
 
 
-def test_a_run_without_its_records_is_refused(refused: Callable[[str, str], None], tmp_path: Path) -> None:
+def test_a_run_without_its_records_is_refused(refused: Callable[[str, str], str], tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, TARGETS) for name in ("first", "second")]
     for run in runs:
         (run / "records" / "tuned.jsonl").unlink()
     line = f"eval/compare_regression.py --runs {runs[0]} {runs[1]} --output-dir {tmp_path}/out"
-    refused(line, "tuned.jsonl has no rows")
+    assert refused(line, "tuned.jsonl has no rows").count("\n") == 1

@@ -50,7 +50,7 @@ def records(folder: Path, name: str) -> dict[str, dict[str, Any]]:
 
 
 def test_a_base_whose_states_are_nan_is_not_probed(
-    refused: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Callable[[str, str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model("arithmetic")
     model.model.layers[1].mlp.down_proj.weight.data[0] = torch.nan
@@ -216,7 +216,7 @@ def test_a_base_alone_has_probes_and_states_answers_where_there_are_no_solutions
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    refused: Callable[[str, str], None],
+    refused: Callable[[str, str], str],
     tmp_path: Path,
     make_adapter: Callable[..., Path],
     line: str,

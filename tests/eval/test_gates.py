@@ -83,7 +83,7 @@ def test_a_profile_writes_tables_figure_and_records(
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    refused: Callable[[str, str], None],
+    refused: Callable[[str, str], str],
     tmp_path: Path,
     null_adapter: Path,
     line: str,

@@ -199,7 +199,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    refused: Callable[[str, str], None],
+    refused: Callable[[str, str], str],
     tmp_path: Path,
     make_adapter: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,

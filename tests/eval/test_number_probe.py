@@ -196,7 +196,7 @@ def test_a_base_alone_has_probes_and_pushes(
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    refused: Callable[[str, str], None],
+    refused: Callable[[str, str], str],
     tmp_path: Path,
     make_adapter: Callable[..., Path],
     line: str,

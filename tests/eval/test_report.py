@@ -64,9 +64,10 @@ def test_quick_runs_the_experiments_and_makes_their_page(
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    refused: Callable[[str, str], None], results: Path, arguments: str, message: str
+    refused: Callable[[str, str], str], results: Path, arguments: str, message: str
 ) -> None:
-    refused(f"eval/report.py {arguments.format(folder=results)}", message.format(folder=results))
+    written = refused(f"eval/report.py {arguments.format(folder=results)}", message.format(folder=results))
+    assert written.count("\n") == 1
 
 
 def test_torchrun_is_refused(

@@ -122,7 +122,7 @@ def test_a_gate_that_never_opens_or_never_closes_has_no_column_of_its_own(
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    refused: Callable[[str, str], None],
+    refused: Callable[[str, str], str],
     adapter: str,
     tmp_path: Path,
     arguments: str,

@@ -141,7 +141,7 @@ def test_an_adapter_of_zeros_never_parts_and_scores_as_the_base(
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    refused: Callable[[str, str], None],
+    refused: Callable[[str, str], str],
     tmp_path: Path,
     make_adapter: Callable[[float], Path],
     arguments: str,

@@ -168,7 +168,7 @@ def test_an_ablation_has_eight_combinations(call: Callable[[str], None], tmp_pat
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    refused: Callable[[str, str], None], tmp_path: Path, line: str, message: str
+    refused: Callable[[str, str], str], tmp_path: Path, line: str, message: str
 ) -> None:
     refused(f"eval/{line} --output-dir {tmp_path}/run", message)
     assert not (tmp_path / "run").exists()

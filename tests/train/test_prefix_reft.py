@@ -268,7 +268,7 @@ def test_a_weight_of_zero_on_numbers_changes_no_bit_and_any_other_has_a_curve(
 
 
 def test_a_file_too_small_to_choose_a_gate_on_says_so_before_anything_is_written(
-    call: Callable[[str], None], refused: Callable[[str, str], None], tmp_path: Path, tiny_base: str
+    call: Callable[[str], None], refused: Callable[[str, str], str], tmp_path: Path, tiny_base: str
 ) -> None:
     rows = [json.dumps({"question": f"{n}+1?", "solution": f"#### {n + 1}", "answer": f"{n + 1}"}) for n in range(6)]
     (tmp_path / "own.jsonl").write_text("\n".join(rows))
@@ -387,7 +387,7 @@ def test_fsdp_is_as_its_config_has_it(
     ],
 )
 def test_what_needs_a_whole_base_does_not_run_under_fsdp(
-    refused: Callable[[str, str], None],
+    refused: Callable[[str, str], str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     line: str,
@@ -395,7 +395,7 @@ def test_what_needs_a_whole_base_does_not_run_under_fsdp(
 ) -> None:
     monkeypatch.setattr(sharding, "fsdp_requested", lambda: True)
     monkeypatch.setattr(base, "fsdp_requested", lambda: True)
-    refused(f"{line} --output-dir {tmp_path}/run", message)
+    assert refused(f"{line} --output-dir {tmp_path}/run", message).startswith(f"error: {message}")
     assert not (tmp_path / "run").exists()
 
 
@@ -433,7 +433,7 @@ MALFORMED = '{"question": "1 + 1?", "answer": "2\\n#### 2"}\n{"question": "1 + 2
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_and_nothing_is_written(
-    refused: Callable[[str, str], None],
+    refused: Callable[[str, str], str],
     tmp_path: Path,
     tiny_base: str,
     monkeypatch: pytest.MonkeyPatch,

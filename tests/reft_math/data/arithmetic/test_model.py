@@ -26,7 +26,7 @@ def test_is_mostly_wrong_by_habit_and_right_after_a_careful_start(
 @pytest.mark.slow
 def test_prefix_training_teaches_it_to_start_carefully(call: Callable[[str], None], tmp_path: Path) -> None:
     """The main command on fewer problems: 45 points above the base, the norm within 2 % of its target."""
-    sizes = "--train-size 512 --learning-rate 2e-2 --calibration-size 20 --eval-size 80"
+    sizes = "--train-size 1024 --calibration-size 40 --eval-size 100"
     call(f"train/prefix_reft.py --k 10 --target-norm 0.54 {sizes} --output-dir {tmp_path}/run")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     base, prefix = results["evaluation"]["base"], results["evaluation"]["prefix"]
