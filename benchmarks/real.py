@@ -57,9 +57,9 @@ class Chain:
         from reft_math.decoding.completions import CompletionSettings
         from reft_math.models.base import end_token_ids
 
-        names = ("dataset", "data_dir", "dtype", "batch_size", "steps")
+        names = ("model", "dataset", "data_dir", "dtype", "batch_size", "steps")
         settings = TrainBenchmarkOptions(**{name: getattr(options, name) for name in names}, peers=["pyreft"])
-        self.training = Contenders(settings, options.model)
+        self.training = Contenders(settings)
         base, tokenizer, template = self.training.base, self.training.tokenizer, self.training.template
         ends = end_token_ids(base, tokenizer, template)
         self.options, self.device, self.gate = options, base.device, "always"

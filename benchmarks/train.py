@@ -3,8 +3,8 @@
     uv run benchmarks/train.py --data-dir ../shared/data --json results/train.json
 
 RED on every layer, K = 10, float32, on GSM8K's own lengths: a byte-level BPE is trained on its problems, the weights of
-the Llama are random. Contenders take turns, round by round, so that a slow moment of
-the machine hits all of them; ratios are taken within a round, medians and quartiles over the rounds.
+the Llama are random; or a real model (``--model``). Contenders take turns, round by round, so that a slow moment of the
+machine hits all of them; ratios are taken within a round, medians and quartiles over the rounds.
 
     ours         `PrefixTrainer`: prompts and K tokens, logits at the targets only, the bias norm projected
     padded512    the published recipe: whole solutions, every row padded to 512 tokens, labels masked after K tokens
@@ -56,6 +56,9 @@ PADDED = 512
 
 @dataclass(frozen=True)
 class TrainBenchmarkOptions:
+    model: str | None = field(
+        default=None, metadata={"help": "Base: hub id or folder (a Llama of --shape with random weights)."}
+    )
     dataset: Literal["gsm8k", "arithmetic"] = field(
         default="gsm8k", metadata={"help": "Data set of the lengths; arithmetic is the embedded world's."}
     )
@@ -83,10 +86,9 @@ class Contenders:
 
     Args:
         options: The command's options.
-        model: A real base by name, with its tokenizer and template, in place of random weights.
     """
 
-    def __init__(self, options: TrainBenchmarkOptions, model: str | None = None) -> None:
+    def __init__(self, options: TrainBenchmarkOptions) -> None:
         import pyreft
 
         from interventions import PrefixReftConfig, get_prefix_reft_model
@@ -98,7 +100,7 @@ class Contenders:
         self.options = options
         count = options.batch_size * options.steps
         problems = load_problems(options.dataset, "train", data_dir=options.data_dir)
-        shape = SHAPES[options.shape]
+        model, shape = options.model, SHAPES[options.shape]
         if model is None:
             self.tokenizer = train_tokenizer(problems, shape["vocab_size"])
             self.base = random_llama(shape, options.dtype)
@@ -288,7 +290,7 @@ def main(options: TrainBenchmarkOptions) -> None:
     prompts, solutions = contenders.mean_lengths()
     title = (
         f"{options.dataset}, prompts of {prompts:.0f} and solutions of {solutions:.0f} tokens, K = {options.k},"
-        f" {options.shape}, {options.intervention}, {options.dtype}, batch {options.batch_size}"
+        f" {options.model or options.shape}, {options.intervention}, {options.dtype}, batch {options.batch_size}"
     )
     print_table(title, ("ours /", "problems/s", "quartiles", "peak memory", "its problems/s", "its MiB"), rows)
     tokens = speeds["ours"]["median"] * (prompts + options.k - 1)

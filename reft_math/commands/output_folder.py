@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from reft_math.errors import UserError
 from reft_math.files.atomic import is_used, make_folder, remove_folder, why_not_writable, write_json
@@ -15,17 +15,7 @@ from reft_math.files.lock import hold
 from reft_math.files.strict import read_object
 
 RUN_CONFIG = "run_config.json"
-
-
 RESULTS_NAME = "results.json"
-
-
-class OutputOptions(Protocol):
-    """Fields every command's dataclass has."""
-
-    output_dir: str
-    resume: bool
-    overwrite: bool
 
 
 def claim_output_dir(config: Any, fingerprints: Mapping[str, Any] | None = None) -> Path:
