@@ -115,8 +115,8 @@ class PrefixCollator:
 
     Returns:
         ``input_ids, position_ids: (line, column)`` int64; ``targets: (row, target)`` int64, padded on the right with
-        ``IGNORE_INDEX``; ``logits_at: (row, target)`` int64, the place in the flattened lines that predicts each target
-        (0 for no target); ``intervention_mask: (line, column)`` bool.
+        ``IGNORE_INDEX``; ``logits_at: (all targets,)`` int64, the place in the flattened lines that predicts each
+        target, row by row, without padding; ``intervention_mask: (line, column)`` bool.
     """
 
     pad_token_id: int
@@ -147,7 +147,7 @@ class PrefixCollator:
             "input_ids": input_ids,
             **({"position_ids": position_ids} if self.pack else {}),
             "targets": pad_sequence(targets, batch_first=True, padding_value=IGNORE_INDEX),
-            "logits_at": pad_sequence(logits_at, batch_first=True, padding_value=0),
+            "logits_at": torch.cat(logits_at),
         }
         if self.positions not in (None, "all"):
             batch["intervention_mask"] = intervention_mask(place, self.positions)

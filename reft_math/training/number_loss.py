@@ -152,7 +152,7 @@ def number_loss(
         (E[y] − y*)/10^D = Σ_t q_1(z_1) ⋯ q_{t−1}(z_{t−1}) · 10^(−D_t) · (E_{q_t}[v] − v_t + (1 − q_t(z_t))·(m_t − r_t))
 
     Args:
-        logits: ``(batch, target, vocabulary)``, any float dtype.
+        logits: ``(all targets, vocabulary)``, row by row, any float dtype.
         targets: ``(batch, target)`` int64, `IGNORE_INDEX` after a row's last.
         tokens: The tokenizer's.
         objective: See the module.
@@ -166,7 +166,8 @@ def number_loss(
     ids, kinds = tokens.ids.to(logits.device), (2 * tokens.digits + tokens.spaced).to(logits.device)
     places = rows[:, None].expand_as(columns)[is_token], columns[is_token]
     index = torch.searchsorted(ids, targets[places])
-    scores = logits[places[0][:, None], places[1][:, None], ids]
+    at = (targets != IGNORE_INDEX).flatten().cumsum(dim=0).view_as(targets) - 1  # each target's row of the logits
+    scores = logits[at[places][:, None], ids]
     log_q = scores.masked_fill(kinds != kinds[index][:, None], -torch.inf).log_softmax(dim=-1)
     values = tokens.values.to(logits)
 

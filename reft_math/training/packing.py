@@ -21,8 +21,8 @@ def logits_at(model: Any, places: torch.Tensor) -> Iterator[None]:
 
     Args:
         model: A model with ``get_output_embeddings``.
-        places: ``(row, target)`` int64 indices into the flattened ``(line, column)``; the logits get this shape and
-            the vocabulary.
+        places: int64 indices, of any shape, into the flattened ``(line, column)``; the logits get this shape and the
+            vocabulary.
     """
 
     def pick(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:

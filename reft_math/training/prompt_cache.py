@@ -35,7 +35,8 @@ class BehindPrompts:
 
     Returns:
         ``prompts``: each row's prompt without its last token; ``input_ids, attention_mask, position_ids,
-        intervention_mask, targets, logits_at``: ``(row, target)``, as of `reft_math.data.prefix.PrefixCollator`.
+        intervention_mask, targets``: ``(row, target)``; ``logits_at: (all targets,)``, as of
+        `reft_math.data.prefix.PrefixCollator`.
     """
 
     pad_token_id: int
@@ -53,7 +54,7 @@ class BehindPrompts:
             "position_ids": (last[:, 1:] + columns).where(is_target, 0),
             "intervention_mask": intervention_mask(columns - 1, self.positions).expand_as(padded),
             "targets": padded,
-            "logits_at": torch.arange(padded.numel()).view_as(padded),
+            "logits_at": is_target.flatten().nonzero()[:, 0],
         }
 
 

@@ -108,7 +108,7 @@ def test_a_batch_by_hand() -> None:
         "input_ids": [[11, 12, 13, 14, 21], [31, 32, 41, 42, 51]],
         "position_ids": [[0, 1, 2, 3, 4], [0, 1, 2, 3, 0]],
         "targets": [[21, 22, -100], [41, 42, 43], [61, -100, -100]],
-        "logits_at": [[3, 4, 0], [6, 7, 8], [9, 0, 0]],
+        "logits_at": [3, 4, 6, 7, 8, 9],
     }
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
@@ -118,7 +118,7 @@ def test_a_batch_of_a_line_a_row_by_hand() -> None:
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[11, 12, 13, 14, 21], [31, 32, 41, 42, 9], [51, 9, 9, 9, 9]],
         "targets": [[21, 22, -100], [41, 42, 43], [61, -100, -100]],
-        "logits_at": [[3, 4, 0], [6, 7, 8], [10, 0, 0]],
+        "logits_at": [3, 4, 6, 7, 8, 10],
     }
 
 
@@ -128,8 +128,9 @@ def test_a_row_without_a_target_is_its_prompt_and_an_empty_one_padding(pack: boo
     batch = PrefixCollator(pad_token_id=9, positions="generated", pack=pack)(rows)
     assert batch["targets"].tolist()[3:] == [[-100] * 3] * 2
     assert batch["targets"].dtype == torch.int64
-    places = batch["logits_at"][:3][batch["targets"][:3] != -100]
-    assert batch["input_ids"].flatten()[places].tolist() == [14, 21, 32, 41, 42, 51], "what comes before each target"
+    assert batch["input_ids"].flatten()[batch["logits_at"]].tolist() == [14, 21, 32, 41, 42, 51], (
+        "what comes before each target"
+    )
     tokens = batch["input_ids"][batch["input_ids"] != 9]
     assert sorted(tokens.tolist()) == [11, 12, 13, 14, 21, 31, 32, 41, 42, 51, 71, 72]
     assert batch["intervention_mask"].sum() == 3

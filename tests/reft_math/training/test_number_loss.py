@@ -17,7 +17,7 @@ from reft_math.data.prefix import IGNORE_INDEX
 from reft_math.errors import UserError
 from reft_math.regression.losses import raft
 from reft_math.training.loss import sequence_cross_entropy
-from reft_math.training.number_loss import find_numbers, make_number_loss, number_loss, number_tokens
+from reft_math.training.number_loss import NumberTokens, find_numbers, make_number_loss, number_loss, number_tokens
 
 TokenizerOfKind = Callable[[str], PreTrainedTokenizerBase]
 OBJECTIVES = ("ntl", "raft")
@@ -72,6 +72,11 @@ def by_every_number(logits: Any, tokens: list[str]) -> float:
     return float((expected - int(right)) ** 2 / np.var(np.arange(10**total)))
 
 
+def row_losses(logits: torch.Tensor, targets: torch.Tensor, tokens: NumberTokens, objective: Any) -> torch.Tensor:
+    """`number_loss` of ``logits: (batch, target, vocabulary)``, padding included."""
+    return number_loss(logits[targets != IGNORE_INDEX], targets, tokens, objective)
+
+
 @pytest.mark.parametrize(
     ("objective", "rows"),
     [
@@ -91,9 +96,9 @@ def test_the_loss_is_a_sum_over_every_number(objective: Any, rows: list[list[lis
             losses.append(by_every_number(logits[row, place:].numpy(), number))
             place += len(number + end)
         expected.append(sum(losses) / len(losses))
-    found = number_loss(logits, targets, TOKENS, objective)
+    found = row_losses(logits, targets, TOKENS, objective)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
-    torch.testing.assert_close(number_loss(logits.float(), targets, TOKENS, objective), found.float())
+    torch.testing.assert_close(row_losses(logits.float(), targets, TOKENS, objective), found.float())
 
 
 def test_a_number_of_one_token_has_rafts_loss_over_its_grid() -> None:
@@ -101,7 +106,7 @@ def test_a_number_of_one_token_has_rafts_loss_over_its_grid() -> None:
     log_probs = logits[:, 0].log_softmax(dim=-1)[:, encode(*PAIRS)]
     expected = raft(log_probs, values, torch.tensor([42.0]), normalised=True, reduction="none") / 833.25
     for objective in OBJECTIVES:
-        found = number_loss(logits, targets_of(encode("42", "=")), TOKENS, objective)
+        found = row_losses(logits, targets_of(encode("42", "=")), TOKENS, objective)
         torch.testing.assert_close(found, expected)
 
 
@@ -109,7 +114,7 @@ def test_a_miss_costs_the_square_of_its_share_of_the_range() -> None:
     """By hand: an error of 1, 2 and 6 in 0 … 9, and of 10, 20 and 60 in 0 … 99, whose variances are 8.25 and 833.25."""
     for right, wrong, unit in (("3", "459", 1), ("30", ("40", "50", "90"), 10)):
         costs = [
-            number_loss(
+            row_losses(
                 1e3 * torch.eye(len(TOKENIZER))[None, encode(guess)], targets_of(encode(right)), TOKENS, "ntl"
             ).item()
             for guess in wrong
@@ -121,7 +126,7 @@ def test_a_miss_costs_the_square_of_its_share_of_the_range() -> None:
 def test_gradients_are_the_derivatives_and_nowhere_else(objective: Any) -> None:
     targets = targets_of(encode("=", "4", "7", "+", "42", "="), encode("a", "+", "="))
     logits = random_logits(*targets.shape).requires_grad_()
-    number_loss(logits, targets, TOKENS, objective).sum().backward()
+    row_losses(logits, targets, TOKENS, objective).sum().backward()
     alike = {(1, token) for token in range(10)} | {(2, token) for token in range(10)}
     alike |= {(4, token) for token in encode(*PAIRS)}
     assert logits.grad is not None
@@ -130,7 +135,7 @@ def test_gradients_are_the_derivatives_and_nowhere_else(objective: Any) -> None:
     some = random_logits(1, 2)[..., :12].requires_grad_()
     ids = number_tokens(word_level([*"0123456789", "+", "="]))
     row = torch.tensor([[4, 7, 10]])
-    assert torch.autograd.gradcheck(lambda x: number_loss(x, row, ids, objective), (torch.cat([some, some[:, :1]], 1),))
+    assert torch.autograd.gradcheck(lambda x: row_losses(x, row, ids, objective), (torch.cat([some, some[:, :1]], 1),))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -138,7 +143,7 @@ def test_gradients_are_the_derivatives_and_nowhere_else(objective: Any) -> None:
 def test_rows_without_numbers_cost_nothing_in_the_wider_type(dtype: torch.dtype, objective: Any) -> None:
     targets = targets_of(encode("a", "+", "="), encode("="))
     logits = random_logits(*targets.shape).to(dtype).requires_grad_()
-    losses = number_loss(logits, targets, TOKENS, objective)
+    losses = row_losses(logits, targets, TOKENS, objective)
     losses.sum().backward()
     assert losses.dtype == torch.promote_types(dtype, torch.float32)
     assert losses.tolist() == [0, 0]
@@ -152,7 +157,7 @@ def test_certain_models_have_finite_gradients(objective: Any) -> None:
     row = [*"31415926535897932384", "="]
     for guess in (row, ["9"] * 21):
         logits = (1e3 * torch.eye(len(TOKENIZER))[None, encode(*guess)]).requires_grad_()
-        loss = number_loss(logits, targets_of(encode(*row)), TOKENS, objective)
+        loss = row_losses(logits, targets_of(encode(*row)), TOKENS, objective)
         loss.sum().backward()
         assert logits.grad is not None
         assert loss.isfinite().all()
@@ -261,6 +266,7 @@ def test_a_weight_of_one_has_cross_entropys_size_whatever_the_tokenizer(
     for layer, shift in zip(model.model.layers, shifts, strict=True):
         layer.mlp.up_proj.register_forward_hook(lambda module, args, output, shift=shift: output + shift)
     logits = model(torch.cat([torch.ones(len(sums), 1).long(), targets.clamp(min=0)[:, :-1]], dim=1)).logits
-    losses = sequence_cross_entropy(logits, targets), number_loss(logits, targets, number_tokens(tokenizer), objective)
+    cross_entropy = sequence_cross_entropy(logits[targets != IGNORE_INDEX], targets)
+    losses = cross_entropy, row_losses(logits, targets, number_tokens(tokenizer), objective)
     sizes = [torch.autograd.grad(loss.mean(), shifts, retain_graph=True)[0].norm().item() for loss in losses]
     assert 0.1 < sizes[1] / sizes[0] < 10
