@@ -50,7 +50,7 @@ def adapter_notes(results: Mapping[str, Any]) -> TrainingNotes:
         **_rows(results),
         **_course(results),
         "norm control": None if norm["controller"] == "none" else norm["controller"],
-        "size of the edit": size and f"{size['edit']:.3g} of the mean norm of what it edits, {size['activation']:.3g}",
+        "size of the edit": size and f"{size['edit']:.3g} of the norm of what it edits, {size['activation']:.3g}",
         "gate after training": f"`{results['gate']}`",
         "gate chosen": chosen,
     }

@@ -164,7 +164,7 @@ def _norm_control(
     dataset: PrefixDataset | PromptDataset,
     kept_off: list[torch.Tensor] | None,
 ) -> NormControl:
-    """Makes the callback that holds the norm at ``n* = X·u``; u is 1, for a relative X the activations' mean norm."""
+    """Makes the callback that holds the norm at ``n* = X·u``; u is 1, for a relative X the activations' norm."""
     unit = 1.0
     if options.relative_target_norm is not None and not options.dry_run:
         mine = relative_size(model, _sample(dataset))["mean"]["activation"]

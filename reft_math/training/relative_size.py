@@ -2,6 +2,9 @@
 
 A norm at a site has the units of the site's activations, which can be arbitrary: ``(c·W_up, W_down/c)`` is the same
 model for every c. Only the share of ``‖h‖`` can be compared between models.
+
+A layer's ``‖h‖`` is the median over tokens. The mean would be that of attention sinks: at `block` of Qwen2.5-Coder-0.5B
+the first token's norm is 2,265, the median 17, and the mean of a prompt 110.
 """
 
 from __future__ import annotations
@@ -44,25 +47,25 @@ def part_norms(
 
 @torch.no_grad()
 def relative_size(reft_model: PrefixReftModel, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Returns sizes by layer, and of their means over layers, on the base's activations of texts.
+    """Returns sizes by layer (medians over tokens), and of their means over layers, on the base's activations of texts.
 
     Args:
         reft_model: The base with interventions, which are applied to the base's own activations.
         texts: Token ids of each text.
 
     Returns:
-        ``layers`` and ``mean``, with ``activation``, mean ‖h‖ over tokens, and as shares of it ``bias``, ``scale``
-        (None without scales) and ``edit``, the means of ‖b‖, ‖(s − 1) ⊙ h‖ and ‖f(h) − h‖; the number of ``tokens``.
+        ``layers`` and ``mean``, with ``activation``, ‖h‖, and as shares of it ``bias``, ``scale`` (None without scales)
+        and ``edit``, that is ‖b‖, ‖(s − 1) ⊙ h‖ and ‖f(h) − h‖; the number of ``tokens``.
     """
     model, interventions = reft_model.model, dict(reft_model.by_layer())
     scales = reft_model.scales()
-    sums = {layer: torch.zeros(4, dtype=torch.float64) for layer in interventions}
+    norms: dict[int, list[torch.Tensor]] = {layer: [] for layer in interventions}
 
     def add(module: nn.Module, args: Any, output: Any, layer: int, is_token: torch.Tensor) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         hidden = hidden[is_token.to(hidden.device)].float()
         edited = interventions[layer](hidden)
-        sums[layer] += part_norms(hidden, edited, interventions[layer].bias, scales.get(layer)).sum(-1).cpu()
+        norms[layer].append(part_norms(hidden, edited, interventions[layer].bias, scales.get(layer)).cpu())
 
     for first in range(0, len(texts), _BATCH):
         batch = texts[first : first + _BATCH]
@@ -74,14 +77,14 @@ def relative_size(reft_model: PrefixReftModel, texts: Sequence[Sequence[int]]) -
                 hook = partial(add, layer=layer, is_token=is_token)
                 stack.callback(module.register_forward_hook(hook).remove)
             model(pad_right(batch, model.device), use_cache=False, logits_to_keep=1)
-    tokens = sum(map(len, texts))
-    layers = [{"layer": layer, **_shares(total / tokens, bool(scales))} for layer, total in sums.items()]
-    mean = torch.stack(list(sums.values())).mean(dim=0) / tokens
-    return {"tokens": tokens, "mean": _shares(mean, bool(scales)), "layers": layers}
+    medians = {layer: torch.cat(found, dim=1).quantile(0.5, dim=1) for layer, found in norms.items()}
+    layers = [{"layer": layer, **_shares(sizes, bool(scales))} for layer, sizes in medians.items()]
+    mean = torch.stack(list(medians.values())).mean(dim=0)
+    return {"tokens": sum(map(len, texts)), "mean": _shares(mean, bool(scales)), "layers": layers}
 
 
-def _shares(means: torch.Tensor, has_scale: bool) -> Sizes:
-    activation, bias, scale, edit = means.tolist()
+def _shares(norms: torch.Tensor, has_scale: bool) -> Sizes:
+    activation, bias, scale, edit = norms.tolist()
     return {
         "activation": activation,
         "bias": bias / activation,
@@ -94,6 +97,6 @@ def size_line(site: str, mean: Sizes) -> str:
     """Formats the line that a run prints."""
     scale = "" if mean["scale"] is None else f", the scale's {mean['scale']:.3g}"
     return (
-        f"size of the edit beside {site}'s own activations (mean norm {mean['activation']:.3g}): {mean['edit']:.3g};"
+        f"size of the edit beside {site}'s own activations (norm {mean['activation']:.3g}): {mean['edit']:.3g};"
         f" the bias's part {mean['bias']:.3g}{scale}"
     )

@@ -120,8 +120,8 @@ class HeldNormOptions(InterventionOptions):
     relative_target_norm: float | None = field(
         default=None,
         metadata={
-            "help": "Set point in units of the site's own activations (mean ‖h‖ over training prompts); the biases'"
-            " learning rate is in these units, too."
+            "help": "Set point in units of the site's own activations (‖h‖, median over the prompts' tokens); the"
+            " biases' learning rate is in these units, too."
         },
     )
     project_number_direction: bool = field(

@@ -49,7 +49,7 @@ def test_a_run_on_a_hub_set_gives_its_id_and_the_accuracy_under_the_adapters_gat
     for line in (
         "- **data**: 64 solutions of gsm8k",
         "- **trained on**: the first 8 tokens of each",
-        "- **size of the edit**: 1.03 of the mean norm of what it edits, 0.525",
+        "- **size of the edit**: 1.03 of the norm of what it edits, 0.525",
         "- **gate chosen**: by accuracy on 80 validation problems, of `kl:1,min=1`, `kl:2,min=1`",
         "| prefix | 16 | 80 | 20.0% | 10.1% - 30.2% | - | - | - |",
         "| prefix | 41.4 (39.0 to 44.1) | - | 3 |",

@@ -17,7 +17,7 @@ from reft_math.models import load_model
 from reft_math.training import prefix_training
 from reft_math.training.relative_size import relative_size, size_line
 
-TEXTS = [[5, 9, 33, 41, 17], [7, 21, 3]]
+TEXTS = [[5, 9, 33, 41, 17], [7, 21, 3]]  # an even number of tokens: the median lies between two
 
 
 @pytest.mark.parametrize(("intervention", "site"), [("red", "ffn_up"), ("bias", "block"), ("loreft", "block")])
@@ -37,9 +37,9 @@ def test_sizes_are_the_formulas(tiny_model: Callable[..., PreTrainedModel], inte
     for (layer, module), sizes in zip(reft_model.by_layer(), found["layers"], strict=True):
         hidden = read[:, layer]
         edit = module.double()(hidden) - hidden
-        norms = [hidden.norm(dim=-1).mean(), module.bias.norm(), edit.norm(dim=-1).mean()]
+        norms = [median_norm(hidden), module.bias.norm(), median_norm(edit)]
         if intervention == "red":
-            norms.append(((module.scale - 1) * hidden).norm(dim=-1).mean())
+            norms.append(median_norm((module.scale - 1) * hidden))
         totals.append(torch.stack(norms).detach())
         assert sizes["layer"] == layer
         assert_shares(sizes, totals[-1])
@@ -48,10 +48,28 @@ def test_sizes_are_the_formulas(tiny_model: Callable[..., PreTrainedModel], inte
     assert ("scale" in size_line(site, found["mean"])) == (intervention == "red")
 
 
+def median_norm(rows: torch.Tensor) -> torch.Tensor:
+    """Returns the median of ``‖row‖`` by sorting."""
+    norms = rows.norm(dim=-1).sort().values
+    return (norms[(len(norms) - 1) // 2] + norms[len(norms) // 2]) / 2
+
+
 def assert_shares(sizes: dict[str, float | None], norms: torch.Tensor) -> None:
     names = ("bias", "edit", "scale")[: len(norms) - 1]
     assert sizes["activation"] == pytest.approx(norms[0].item(), rel=1e-5)
     assert [sizes[name] for name in names] == pytest.approx((norms[1:] / norms[0]).tolist(), rel=1e-5)
+
+
+def test_an_attention_sink_does_not_count(tiny_model: Callable[..., PreTrainedModel]) -> None:
+    """One token with a huge norm, as language models have at `block`, leaves the others' size as it is."""
+    model = tiny_model()
+    reft_model = get_prefix_reft_model(model, PrefixReftConfig(intervention="bias", site="block", layers="0"))
+    usual = relative_size(reft_model, [[7, 21, 3, 9, 12]])["mean"]["activation"]
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        embedding[5].mul_(1e4 * usual / embedding[5].norm())
+    with_sink = relative_size(reft_model, [[5], [7, 21, 3, 9, 12]])["mean"]["activation"]
+    assert usual < with_sink < 2 * usual
 
 
 @pytest.mark.parametrize("intervention", ["red", "loreft"])
