@@ -11,6 +11,8 @@ if all tokens had equal length. Writes a figure (PNG and SVG), ``results.json``,
 solution with its errors) and
 
 - ``errors.csv``: by run, decoder and kind of error, its share of wrong solutions and the first one's median position;
+- ``equations.csv``: the share of false ones among all equations, right solutions or wrong, its 95 % interval by
+  resampled problems, and its difference from the first decoder's on the problems of both;
 - ``positions.csv``: number of false equations by quarter of a solution, right or wrong.
 """
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, get_args
 
+import numpy as np
+
 from reft_math.commands.output_folder import RESULTS_NAME, claim_output_dir
 from reft_math.commands.provenance import provenance
 from reft_math.data.templates import without_thoughts
@@ -18,7 +20,7 @@ from reft_math.probes.equations import equations
 from reft_math.probes.solution_errors import Kind, first_error
 from reft_math.scoring.comparison import Entry, Record
 from reft_math.scoring.elsewhere import numeric_scoring, read_entries, rescored
-from reft_math.scoring.statistics import wilson_interval
+from reft_math.scoring.statistics import bootstrap_interval, times_drawn, wilson_interval
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _PARTS = 4  # of equal length in a solution
@@ -39,16 +41,20 @@ def run_error_analysis(options: Any, runs: Sequence[str]) -> None:
     entries = rescored(entries, as_numbers)
     wrong = [wrong_solutions(entry) for entry in entries]
     errors = [row for entry, found in zip(entries, wrong, strict=True) for row in error_rows(entry, found)]
+    shares = equation_rows(entries)
     positions = [row for entry in entries for row in position_rows(entry)]
 
     write_csv(folder / "errors.csv", errors)
+    write_csv(folder / "equations.csv", shares)
     write_csv(folder / "positions.csv", positions)
     (folder / "records").mkdir(exist_ok=True)
     lines = (json.dumps(row) + "\n" for found in wrong for row in found)
     write_text(folder / "records" / "errors.jsonl", "".join(lines))
     write_figure(folder, "errors", error_figure(errors, positions))
-    write_json(folder / RESULTS_NAME, {**provenance(options), "errors": errors, "positions": positions})
+    tables = {"errors": errors, "equations": shares, "positions": positions}
+    write_json(folder / RESULTS_NAME, {**provenance(options), **tables})
     print_table("what wrong solutions get wrong first", _COLUMNS, _cells(errors))
+    print_table("equations in all solutions, right or wrong", _EQUATION_COLUMNS, _equation_cells(shares))
     print(f"tables, figure and records: {folder}")
 
 
@@ -86,6 +92,48 @@ def error_rows(entry: Entry, wrong: Sequence[TableRow]) -> list[TableRow]:
     return rows
 
 
+def equation_rows(entries: Sequence[Entry]) -> list[TableRow]:
+    """Compares each decoder's share of false equations with the first decoder's, on the problems of both.
+
+    The share is ``Σ_i false_i / Σ_i equations_i`` over solutions i, right or wrong. Its interval resamples problems,
+    since the equations of one solution depend on each other. Without an equation the shares are None.
+    """
+    counts = [{key: _equation_counts(record) for key, record in entry.records.items()} for entry in entries]
+    rows = []
+    for entry, mine in zip(entries, counts, strict=True):
+        shared = sorted(mine.keys() & counts[0].keys())
+        both = np.array([counts[0][key] + mine[key] for key in shared]).reshape(-1, 4)
+        about = {"run": entry.run, "decoder": entry.decoder, "problems": len(shared)}
+        rows.append({**about, "equations": int(both[:, 2].sum()), "count": int(both[:, 3].sum()), **_compared(both)})
+    return rows
+
+
+def _compared(counts: np.ndarray) -> dict[str, float | None]:
+    """Returns the second decoder's share and its difference from the first's, with intervals.
+
+    Args:
+        counts: ``(problem, 4)``: equations and false ones of the first, then of the second.
+    """
+
+    def shares(sums: np.ndarray) -> np.ndarray:
+        first, second = sums[:, 1] / sums[:, 0], sums[:, 3] / sums[:, 2]
+        return np.stack([second, second - first])
+
+    names = ("share", "low", "high", "difference", "difference_low", "difference_high")
+    if not (counts[:, 0].any() and counts[:, 2].any()):
+        return dict.fromkeys(names)
+    share, difference = shares(counts.sum(axis=0, keepdims=True))[:, 0]
+    low, high = bootstrap_interval(lambda drawn: shares(times_drawn(drawn) @ counts), len(counts))
+    values = (share, low[0], high[0], difference, low[1], high[1])
+    return dict(zip(names, map(float, values), strict=True))
+
+
+def _equation_counts(record: Record) -> tuple[int, int]:
+    """Returns the numbers of equations and of false ones."""
+    found = equations(without_thoughts(record["completion"]))
+    return len(found), sum(not equation.is_true for equation in found)
+
+
 def position_rows(entry: Entry) -> list[TableRow]:
     """Counts equations and false equations by part of a solution, right or wrong."""
     counts = [[0, 0] for _ in range(_PARTS)]
@@ -112,6 +160,21 @@ def _share(count: int, total: int) -> TableRow:
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return median(known) if known else None
+
+
+_EQUATION_COLUMNS = ("", "problems", "equations", "false", "share", "minus the first decoder's")
+
+
+def _equation_cells(shares: Sequence[TableRow]) -> list[list[str]]:
+    rows = []
+    for row in shares:
+        share = difference = "-"
+        if row["share"] is not None:
+            share = f"{row['share']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+            difference = f"{row['difference']:+.1%} ({row['difference_low']:+.1%} to {row['difference_high']:+.1%})"
+        counts = [str(row[name]) for name in ("problems", "equations", "count")]
+        rows.append([f"{row['run']}:{row['decoder']}", *counts, share, difference])
+    return rows
 
 
 _COLUMNS = ("", "problems", "wrong", *KINDS, "first false equation at")

@@ -71,8 +71,18 @@ def test_shares_and_places_are_those_counted_by_hand(
     positions = table(out / "positions.csv")
     found = [(row["equations"], row["count"]) for row in positions if row["decoder"] == "prefix"]
     assert found == [("3", "1"), ("3", "1"), ("0", "0"), ("0", "0")]
+    base, prefix = table(out / "equations.csv")
+    assert [(row["problems"], row["equations"], row["count"]) for row in (base, prefix)] == [
+        ("4", "4", "0"),
+        ("3", "6", "2"),
+    ]
+    assert float(prefix["share"]) == float(prefix["difference"]) == pytest.approx(1 / 3)
+    # A solution has one false equation of two, or none: no resample's share is above a half.
+    assert 0 <= float(prefix["low"]) < 1 / 3 < float(prefix["high"]) <= 1 / 2
+    assert [float(base[name]) for name in ("difference", "difference_low", "difference_high")] == [0, 0, 0]
     printed = capfd.readouterr().out
     assert "2 (67%)" in printed
+    assert "33.3%" in printed
     assert "token 4" in printed
     for ending in ("png", "svg"):
         assert (out / f"errors.{ending}").stat().st_size > 1000
