@@ -16,7 +16,7 @@ from reft_math.experiments.figures.error_analysis import error_figure
 from reft_math.files.atomic import write_csv, write_json, write_text
 from reft_math.files.plots import write_figure
 from reft_math.files.tables import print_table
-from reft_math.probes.equations import equations
+from reft_math.probes.equations import Equation, equations
 from reft_math.probes.solution_errors import Kind, first_error
 from reft_math.scoring.comparison import Entry, Record
 from reft_math.scoring.elsewhere import numeric_scoring, read_entries, rescored
@@ -96,42 +96,54 @@ def equation_rows(entries: Sequence[Entry]) -> list[TableRow]:
     """Compares each decoder's share of false equations with the first decoder's, on the problems of both.
 
     The share is ``Σ_i false_i / Σ_i equations_i`` over solutions i, right or wrong. Its interval resamples problems,
-    since the equations of one solution depend on each other. Without an equation the shares are None.
+    since the equations of one solution depend on each other. Without an equation the shares are None. ``ten_times`` and
+    ``tenth`` count false equations whose right side is a power of ten too large or too small.
     """
-    counts = [{key: _equation_counts(record) for key, record in entry.records.items()} for entry in entries]
+    stated = [{key: _stated(record) for key, record in entry.records.items()} for entry in entries]
     rows = []
-    for entry, mine in zip(entries, counts, strict=True):
-        shared = sorted(mine.keys() & counts[0].keys())
-        both = np.array([counts[0][key] + mine[key] for key in shared]).reshape(-1, 4)
-        about = {"run": entry.run, "decoder": entry.decoder, "problems": len(shared)}
-        rows.append({**about, "equations": int(both[:, 2].sum()), "count": int(both[:, 3].sum()), **_compared(both)})
+    for entry, mine in zip(entries, stated, strict=True):
+        shared = sorted(mine.keys() & stated[0].keys())
+        both = [_counts(found[key]) for key in shared for found in (stated[0], mine)]
+        slips = [equation.decimal_slip for key in shared for equation in mine[key]]
+        rows.append(
+            {
+                **{"run": entry.run, "decoder": entry.decoder, "problems": len(shared)},
+                **_compared(np.array(both).reshape(-1, 4)),
+                **{"ten_times": sum(slip > 0 for slip in slips), "tenth": sum(slip < 0 for slip in slips)},
+            }
+        )
     return rows
 
 
-def _compared(counts: np.ndarray) -> dict[str, float | None]:
-    """Returns the second decoder's share and its difference from the first's, with intervals.
+def _stated(record: Record) -> list[Equation]:
+    return equations(without_thoughts(record["completion"]))
+
+
+def _counts(found: Sequence[Equation]) -> tuple[int, int]:
+    """Returns the numbers of equations and of false ones."""
+    return len(found), sum(not equation.is_true for equation in found)
+
+
+def _compared(counts: np.ndarray) -> TableRow:
+    """Returns the second decoder's counts, its share and the difference from the first's, with intervals.
 
     Args:
-        counts: ``(problem, 4)``: equations and false ones of the first, then of the second.
+        counts: ``(problem, 4)``: equations and false ones of the first decoder, then of the second.
     """
 
     def shares(sums: np.ndarray) -> np.ndarray:
         first, second = sums[:, 1] / sums[:, 0], sums[:, 3] / sums[:, 2]
         return np.stack([second, second - first])
 
+    sums = counts.sum(axis=0)
+    row = {"equations": int(sums[2]), "count": int(sums[3])}
     names = ("share", "low", "high", "difference", "difference_low", "difference_high")
-    if not (counts[:, 0].any() and counts[:, 2].any()):
-        return dict.fromkeys(names)
-    share, difference = shares(counts.sum(axis=0, keepdims=True))[:, 0]
+    if not (sums[0] and sums[2]):
+        return {**row, **dict.fromkeys(names)}
+    share, difference = shares(sums[None])[:, 0]
     low, high = bootstrap_interval(lambda drawn: shares(times_drawn(drawn) @ counts), len(counts))
     values = (share, low[0], high[0], difference, low[1], high[1])
-    return dict(zip(names, map(float, values), strict=True))
-
-
-def _equation_counts(record: Record) -> tuple[int, int]:
-    """Returns the numbers of equations and of false ones."""
-    found = equations(without_thoughts(record["completion"]))
-    return len(found), sum(not equation.is_true for equation in found)
+    return {**row, **dict(zip(names, map(float, values), strict=True))}
 
 
 def position_rows(entry: Entry) -> list[TableRow]:
@@ -139,7 +151,7 @@ def position_rows(entry: Entry) -> list[TableRow]:
     counts = [[0, 0] for _ in range(_PARTS)]
     for record in entry.records.values():
         text = without_thoughts(record["completion"])
-        for equation in equations(text):
+        for equation in _stated(record):
             part = counts[equation.start * _PARTS // len(text)]
             part[0] += 1
             part[1] += not equation.is_true
@@ -162,7 +174,7 @@ def _median(values: Sequence[float | None]) -> float | None:
     return median(known) if known else None
 
 
-_EQUATION_COLUMNS = ("", "problems", "equations", "false", "share", "minus the first decoder's")
+_EQUATION_COLUMNS = ("", "problems", "equations", "false", "share", "minus the first's", "10^k too large, too small")
 
 
 def _equation_cells(shares: Sequence[TableRow]) -> list[list[str]]:
@@ -173,7 +185,8 @@ def _equation_cells(shares: Sequence[TableRow]) -> list[list[str]]:
             share = f"{row['share']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
             difference = f"{row['difference']:+.1%} ({row['difference_low']:+.1%} to {row['difference_high']:+.1%})"
         counts = [str(row[name]) for name in ("problems", "equations", "count")]
-        rows.append([f"{row['run']}:{row['decoder']}", *counts, share, difference])
+        slips = f"{row['ten_times']}, {row['tenth']}"
+        rows.append([f"{row['run']}:{row['decoder']}", *counts, share, difference, slips])
     return rows
 
 

@@ -39,6 +39,7 @@ class Equation:
     Attributes:
         start, stop: Its place in the text, without the last unit.
         is_true: Whether it is true, see the module.
+        decimal_slip: k if it is false and ``right = 10^k · left``: the decimal point is k places off; else 0.
         operands: The numbers of sides with operators.
         result: The right side if it is a single number.
     """
@@ -46,6 +47,7 @@ class Equation:
     start: int
     stop: int
     is_true: bool
+    decimal_slip: int
     operands: tuple[Token, ...]
     result: Token | None
 
@@ -85,10 +87,12 @@ def _chain(sides: Sequence[list[Token]]) -> Iterator[Equation]:
         if not left or not right or not (_is_calculated(left) or _is_calculated(right)):
             continue
         calculated = [token for side in (left, right) if _is_calculated(side) for token in side]
+        is_true = _is_true(left, right, sign.kind == "about")
         yield Equation(
             start=left[0].start,
             stop=next(token.stop for token in reversed(right) if token.kind != "word"),
-            is_true=_is_true(left, right, sign.kind == "about"),
+            is_true=is_true,
+            decimal_slip=0 if is_true else _decimal_slip(left, right),
             operands=tuple(token for token in calculated if token.kind == "number"),
             result=None if _is_calculated(right) else next(token for token in right if token.kind == "number"),
         )
@@ -155,6 +159,19 @@ def _is_true(left: list[Token], right: list[Token], is_about: bool) -> bool:
         for percents in get_args(Percents)
         if (ours := read(left, percents)) and (theirs := read(side, percents))
     )
+
+
+def _decimal_slip(left: list[Token], right: list[Token]) -> int:
+    """Returns k if ``right = 10^k · left``, else 0."""
+    ours, theirs = read(left), read(right)
+    if not ours or not theirs or ours[0] == 0:
+        return 0
+    ratio = theirs[0] / ours[0]
+    small, large = sorted((ratio.numerator, ratio.denominator))
+    digits = str(large)
+    if small != 1 or digits.rstrip("0") != "1":
+        return 0
+    return len(digits) - 1 if ratio > 1 else 1 - len(digits)
 
 
 def _agree(

@@ -15,7 +15,7 @@ from reft_math.scoring.evaluate import Scorer
 QUESTION = "Anna has 47 books. She finds 38 books. Then the number of books doubles. How many has she?"
 COMPLETIONS = {
     "base": ["The answer is 188.", "47+38=85\n85*2=170\n#### 170", "47+38=85\n#### 85", "47+38=85\n85*2="],
-    "prefix": ["47+38=75\n75*2=150\n#### 150", "47+36=83\n83*2=166\n#### 166", "47+38=85\n85*2=180\n#### 180"],
+    "prefix": ["47+38=75\n75*2=150\n#### 150", "47+36=83\n83*2=166\n#### 166", "47+38=85\n85*2=1700\n#### 1700"],
 }
 
 
@@ -66,7 +66,7 @@ def test_shares_and_places_are_those_counted_by_hand(
     assert [(row["id"], row["text"]) for row in records if row["decoder"] == "prefix"] == [
         ("p0", "47+38=75"),
         ("p1", "36"),
-        ("p2", "85*2=180"),
+        ("p2", "85*2=1700"),
     ]
     positions = table(out / "positions.csv")
     found = [(row["equations"], row["count"]) for row in positions if row["decoder"] == "prefix"]
@@ -80,6 +80,7 @@ def test_shares_and_places_are_those_counted_by_hand(
     # A solution has one false equation of two, or none: no resample's share is above a half.
     assert 0 <= float(prefix["low"]) < 1 / 3 < float(prefix["high"]) <= 1 / 2
     assert [float(base[name]) for name in ("difference", "difference_low", "difference_high")] == [0, 0, 0]
+    assert (prefix["ten_times"], prefix["tenth"]) == ("1", "0"), "85*2=1700"
     printed = capfd.readouterr().out
     assert "2 (67%)" in printed
     assert "33.3%" in printed

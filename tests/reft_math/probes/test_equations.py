@@ -52,6 +52,25 @@ def test_equations_of_a_text(text: str, stated: dict[str, bool]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        (r"\( 6 \times 2.50 = 150 \)", 1),
+        (r"\( \frac{2300}{20} = 1150 \)", 1),
+        ("400 x 1.10 = $44,000", 2),
+        ("100 * 0.02 = 0.2", -1),
+        ("6 * 10 = 60", 0),
+        ("6 * 10 = 61", 0),
+        ("6 * 10 = -600", 0),
+        ("3 - 3 = 10", 0),
+        ("5 * 4 = 0", 0),
+    ],
+)
+def test_decimal_slips(text: str, places: int) -> None:
+    (equation,) = equations(text)
+    assert equation.decimal_slip == places
+
+
+@pytest.mark.parametrize(
     "text",
     ["(" * 5000 + "1+1=2", "1+" * 5000 + "1=2", "9" * 5000 + "+1=2", "9^9^9^9=1", "\n" * 5000, "0 + 0 ≈ 0", "-" * 5000],
 )
