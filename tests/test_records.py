@@ -1,4 +1,4 @@
-"""The records of published tables: `eval/compare.py` or `eval/compare_regression.py` makes each table from them again."""
+"""Records of published tables, from which `eval/compare.py` or `compare_regression.py` makes each table again."""
 
 from __future__ import annotations
 
