@@ -12,7 +12,8 @@ solution with its errors) and
 
 - ``errors.csv``: by run, decoder and kind of error, its share of wrong solutions and the first one's median position;
 - ``equations.csv``: the share of false ones among all equations, right solutions or wrong, its 95 % interval by
-  resampled problems, and its difference from the first decoder's on the problems of both;
+  resampled problems, its difference from the first decoder's on the problems of both, and how many results are a power
+  of ten too large (``ten_times``) or too small (``tenth``);
 - ``positions.csv``: number of false equations by quarter of a solution, right or wrong.
 """
 
