@@ -105,6 +105,12 @@ def test_completions_made_elsewhere_are_scored_first(
     call(f"eval/error_analysis.py --runs {tmp_path}/made.jsonl --output-dir {tmp_path}/out")
     (row, *_) = table(tmp_path / "out" / "errors.csv")
     assert (row["decoder"], row["wrong"], row["count"], row["token"]) == ("elsewhere", "1", "1", "")
+    silent = [{**row, "completion": "no equation"} for row in rows]
+    (tmp_path / "silent.jsonl").write_text("".join(json.dumps(row) + "\n" for row in silent))
+    call(f"eval/error_analysis.py --runs {tmp_path}/silent.jsonl {tmp_path}/made.jsonl --output-dir {tmp_path}/beside")
+    first, second = table(tmp_path / "beside" / "equations.csv")
+    assert (first["equations"], second["equations"], second["count"]) == ("0", "2", "1")
+    assert first["share"] == second["difference"] == "", "nothing to compare with"
     with pytest.raises(SystemExit):
         call(f"eval/error_analysis.py --output-dir {tmp_path}/none")
     assert "at least one output folder or file" in capfd.readouterr().err
