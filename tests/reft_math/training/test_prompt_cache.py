@@ -51,8 +51,8 @@ def test_loss_and_gradients_are_those_of_reading_prompts_in_every_step(
     head: list[int],
     together: bool,
 ) -> None:
-    """Twice over: kept prompts are as they were. Eager attention takes its softmax in float32, whatever the model's dtype,
-    and sums it in an order that depends on its length and on the processor."""
+    """Twice over: kept prompts are as they were. Eager attention takes its softmax in float32, whatever the model's
+    dtype, and sums it in an order that depends on its length and on the processor."""
     base = tiny_model(family).double()
     base.set_attn_implementation(attention)
     positions: Positions = "solution" if together else "generated"
