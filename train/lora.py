@@ -112,7 +112,8 @@ def main(options: LoraOptions) -> None:
     leave_process_group()
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     settings = {"matched": matched, "rank": rank, "target_modules": names}
-    jobs.report(job, evaluation, {**settings, "trainable_parameters": trainable, "train_rows": len(dataset)})
+    results = {**settings, "trainable_parameters": trainable, "train_rows": len(dataset)}
+    jobs.report(job, evaluation, results, takes_gate=False)
 
 
 def _put_on(base: PreTrainedModel, options: LoraOptions, revision: str | None) -> PeftModel:

@@ -228,8 +228,22 @@ def evaluate_kl_gates(job: TrainingSetup, generate: Generate, size: int) -> dict
         return evaluate_gates(KL_GATES, problems, sweep.completer, score, folder, options.eval_batch_size)
 
 
-def report(job: TrainingSetup, evaluation: Mapping[str, Any] | None, results: Mapping[str, Any], *notes: str) -> None:
-    """Writes ``results.json`` and prints the table, or how to evaluate if there is no evaluation, and the notes."""
+def report(
+    job: TrainingSetup,
+    evaluation: Mapping[str, Any] | None,
+    results: Mapping[str, Any],
+    *notes: str,
+    takes_gate: bool = True,
+) -> None:
+    """Writes ``results.json`` and prints the table, or how to evaluate if there is no evaluation, and the notes.
+
+    Args:
+        job: The training command's inputs.
+        evaluation: Summaries by decoder; None if there are none.
+        results: What else ``results.json`` holds.
+        notes: Lines to print after the table.
+        takes_gate: Whether the adapter has a gate; peft's has none, and evaluations take it as ``--model``.
+    """
     options = job.options
     folder = Path(options.output_dir)
     head = provenance(options)
@@ -244,11 +258,12 @@ def report(job: TrainingSetup, evaluation: Mapping[str, Any] | None, results: Ma
     write_json(folder / RESULTS_NAME, {**head, **settings, **results, **scores})
     if evaluation is None:
         why = "a sharded base is for training" if is_sharded(job.model) else "--eval-size is 0"
-        adapter = f"--adapter {folder / 'adapter'}" + " --device-map auto" * is_sharded(job.model)
-        print(
-            f"not evaluated: {why}. On a machine that holds the base: eval/calibrate_gate.py {adapter}"
-            f" --dataset {options.eval_dataset} --save, then eval/gsm8k.py {adapter}"
-        )
+        adapter = f"{folder / 'adapter'}" + " --device-map auto" * is_sharded(job.model)
+        commands = f"eval/gsm8k.py --model {adapter}"
+        if takes_gate:
+            calibration = f"eval/calibrate_gate.py --adapter {adapter} --dataset {options.eval_dataset} --save"
+            commands = f"{calibration}, then eval/gsm8k.py --adapter {adapter}"
+        print(f"not evaluated: {why}. On a machine that holds the base: {commands}")
     else:
         title = f"{options.eval_dataset}, {len(job.test_problems)} held-out problems, greedy"
         print_evaluation(title, evaluation)

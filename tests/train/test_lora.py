@@ -35,6 +35,16 @@ def test_a_run_stopped_in_evaluation_goes_on_with_the_trained_weights(
     assert records.read_text() == before
 
 
+def test_without_evaluation_it_says_how_to_evaluate(
+    call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Evaluations take peft's adapter as the model, and it has no gate."""
+    call(f"train/lora.py {SMALL} --eval-size 0 --output-dir {tmp_path / 'run'}")
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("not evaluated: "))
+    assert line.endswith(f": eval/gsm8k.py --model {tmp_path / 'run' / 'adapter'}")
+    assert "calibrate" not in line
+
+
 @pytest.mark.parametrize("names", ["nosuch", "q_proj,nosuch"])
 def test_modules_the_model_lacks_are_a_mistake(
     call: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str], names: str
