@@ -190,6 +190,8 @@ def test_pages_run_as_they_stand(
     Of commands with the same options, as in loops, the first; how many rows are in a batch makes no other command.
     """
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "records").symlink_to(ROOT / "docs" / "records")
     done = set()
     for page in PAGES:
         names: dict[str, Any] = {}
