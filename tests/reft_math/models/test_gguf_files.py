@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_hub import FakeHub, Repository
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from interventions import PrefixReftConfig
@@ -102,6 +103,22 @@ def test_the_tokenizer_comes_from_the_file(file: str) -> None:
 def test_a_folder_with_a_file_name_is_the_file(file: str) -> None:
     options = DecoderOptions(model=str(Path(file).parent), gguf_file=Path(file).name)
     assert (options.model, options.gguf_file) == (file, None)
+
+
+def test_a_hub_repository_with_a_file_name_is_the_file(hub: FakeHub, file: str, model: PreTrainedModel) -> None:
+    hub.repositories["user/tiny-GGUF"] = repository = Repository(private=False)
+    repository.commit("main", {"q4/tiny.gguf": Path(file).read_bytes()})
+    options = DecoderOptions(model="user/tiny-GGUF", gguf_file="q4/tiny.gguf")
+    assert options.model is not None
+    read = load_model(options.model)
+    with torch.no_grad():
+        assert torch.equal(read(TOKENS).logits, model.eval()(TOKENS).logits)
+    config = PrefixReftConfig(base_model=absolute_name(options.model), base_revision=read.config._commit_hash)
+    assert config.resolve_base(None, None) == ("user/tiny-GGUF/q4/tiny.gguf", file_sha256(Path(file)))
+    assert load_tokenizer(*config.resolve_base(None, None)).encode("AB") == load_tokenizer(file).encode("AB")
+    with pytest.raises(UserError, match=r"model 'user/tiny-GGUF/q8/tiny\.gguf' must be .*404") as error:
+        load_model("user/tiny-GGUF/q8/tiny.gguf")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("model", "name"), [(None, "a.gguf"), ("folder", "model.safetensors")])
