@@ -276,7 +276,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
             texts.append(ForcedText("", torch.tensor(context[-room:]), continuation))
         assert self.reft_model is not None  # otherwise HFLM's own code runs
         with parametrize.cached():
-            return gated_logits(
+            found = gated_logits(
                 self.model,
                 self.reft_model,
                 self.gate,
@@ -284,6 +284,7 @@ class ReftMathLM(HFLM):  # type: ignore[misc]
                 texts,
                 int(self.tokenizer.pad_token_id),
             )
+            return list(found)
 
 
 @contextmanager
